@@ -1,0 +1,173 @@
+"""Processes: set-up from torchrun's environment, the few exchanges programs need, and how a rank ends.
+
+One process needs nothing. Several exchange gradients through DistributedDataParallel (NCCL on GPUs, gloo on
+CPUs); small host-side values always travel through gloo. Rank 0 speaks and writes.
+"""
+
+import datetime
+import multiprocessing
+import os
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+import torch.distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from clip_vl.engine.errors import ProgramError
+
+PEER_FAILURE = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out waiting", "Socket closed")
+
+
+def rank():
+    return int(os.environ.get("RANK", 0))
+
+
+def local_rank():
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def world_size():
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def setup():
+    """Join the processes that torchrun started and return this one's device."""
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.set_device(local_rank())
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    if world_size() > 1 and not torch.distributed.is_initialized():
+        timeout = datetime.timedelta(seconds=int(os.environ.get("CLIP_VL_TIMEOUT", 1800)))
+        torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout)
+    return torch.device("cuda", local_rank()) if cuda else torch.device("cpu")
+
+
+def print0(*values):
+    if rank() == 0:
+        print(*values, flush=True)
+
+
+def progress(batches, description, wanted):
+    """The batches, with a progress bar on rank 0's terminal when `wanted`."""
+    if not (wanted and rank() == 0 and sys.stderr.isatty()):
+        return batches
+    from tqdm import tqdm
+
+    return tqdm(batches, desc=description, leave=False)
+
+
+def barrier():
+    """Wait for every process (through gloo: the wait may be long, and needs no device)."""
+    agree(0)
+
+
+def agree(*flags):
+    """The maximum of each small integer over all processes."""
+    if world_size() == 1:
+        return flags
+    values = torch.tensor(flags, dtype=torch.int64)
+    torch.distributed.all_reduce(values, op=torch.distributed.ReduceOp.MAX)
+    return tuple(values.tolist())
+
+
+def sum_over_ranks(values):
+    """Sum of a small tensor over all processes, on the host and in the dtype given."""
+    values = values.detach().cpu()
+    if world_size() > 1:
+        torch.distributed.all_reduce(values)
+    return values
+
+
+def gather(value):
+    """Every process's `value` (any picklable object of ours), in rank order, on every process."""
+    if world_size() == 1:
+        return [value]
+    values = [None] * world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
+
+
+def first_rank_builds(build):
+    """`build()` on the first process of each node, then on the others, which find its result made."""
+    result = build() if local_rank() == 0 else None
+    barrier()
+    return build() if local_rank() else result
+
+
+def wrap(model, device):
+    """The model with its gradients exchanged in overlapping buckets; the model itself for one process."""
+    if world_size() == 1:
+        return model
+    return DistributedDataParallel(
+        model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True
+    )
+
+
+def unwrap(model):
+    """The model itself, with rank 0's buffers on every rank.
+
+    BatchNorm statistics follow each rank's own batches between two exchanges; an evaluation must not depend on them.
+    """
+    module = getattr(model, "module", model)
+    if module is not model:
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+    return module
+
+
+def run_program(main, args):
+    """Run `main(args)` and leave with the exit code that says how it ended.
+
+    0 done, 2 user error, 3 data error, 4 diverged, 75 interrupted after saving, 1 anything else. The first rank to fail
+    writes its sentence to $CLIP_VL_EXIT_FILE, for the launch script; ranks that fail because a peer did stay quiet.
+    """
+    try:
+        main(args)
+    except ProgramError as error:
+        _leave(error.exit_code, str(error))
+    except Exception as error:
+        if world_size() > 1 and _is_peer_failure(error):
+            time.sleep(3)  # let the rank that failed first speak first
+            _leave(1, "stopped, because another process failed", quiet=True)
+        if "DataLoader worker" in str(error):
+            _leave(1, f"a loader worker died ({_last_line(error)}); out of memory? use fewer --num_workers")
+        traceback.print_exc()
+        _leave(1, f"{type(error).__name__}: {_last_line(error)}")
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def _is_peer_failure(error):
+    return isinstance(error, torch.distributed.DistError) or any(text in str(error) for text in PEER_FAILURE)
+
+
+def _last_line(error):
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+
+
+def _leave(code, sentence, quiet=False):
+    """End now: no clean-up of process groups, which would wait for peers, but no orphaned loader workers either."""
+    name = f"rank {rank()}: " if world_size() > 1 else ""
+    first = _claim_exit_file(code, name + sentence)
+    if first or not quiet:
+        print(f"{name}{sentence}", file=sys.stderr, flush=True)
+    for child in multiprocessing.active_children():
+        child.kill()  # they ignore SIGTERM
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _claim_exit_file(code, sentence):
+    """Write `code sentence` for the launch script if no other rank has; True when this rank was first."""
+    path = os.environ.get("CLIP_VL_EXIT_FILE")
+    if not path:
+        return True
+    try:
+        with Path(path).open("x") as file:
+            file.write(f"{code} {sentence}\n")
+        return True
+    except OSError:
+        return False

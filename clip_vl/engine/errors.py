@@ -1,0 +1,31 @@
+"""The ways a program ends early; each carries the exit code that the launch scripts return."""
+
+
+class ProgramError(Exception):
+    """An expected failure: its message is the one sentence the user reads, without a traceback."""
+
+    exit_code = 1
+
+
+class UserError(ProgramError):
+    """A flag, a path or a combination that cannot work (exit 2)."""
+
+    exit_code = 2
+
+
+class DataError(ProgramError):
+    """A file whose content is missing, damaged or of the wrong form (exit 3). Names the file and the place in it."""
+
+    exit_code = 3
+
+
+class Diverged(ProgramError):
+    """Too many updates with a non-finite loss or gradient (exit 4)."""
+
+    exit_code = 4
+
+
+class Interrupted(ProgramError):
+    """Stopped by a signal after saving (exit 75, EX_TEMPFAIL: requeue the job and it resumes)."""
+
+    exit_code = 75

@@ -1,0 +1,164 @@
+"""Parameter groups, schedules as functions of the update number, and the one place where weights are updated."""
+
+import contextlib
+import math
+from pathlib import Path
+
+import torch
+
+from clip_vl.engine import dist
+from clip_vl.engine.errors import Diverged
+from clip_vl.engine.random import seed_step
+
+
+def param_groups(named_parameters, weight_decay, no_decay=("bias", "LayerNorm.weight")):
+    """Two groups for AdamW; names that contain a word of `no_decay` are not decayed (the BERT convention)."""
+    decayed, kept = [], []
+    for name, parameter in named_parameters:
+        if parameter.requires_grad:
+            (kept if any(word in name for word in no_decay) else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def warmup_linear(total, warmup_ratio):
+    """update -> factor: linear from 0 over the first `warmup_ratio * total` updates, then linear to 0 at `total`."""
+    warmup = int(total * warmup_ratio)
+
+    def factor(update):
+        if update < warmup:
+            return update / max(1, warmup)
+        return max(0.0, (total - update) / max(1, total - warmup))
+
+    return factor
+
+
+def step_decay(milestones, updates_per_epoch, first_epoch=0):
+    """update -> factor: a tenth at each milestone, an epoch number counted from 0."""
+
+    def factor(update):
+        epoch = first_epoch + update // max(1, updates_per_epoch)
+        return 0.1 ** sum(milestone <= epoch for milestone in milestones)
+
+    return factor
+
+
+def autocast_dtype(device, bf16=None, fp16=False):
+    """The dtype of autocast, or None for fp32. bf16=None means bfloat16 where the device is fast at it."""
+    if fp16 and device.type == "cuda":
+        return torch.float16
+    if bf16 is None:
+        bf16 = fp16 or is_fast_at_bf16(device)
+    return torch.bfloat16 if bf16 or fp16 else None
+
+
+def is_fast_at_bf16(device):
+    """GPUs with bfloat16 units; CPUs with AMX, and AMD's with AVX512-BF16.
+
+    Intel's AVX512-BF16 without AMX (hidden in many virtual machines) multiplies bfloat16 at half the speed of float32.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if torch.cpu._is_amx_tile_supported():
+        return True
+    return torch.cpu._is_avx512_bf16_supported() and "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
+
+
+class Updater:
+    """Forward precision, gradient accumulation, the finite check, clipping and the step, for one or several optimizers.
+
+    model:       the module, wrapped for distributed training
+    optimizers:  {name: (optimizer, factor)}; `factor(update)` scales each group's base learning rate
+    An update whose loss or gradient is not finite on any rank is skipped on all of them: weights, optimizer state and
+    BatchNorm statistics stay as they were, and the schedule does not move. `max_skipped` of them raise Diverged.
+    """
+
+    def __init__(self, model, optimizers, *, device, dtype=None, max_grad_norm=1.0, max_skipped=50, seed=0):
+        self.model, self.device, self.dtype, self.seed = model, device, dtype, seed
+        self.optimizers = {name: optimizer for name, (optimizer, _) in optimizers.items()}
+        self.factors = {name: factor for name, (_, factor) in optimizers.items()}
+        self.base_lrs = {name: [g["lr"] for g in o.param_groups] for name, o in self.optimizers.items()}
+        self.parameters = [p for o in self.optimizers.values() for g in o.param_groups for p in g["params"]]
+        self.max_grad_norm, self.max_skipped = max_grad_norm, max_skipped
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.update = self.micro_step = self.skipped = 0
+        self._loss_is_finite = torch.ones((), dtype=torch.bool, device=device)
+        self._buffers = [b for b in model.buffers() if b.is_floating_point() and b.numel()]
+        self._good_buffers = [b.clone() for b in self._buffers]
+
+    def micro_batch(self, is_last):
+        """A context for the forward and backward pass of one micro-batch.
+
+        Autocast, dropout keyed by (seed, micro-batch, rank), and no exchange of gradients before the last of an update.
+        """
+        seed_step(self.seed, self.micro_step, dist.rank())
+        context = contextlib.ExitStack()
+        if not is_last and hasattr(self.model, "no_sync"):
+            context.enter_context(self.model.no_sync())
+        context.enter_context(self.autocast())
+        return context
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+    def backward(self, loss, accumulate):
+        """Add the gradient of `loss / accumulate`."""
+        self._loss_is_finite &= torch.isfinite(loss.detach())
+        self.scaler.scale(loss / accumulate).backward()
+        self.micro_step += 1
+
+    def step(self, *flags):
+        """One update of all optimizers -> (gradient norm, or None when skipped; the maximum of `flags` over ranks)."""
+        for optimizer in self.optimizers.values():
+            self.scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        norm, loss_is_finite = torch.stack([norm.float(), self._loss_is_finite.float()]).tolist()
+        bad_loss, overflow, *flags = dist.agree(int(not loss_is_finite), int(not math.isfinite(norm)), *flags)
+        if bad_loss or overflow:
+            self._skip(counts=bool(bad_loss) or not self.scaler.is_enabled() or self.scaler.get_scale() <= 1)
+        else:
+            self._apply()
+        self.scaler.update()
+        self._loss_is_finite.fill_(True)
+        for optimizer in self.optimizers.values():
+            optimizer.zero_grad(set_to_none=True)
+        return (None if bad_loss or overflow else norm), flags
+
+    def _apply(self):
+        for name, optimizer in self.optimizers.items():
+            for group, base in zip(optimizer.param_groups, self.base_lrs[name]):
+                group["lr"] = base * self.factors[name](self.update)
+            self.scaler.step(optimizer)
+        self.update += 1
+        if self._buffers:
+            torch._foreach_copy_(self._good_buffers, self._buffers)
+
+    def _skip(self, counts):
+        """Leave everything as it was; the scaler's own search for a scale (`counts` false) is no failure."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._good_buffers)
+        self.skipped += counts
+        if self.skipped >= self.max_skipped:
+            raise Diverged(
+                f"{self.skipped} updates had a non-finite loss or gradient (--max_skipped); "
+                "lower --lr, or train with --no-bf16"
+            )
+
+    def learning_rates(self):
+        """{optimizer: the learning rate of its next update}."""
+        return {name: self.base_lrs[name][0] * factor(self.update) for name, factor in self.factors.items()}
+
+    def state(self):
+        """What a checkpoint needs besides weights and optimizer tensors (JSON)."""
+        counters = {name: getattr(self, name) for name in ("update", "micro_step", "skipped")}
+        return counters | {"scaler": self.scaler.state_dict()}
+
+    def load_state(self, state):
+        self.update, self.micro_step, self.skipped = (state[name] for name in ("update", "micro_step", "skipped"))
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.keep_buffers()
+
+    def keep_buffers(self):
+        """Take the buffers as they are now as good (after loading weights)."""
+        for good, buffer in zip(self._good_buffers, self._buffers):
+            good.copy_(buffer)

@@ -1,0 +1,111 @@
+"""Schedules against transformers and by hand, parameter groups, clipping, accumulation, and skipped updates."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from clip_vl.engine.errors import Diverged
+from clip_vl.engine.optim import Updater, autocast_dtype, param_groups, step_decay, warmup_linear
+
+CPU = torch.device("cpu")
+
+
+def updater_of(model, lr=0.1, factor=lambda update: 1.0, **kwargs):
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+    return Updater(model, {"sgd": (optimizer, factor)}, device=CPU, **{"max_grad_norm": 1e9, **kwargs})
+
+
+def test_warmup_linear_is_the_schedule_of_transformers():
+    from transformers import get_linear_schedule_with_warmup
+
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    theirs = get_linear_schedule_with_warmup(optimizer, 5, 40)
+    ours = warmup_linear(40, 0.125)
+    for update in range(41):
+        assert ours(update) == pytest.approx(theirs.get_last_lr()[0]), update
+        optimizer.step()
+        theirs.step()
+
+
+def test_step_decay_drops_at_the_start_of_each_milestone_epoch():
+    factor = step_decay([2, 5], updates_per_epoch=10)
+    expected = {0: 1, 19: 1, 20: 0.1, 49: 0.1, 50: 0.01, 99: 0.01}
+    assert {update: pytest.approx(factor(update)) for update in expected} == expected
+    assert step_decay([2], 10, first_epoch=1)(10) == pytest.approx(0.1)
+
+
+def test_biases_and_layer_norms_of_bert_are_not_decayed_but_others_are():
+    names = ["a.weight", "a.bias", "x.LayerNorm.weight", "visn_layer_norm.weight", "logit_fc.2.weight"]
+    named = [(name, nn.Parameter(torch.zeros(1))) for name in names]
+    decayed, kept = param_groups(named, 0.01)
+    assert [p is q for p, q in zip(decayed["params"], [named[0][1], named[3][1], named[4][1]])] == [True] * 3
+    assert (decayed["weight_decay"], kept["weight_decay"], len(kept["params"])) == (0.01, 0.0, 2)
+
+
+def test_accumulated_micro_batches_are_the_mean_gradient():
+    torch.manual_seed(0)
+    x = torch.randn(6, 3)
+    whole, parts = nn.Linear(3, 1), nn.Linear(3, 1)
+    parts.load_state_dict(whole.state_dict())
+    one, three = updater_of(whole), updater_of(parts)
+    one.backward(whole(x).pow(2).mean(), 1)
+    one.step()
+    for rows in x.split(2):
+        three.backward(parts(rows).pow(2).mean(), 3)
+    three.step()
+    assert torch.allclose(whole.weight, parts.weight, atol=1e-6)
+
+
+def test_clipping_is_joint_over_all_optimizers():
+    a, b = nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))
+    model = nn.ParameterList([a, b])
+    optimizers = {name: (torch.optim.SGD([p], lr=1.0), lambda update: 1.0) for name, p in (("a", a), ("b", b))}
+    updater = Updater(model, optimizers, device=CPU, max_grad_norm=1.0)
+    updater.backward((3 * a + 4 * b).sum(), 1)
+    norm, _ = updater.step()
+    assert norm == pytest.approx(5.0)
+    assert (a.item(), b.item()) == (pytest.approx(-0.6, abs=1e-5), pytest.approx(-0.8, abs=1e-5))
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_a_non_finite_update_changes_nothing_not_even_batch_norm(poison):
+    model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    updater = updater_of(model)
+    before = {name: value.clone() for name, value in model.state_dict().items() if value.is_floating_point()}
+    updater.backward(model(torch.tensor([[poison, 1.0], [1.0, 2.0]])).sum(), 1)
+    norm, _ = updater.step()
+    assert norm is None and (updater.update, updater.skipped) == (0, 1)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+
+
+def test_too_many_skipped_updates_end_the_run():
+    model = nn.Linear(1, 1)
+    updater = updater_of(model, max_skipped=2)
+    for expected in (False, True):
+        updater.backward(model(torch.tensor([[math.nan]])).sum(), 1)
+        if expected:
+            with pytest.raises(Diverged, match="2 updates"):
+                updater.step()
+        else:
+            updater.step()
+
+
+def test_the_learning_rate_follows_the_update_and_not_the_skipped_ones():
+    model = nn.Linear(1, 1, bias=False)
+    updater = updater_of(model, lr=1.0, factor=lambda update: [1.0, 0.5][update])
+    updater.backward(model(torch.tensor([[math.nan]])).sum(), 1)
+    updater.step()
+    for rate in (1.0, 0.5):
+        before = model.weight.item()
+        updater.backward(model(torch.ones(1, 1)).sum(), 1)
+        updater.step()
+        assert before - model.weight.item() == pytest.approx(rate)
+
+
+def test_precision_flags():
+    assert autocast_dtype(CPU, bf16=True) == torch.bfloat16
+    assert autocast_dtype(CPU, bf16=False) is None
+    assert autocast_dtype(CPU, fp16=True) == torch.bfloat16  # a CPU has no fast float16
+    assert autocast_dtype(torch.device("cuda"), fp16=True) == torch.float16
