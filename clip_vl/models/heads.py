@@ -1,0 +1,61 @@
+"""What sits on the encoder's states: masked words, matching and answers."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from clip_vl.models.weights import init_weights
+
+
+def answer_layers(width, num_answers):
+    """LXMERT's answer head (arXiv:1908.07490): pooled (B, D) -> logits (B, A). Its indices 0-3 name the parameters."""
+    layers = nn.Sequential(
+        nn.Linear(width, 2 * width), nn.GELU(), nn.LayerNorm(2 * width, eps=1e-12), nn.Linear(2 * width, num_answers)
+    )
+    init_weights(layers)
+    return layers
+
+
+class AnswerHead(nn.Module):
+    """`answer_layers` under the name that pre-training checkpoints give it."""
+
+    def __init__(self, width, num_answers):
+        super().__init__()
+        self.logit_fc = answer_layers(width, num_answers)
+
+    def forward(self, pooled):
+        """pooled: (B, D) -> (B, A)."""
+        return self.logit_fc(pooled)
+
+
+class HeadTransform(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.LayerNorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def forward(self, x):
+        return self.LayerNorm(F.gelu(self.dense(x)))
+
+
+class MaskedLMHead(nn.Module):
+    """Words from states. The decoder is the word embedding table, handed in, so that it is stored once."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.transform = HeadTransform(config)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(self, states, word_embeddings):
+        """states: (N, D), word_embeddings: (V, D) -> logits (N, V)."""
+        return F.linear(self.transform(states), word_embeddings, self.bias)
+
+
+class PretrainHeads(nn.Module):
+    """BERT's two: masked words, and whether the pair belongs together (once the next-sentence head)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.predictions = MaskedLMHead(config)
+        self.seq_relationship = nn.Linear(config.hidden_size, 2)
+        init_weights(self)

@@ -1,0 +1,84 @@
+"""From flags to a model: its shape, the weights it starts from, and which optimizer owns which parameter."""
+
+from pathlib import Path
+
+import torch
+
+from clip_vl.engine import dist
+from clip_vl.engine.errors import UserError
+from clip_vl.engine.optim import param_groups, step_decay, warmup_linear
+from clip_vl.models.bert import BertConfig
+from clip_vl.models.clip import GRID_ENCODERS
+from clip_vl.models.vl_encoder import VLEncoder
+from clip_vl.models.vl_flags import milestones
+from clip_vl.models.weights import detect_grid_encoder, digest_warning, load_bert, load_clip_visual
+
+VISUAL = "visual_model."  # part of the name of every parameter of the visual tower
+
+
+def bert_folder(args):
+    return Path(args.bert or Path(args.data_root) / "bert-base-uncased")
+
+
+def build_encoder(args, state=None, with_images=True):
+    """The encoder that the flags describe; a checkpoint `state` overrules --clip_model_name by its shapes."""
+    name = args.clip_model_name
+    found = detect_grid_encoder(state) if state else None
+    if found and found != name:
+        dist.print0(f"the checkpoint holds an {found}: building that instead of --clip_model_name {name}")
+        name = found
+    if name not in GRID_ENCODERS:
+        raise UserError(f"--clip_model_name {name} is not a grid encoder; choose one of {', '.join(GRID_ENCODERS)}")
+    return VLEncoder(
+        BertConfig.from_folder(bert_folder(args)),
+        GRID_ENCODERS[name] if with_images else None,
+        num_layers=args.llayers,
+        positional_embedding=args.use_positional_embedding,
+        pos_num=args.pos_num,
+        sub_feat_num=args.sub_feat_num if args.sub_sampling else None,
+        max_pooling=args.use_max_pooling,
+        bn_mode=args.bn_mode,
+        freeze_visual=args.freeze_clip,
+        checkpoint_backbone=args.checkpoint_backbone,
+    )
+
+
+def load_pretrained_parts(model, encoder, args):
+    """CLIP's and BERT's weights into a new model; nothing with --random_init."""
+    if args.random_init or args.from_scratch:
+        return
+    hint = "`python -m clip_vl.prepare check` says where it comes from; --random_init trains without it."
+    if encoder.grid is not None:
+        path = Path(args.clip_weights or Path(args.data_root) / "clip" / f"{args.clip_model_name}.pt")
+        load_clip_visual(
+            encoder.encoder.visual_model.visual, path, f"Put it there or point --clip_weights to it; {hint}"
+        )
+        dist.print0(digest_warning(path) or f"visual tower from {path}")
+    load_bert(model, bert_folder(args), f"Put it there or point --bert to its folder; {hint}")
+
+
+def compile_parts(model):
+    """torch.compile the visual tower and each layer in place; the names of the weights do not change."""
+    model.bert.encoder.visual_model.compile()
+    for layer in model.bert.encoder.layer:
+        layer.compile()
+
+
+def build_optimizers(model, args, updates_per_epoch):
+    """The transformer's optimizer and, when asked, the visual tower's: {name: (optimizer, update -> factor of its lr)}."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    separate = args.use_separate_optimizer_for_visual
+    visual = [(name, p) for name, p in named if separate and VISUAL in name]
+    others = [(name, p) for name, p in named if not (separate and VISUAL in name)]
+    adamw = {"betas": (0.9, 0.999), "eps": args.adam_epsilon, "fused": True}
+    transformer = torch.optim.AdamW(param_groups(others, args.weight_decay), lr=args.lr, **adamw)
+    optimizers = {"adam": (transformer, warmup_linear(updates_per_epoch * args.epochs, args.warmup_ratio))}
+    if visual:
+        if args.use_adam_for_visual:
+            optimizer = torch.optim.AdamW(param_groups(visual, args.weight_decay), lr=args.sgd_lr, **adamw)
+        else:
+            parameters = [p for _, p in visual]
+            decay = {"momentum": args.sgd_momentum, "weight_decay": args.sgd_weight_decay}
+            optimizer = torch.optim.SGD(parameters, lr=args.sgd_lr, fused=True, **decay)
+        optimizers["sgd"] = (optimizer, step_decay(milestones(args), updates_per_epoch, args.start_epoch))
+    return optimizers

@@ -1,0 +1,119 @@
+"""Checkpoints under their published names: plain state dicts for exchange, and the hand-over from stage to stage.
+
+A flag names a checkpoint by its stem: snap/pretrain/NAME/Epoch09 means Epoch09_LXRT.pth and, beside it, the files
+_AdamOptim.pth, _SGDOptim.pth and _Scheduler.pth.
+"""
+
+import re
+from pathlib import Path
+
+import torch
+
+from clip_vl.engine import dist
+from clip_vl.engine.errors import UserError
+from clip_vl.engine.files import atomic_file
+from clip_vl.models.weights import load_weights, read_state_dict, state_for_exchange
+
+ENCODER = re.compile(r"^(lxrt_encoder\.model\.)?bert\.")
+OPTIMIZER_FILES = {"adam": "_LXRT_AdamOptim.pth", "sgd": "_LXRT_SGDOptim.pth"}
+SCHEDULER_FILE = "_LXRT_Scheduler.pth"
+
+
+def checkpoint_path(stem, suffix):
+    """The file a flag's stem means: `<stem><suffix>`, the stem itself, or `<stem>.pth` with or without `_LXRT`."""
+    plain = str(stem).removesuffix("_LXRT")
+    candidates = [f"{stem}{suffix}", stem, f"{plain}.pth", f"{plain}_LXRT.pth"]
+    for path in map(Path, candidates):
+        if path.is_file():
+            return path
+    raise UserError(
+        f"no checkpoint {candidates[0]}: pass the stem of an existing one, such as snap/pretrain/NAME/Epoch09"
+    )
+
+
+def read_checkpoint(stem, suffix="_LXRT.pth"):
+    """(state dict, path) of the checkpoint named by a stem; (None, None) without a stem."""
+    if not stem:
+        return None, None
+    path = checkpoint_path(stem, suffix)
+    return read_state_dict(path), path
+
+
+def load_encoder(encoder, state, path, args):
+    """The encoder of a pre-training or fine-tuned checkpoint; its heads are left out."""
+    part = {ENCODER.sub("", name): tensor for name, tensor in state.items() if ENCODER.match(name)}
+    load_weights(encoder, part, allow_partial=args.allow_partial, source=path)
+
+
+def load_answer_head(logit_fc, state, path, answers, table):
+    """The answer head of a pre-training checkpoint for another answer set: rows are found by the answer's text.
+
+    logit_fc: the new head; answers: its answers in order; table: the pre-training AnswerTable, complete
+    returns:  how many answers were found; the rows of the others are zero
+    """
+    prefix = "answer_head.logit_fc."
+    head = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    if not head:
+        raise UserError(f"{path} has no answer head: pass it as --loadLXMERT, or a checkpoint trained with --taskQA")
+    if len(head["3.weight"]) != len(table):
+        raise UserError(
+            f"{path} knows {len(head['3.weight'])} answers and {table.path} lists {len(table)}; they must be a pair"
+        )
+    found = [table.find(answer) for answer in answers]
+    rows = torch.tensor([-1 if row is None else row for row in found])
+    for name in ("3.weight", "3.bias"):
+        picked = head[name].float()[rows.clamp(min=0)]
+        picked[rows < 0] = 0
+        head[name] = picked
+    load_weights(logit_fc, head, source=path)
+    return sum(row is not None for row in found)
+
+
+def save_stage(stem, model, updater):
+    """Rank 0 writes a pre-training checkpoint: weights, optimizers and the place in the schedule, file by file."""
+    if dist.rank() != 0:
+        return
+    model = getattr(model, "module", model)
+    weights = {f"module.{name}": tensor for name, tensor in state_for_exchange(model).items()}
+    files = {"_LXRT.pth": weights, SCHEDULER_FILE: {"last_epoch": updater.update, "base_lrs": updater.base_lrs["adam"]}}
+    for name, optimizer in updater.optimizers.items():
+        files[OPTIMIZER_FILES[name]] = optimizer.state_dict()
+    for suffix, value in files.items():
+        save_plain(f"{stem}{suffix}", value)
+
+
+def save_plain(path, value):
+    """Write with torch.save, atomically; a full disk costs one line and the file, never the run."""
+    try:
+        with atomic_file(path) as file:
+            torch.save(value, file)
+    except (OSError, RuntimeError) as error:
+        print(f"warning: {path} could not be written: {error}", flush=True)
+
+
+def load_stage_optimizers(stem, updater, skip_adam, skip_scheduler):
+    """Take over optimizer states and the place in the schedule of a pre-training checkpoint, where its files are there.
+
+    Learning rates are not taken over: they follow this run's flags.
+    """
+    for name, optimizer in updater.optimizers.items():
+        path = Path(f"{stem}{OPTIMIZER_FILES[name]}")
+        if path.is_file() and not (name == "adam" and skip_adam):
+            _load_optimizer(optimizer, torch.load(path, map_location="cpu", weights_only=True), path)
+    path = Path(f"{stem}{SCHEDULER_FILE}")
+    if path.is_file() and not skip_scheduler:
+        updater.update = int(torch.load(path, map_location="cpu", weights_only=True)["last_epoch"])
+
+
+def _load_optimizer(optimizer, state, path):
+    sizes = [len(group["params"]) for group in state["param_groups"]]
+    own = [len(group["params"]) for group in optimizer.param_groups]
+    if not state["state"]:
+        return  # SGD without momentum has none
+    if sizes != own:
+        hint = "pass --not_load_adam_optimizer" if "Adam" in path.name else "remove the file"
+        raise UserError(f"{path} is of an optimizer over {sizes} parameters, this one has {own}; {hint}")
+    hyperparameters = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    optimizer.load_state_dict(state)
+    for group, values in zip(optimizer.param_groups, hyperparameters):
+        group.update(values)

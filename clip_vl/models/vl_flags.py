@@ -1,0 +1,189 @@
+"""The flags that the programs of the fused encoder share: every published one, and ours beside them.
+
+A flag is found by the part that reads it; a program derives its own dataclass, which may change a default. Published
+spellings stay valid as aliases. This file imports no torch, so that `--help` answers at once.
+"""
+
+from dataclasses import dataclass
+
+from clip_vl.engine.flags import flag
+
+
+@dataclass
+class RunFlags:
+    """Run folder and processes"""
+
+    output: str = flag("snap/test", "Run folder: settings, log, checkpoints, result and report.")
+    seed: int = flag(9595, "Seed of every random draw; the same on all ranks.")
+    resume: bool = flag(
+        False, "Continue the run in --output from its newest whole checkpoint; starts it when there is none."
+    )
+    overwrite: bool = flag(False, "Start again in a run folder that is already in use; what it holds is removed.")
+    keep_last: int = flag(2, "Resumable checkpoints kept in the run folder.")
+    checkpoint_steps: int = flag(
+        1000, "Updates between resumable checkpoints (one more at each epoch end and on a signal)."
+    )
+    save_step: int = flag(
+        -1, "Updates between extra checkpoints under the published name Epoch{E}Step{U}; -1 for none."
+    )
+    report_step: int = flag(200, "Micro-batches between two rows of the log.")
+    dry_run: bool = flag(
+        False, "Build everything, train two updates, print memory and the expected duration, save nothing."
+    )
+    max_train_samples: int | None = flag(None, "Train on the first N samples only.")
+    max_eval_samples: int | None = flag(None, "Evaluate on the first N samples only.")
+    num_workers: int = flag(0, "Loader workers of each process.", "--numWorkers")
+    distributed: bool = flag(False, "Published flag.", dead="torchrun's environment decides")
+    nodes: int = flag(1, "Published flag.", dead="torchrun's environment decides; set NNODES for the launch scripts")
+    local_rank: int = flag(-1, "Published flag.", dead="torchrun's environment decides")
+    multi_gpu: bool = flag(
+        False, "Published flag.", "--multiGPU", dead="start one process per GPU with the launch scripts"
+    )
+    tqdm: bool = flag(False, "Progress bar on a terminal.")
+
+
+@dataclass
+class DataFlags:
+    """Data and images"""
+
+    data_root: str = flag("data", "Folder with the images, annotations, vocabulary and weights (data/README.md).")
+    train: str = flag("train", "Training splits, separated by commas.")
+    valid: str = flag("valid", "Validation splits, separated by commas; '' for none.")
+    batch_size: int = flag(256, "Samples per process and micro-batch.", "--batchSize")
+    sentences_per_image: int = flag(1, "Sentences of one image that share a batch, and one pass of the visual tower.")
+    image_size_min: int = flag(384, "Short side of an image after resizing, and of its canvas.")
+    image_size_max: int = flag(640, "Long side of the canvas.")
+    aspect_ratio_group_factor: int = flag(0, "Batches hold images of like shape: 2k+2 groups; 0 two; negative none.")
+    dynamic_padding: bool = flag(False, "Pad to the largest image of the batch instead of the full canvas.")
+    mask_padding: bool = flag(
+        False, "Leave the cells outside the picture out of attention (published: attended like others)."
+    )
+    use_lmdb: bool = flag(False, "Read images from the LMDBs that `python -m clip_vl.prepare images` writes.")
+    max_damaged: float = flag(
+        0.001, "Share of missing or damaged training images that is tolerated; each one is named."
+    )
+    limit_source: str = flag("", "Sentence categories to leave out, separated by commas.")
+    max_length: int = flag(20, "Tokens of a sentence, [CLS] and [SEP] included.")
+    input_raw_images: bool = flag(False, "Read pixels (the only input so far; region features are not).")
+    vqa_style_transform: bool = flag(False, "Published flag: resize, pad, normalise; there is no other transform.")
+    add_zero_padding: bool = flag(False, "Published flag: black canvas around the image; always on.")
+    compress_data: bool = flag(False, "Published flag: annotations shared by all processes; always on.")
+    fast: bool = flag(False, "Published flag.", dead="it applies to region features; use --max_train_samples 5000")
+    tiny: bool = flag(False, "Published flag.", dead="it applies to region features; use --max_train_samples 500")
+    use_h5_file: bool = flag(False, "Published flag.", dead="it applies to region features")
+    drop_boxes: bool = flag(False, "Published flag.", dead="it applies to region features")
+    pad_square: bool = flag(False, "Published flag.", dead="the original never read it")
+    separate_image: bool = flag(False, "Published flag.", dead="the original never read it")
+
+
+@dataclass
+class EncoderFlags:
+    """Encoder"""
+
+    bert: str | None = flag(None, "Folder of the BERT-shaped text model [<data_root>/bert-base-uncased].")
+    clip_model_name: str = flag("RN50", "Visual tower: RN50, RN101, RN50x4 or RN-tiny.")
+    clip_weights: str | None = flag(
+        None, "Weights of the visual tower: OpenAI, open_clip or safetensors [<data_root>/clip/<name>.pt]."
+    )
+    random_init: bool = flag(False, "Start from random weights instead of CLIP's and BERT's.")
+    load: str | None = flag(None, "Stem of a checkpoint to start from, such as snap/pretrain/NAME/Epoch09.")
+    load_lxmert: str | None = flag(
+        None, "Stem of a pre-trained checkpoint whose encoder to start from.", "--loadLXMERT"
+    )
+    load_lxmert_qa: str | None = flag(None, "The same, and its answer head by answer text.", "--loadLXMERTQA")
+    allow_partial: bool = flag(False, "Load what fits of a checkpoint and list the rest, instead of refusing it.")
+    llayers: int = flag(9, "Layers of the single stream (--visualbert_style).")
+    xlayers: int = flag(5, "Cross layers of the two-stream encoder; 0 with --visualbert_style.")
+    rlayers: int = flag(5, "Visual layers of the two-stream encoder; 0 with --visualbert_style.")
+    visualbert_style: bool = flag(False, "One stream of text and image tokens.")
+    use_clip: bool = flag(False, "CLIP visual tower (the only one).")
+    use_positional_embedding: bool = flag(False, "Learned row and column positions added to the grid cells.")
+    pos_num: int = flag(25, "Rows and columns that have a position.")
+    use_max_pooling: bool = flag(False, "2x2 max pooling of the grid.")
+    sub_sampling: bool = flag(False, "Keep random grid cells in training; all of them in evaluation.")
+    sub_feat_num: int = flag(36, "Cells kept by --sub_sampling.")
+    freeze_clip: bool = flag(False, "No gradients for the visual tower.")
+    bn_mode: str = flag(
+        "train",
+        "BatchNorm of the visual tower: batch statistics (published), or CLIP's own.",
+        choices=["train", "frozen"],
+    )
+    checkpoint_backbone: bool = flag(
+        False, "Recompute the visual tower's activations in backward: less memory, more time."
+    )
+    from_scratch: bool = flag(
+        False, "Published flag: random weights everywhere; the same as --random_init.", "--fromScratch"
+    )
+    vilt_style: bool = flag(
+        False, "Published flag.", dead="text inside the vision transformer ran the stack twice and is not offered"
+    )
+    use_vit: bool = flag(False, "Published flag.", dead="the ImageNet ViT it needs was never published")
+    reset_pos_embedding: bool = flag(False, "Published flag.", dead="it concerns ViT grids; it zeroed the table")
+    dropout: float = flag(0.1, "Published flag.", dead="the BERT folder's config.json decides")
+
+
+@dataclass
+class OptimFlags:
+    """Optimisation"""
+
+    epochs: int = flag(10, "Passes over the training data that the schedules are laid out for.")
+    stop_after_epoch: int | None = flag(None, "End after this epoch, on the schedule of --epochs.")
+    start_epoch: int = flag(0, "Number of the first epoch, in file names and milestones.")
+    lr: float = flag(1e-4, "Peak learning rate of the transformer.")
+    warmup_ratio: float = flag(0.1, "Share of the updates with a rising learning rate.")
+    weight_decay: float = flag(0.01, "Decoupled decay of AdamW; none on biases and LayerNorm weights.")
+    adam_epsilon: float = flag(1e-6, "Epsilon of AdamW.")
+    max_grad_norm: float = flag(1.0, "Joint L2 norm to which the gradients of all optimizers are clipped.")
+    gradient_accumulation_steps: int = flag(1, "Micro-batches per update.")
+    use_separate_optimizer_for_visual: bool = flag(False, "SGD with its own schedule for the visual tower.")
+    use_adam_for_visual: bool = flag(False, "AdamW instead of SGD there.")
+    sgd_lr: float = flag(0.001, "Learning rate of the visual optimizer.")
+    sgd_momentum: float = flag(0.0, "Its momentum.")
+    sgd_weight_decay: float = flag(0.0004, "Its weight decay, on everything.")
+    schedule: str = flag("2,5", "Epochs at which the visual learning rate drops to a tenth, separated by commas.")
+    optim: str = flag("bert", "Published flag: AdamW with linear warm-up and decay.", choices=["bert"])
+    bf16: bool | None = flag(None, "bfloat16 autocast [on where the device is fast at it].")
+    fp16: bool = flag(False, "float16 autocast with a gradient scaler; on a CPU it means bfloat16.")
+    fp16_opt_level: str = flag("O1", "Published flag.", dead="native autocast has no levels")
+    compile: bool = flag(False, "torch.compile the visual tower and the transformer layers.")
+    max_skipped: int = flag(50, "Updates with a non-finite loss or gradient after which the run stops.")
+    reduce_counts: bool = flag(
+        False, "Divide each loss by the number of targets over all processes, not by each one's own."
+    )
+    skip_training: bool = flag(False, "Published flag: stop each epoch after four micro-batches.")
+
+
+@dataclass
+class FusedEncoderFlags(RunFlags, DataFlags, EncoderFlags, OptimFlags):
+    """Fused encoder"""
+
+
+def check_fused_flags(args):
+    """Refuse what cannot work, in one sentence, before anything is built."""
+    from clip_vl.engine.errors import UserError
+
+    if not args.visualbert_style:
+        raise UserError("the two-stream encoder is not available; pass --visualbert_style with --xlayers 0 --rlayers 0")
+    if not args.input_raw_images:
+        raise UserError("region features are not available; pass --input_raw_images to train on pixels")
+    if args.fp16 and args.bf16:
+        raise UserError("--fp16 and --bf16 exclude each other; pass one of them")
+    for name in ("batch_size", "epochs", "gradient_accumulation_steps", "report_step", "checkpoint_steps", "keep_last"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    if args.batch_size % args.sentences_per_image:
+        raise UserError(
+            f"--batch_size {args.batch_size} is not a multiple of --sentences_per_image {args.sentences_per_image}"
+        )
+    if args.image_size_min > args.image_size_max:
+        raise UserError(f"--image_size_min {args.image_size_min} is larger than --image_size_max {args.image_size_max}")
+
+
+def milestones(args):
+    """--schedule as a list of epochs."""
+    from clip_vl.engine.errors import UserError
+
+    try:
+        return [int(epoch) for epoch in args.schedule.split(",") if epoch]
+    except ValueError:
+        raise UserError(f"--schedule {args.schedule!r} is not a list of epochs such as 12,17") from None
