@@ -1,0 +1,152 @@
+"""JSON files read a piece at a time: one item of a list in memory, and errors that name the file and the line.
+
+The published annotation files are single lists of up to 700 MB, either on one line or indented. The C decoder of the
+standard library reads each item from a buffer that grows only as far as the item reaches.
+"""
+
+import codecs
+import contextlib
+import json
+import math
+from pathlib import Path
+
+from clip_vl.engine.errors import DataError, UserError
+
+READ_BYTES = 1 << 20
+LONGEST_ITEM = 1 << 26  # characters; a published item has some thousands
+LONGEST_SYMBOL = 16  # an error this close to the end of the buffer may be a word or an escape that goes on behind it
+
+
+def iterate_json_list(path):
+    """Yield (line number, item) for every item of the list in the file, holding one buffer of it at a time.
+
+    Raises UserError for a file that cannot be read and DataError ("file:line: ...") for anything but one whole list
+    in UTF-8. Items before the fault have been yielded by then.
+    """
+    with _open(path) as file:
+        text = _Text(path, file, READ_BYTES, LONGEST_ITEM)
+        text.expect("[", "a JSON list, '[...]', was expected")
+        if text.next_character() != "]":
+            yield text.line(), text.take_value()
+            while text.next_character() == ",":
+                text.position += 1
+                text.next_character()
+                yield text.line(), text.take_value()
+        text.expect("]", "',' or ']' was expected after an item")
+        text.expect("", "the list has ended, but more text follows")
+
+
+def read_json(path):
+    """The whole content of a JSON file; errors as in `iterate_json_list`."""
+    with _open(path) as file:
+        text = _Text(path, file, Path(path).stat().st_size + 1, math.inf)
+        text.next_character()
+        value = text.take_value()
+        text.expect("", "the value has ended, but more text follows")
+        return value
+
+
+@contextlib.contextmanager
+def _open(path):
+    try:
+        with Path(path).open("rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing; `python -m clip_vl.prepare check` lists what a data root needs and how to fetch it"
+        ) from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _refuse_constant(name):
+    raise ValueError(f"{name} is not a JSON number")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+
+
+class _Text:
+    """The unread text of a file: `text[position:]`, read further when asked, with the line and column of any place."""
+
+    def __init__(self, path, file, read_bytes, longest):
+        self.path, self.file, self.read_bytes, self.longest = path, file, read_bytes, longest
+        self.decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self.text, self.position, self.ended = "", 0, False
+        self.counted, self.lines = 0, 1  # `lines` is the line number of text[counted]
+        self.column_of_text = 1  # the column of text[0]
+
+    def next_character(self):
+        """Move over white space; the character found there, or "" at the end of the file."""
+        while True:
+            while self.position < len(self.text):
+                if self.text[self.position] not in " \n\r\t":
+                    return self.text[self.position]
+                self.position += 1
+            if self.ended:
+                return ""
+            self._read_on()
+
+    def expect(self, character, complaint):
+        """Move behind the next character, which must be this one ("": the end of the file)."""
+        found = self.next_character()
+        if found != character:
+            here = repr(self.text[self.position : self.position + 20])
+            instead = f"not {here}" if found else "but the file ends; was it cut short?"
+            raise self.error(f"{complaint}, {instead}")
+        self.position += len(character)
+
+    def take_value(self):
+        """Decode the JSON value at the position and move behind it."""
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.text, self.position)
+                if end < len(self.text) or self.ended:  # else a number may go on behind the buffer
+                    self.position = end
+                    return value
+            except json.JSONDecodeError as error:
+                if self.ended or not self._may_be_cut(error):
+                    raise self._decode_error(error) from None
+            except (ValueError, RecursionError) as error:  # NaN, numbers of thousands of digits, thousands of brackets
+                raise self.error(f"the item that starts here is not valid: {error}") from None
+            if len(self.text) - self.position > self.longest:
+                raise self.error(f"the item that starts here passes {self.longest:,} characters; is a quote missing?")
+            self._read_on()
+
+    def line(self):
+        """The line number of the position."""
+        self.lines += self.text.count("\n", self.counted, self.position)
+        self.counted = self.position
+        return self.lines
+
+    def error(self, message, position=None):
+        """A DataError for the place `position`, by default here."""
+        position = self.position if position is None else position
+        line = self.lines + self.text.count("\n", self.counted, position)
+        return DataError(f"{self.path}:{line}: {message} (column {self._column(position):,})")
+
+    def _column(self, position):
+        start = self.text.rfind("\n", 0, position)
+        return position - start if start >= 0 else position + self.column_of_text
+
+    def _decode_error(self, error):
+        if error.msg.startswith("Unterminated string") or error.pos >= len(self.text.rstrip()):
+            return self.error("the file ends inside the item that starts here: it was cut short, or a quote is missing")
+        return self.error(f"not valid JSON: {error.msg}", error.pos)
+
+    def _may_be_cut(self, error):
+        return error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - LONGEST_SYMBOL
+
+    def _read_on(self):
+        """Forget what has been read and read as much again as is left, so that a long item is tried few times."""
+        self.line()
+        self.column_of_text = self._column(self.position)
+        self.text, self.position, self.counted = self.text[self.position :], 0, 0
+        data = self.file.read(max(self.read_bytes, len(self.text)))
+        self.ended = not data
+        try:
+            self.text += self.decode(data, final=self.ended)
+        except UnicodeDecodeError as error:
+            line = self.lines + self.text.count("\n") + error.object.count(b"\n", 0, error.start)
+            byte = error.object[error.start]
+            raise DataError(f"{self.path}:{line}: byte 0x{byte:02x} is not UTF-8; save the file as UTF-8") from None
