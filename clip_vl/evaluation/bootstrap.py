@@ -1,0 +1,22 @@
+"""The bootstrap interval that stands beside a score (Efron & Tibshirani, An Introduction to the Bootstrap, ch. 13)."""
+
+import numpy as np
+
+from clip_vl.engine.random import numpy_rng
+
+RESAMPLES = 1000
+PERCENTILES = (2.5, 97.5)
+
+
+def interval(values, seed=0):
+    """95 % percentile interval (low, high) of the mean of `values` (N >= 1,); the same values and seed give the same.
+
+    Resampling N values with replacement is one multinomial draw of how often each distinct value is taken, so soft
+    scores, which have five distinct values, cost five draws and not N.
+    """
+    distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
+    N = counts.sum()
+    rng = numpy_rng(seed, "bootstrap", N)
+    means = [rng.multinomial(N, counts / N) @ distinct / N for _ in range(RESAMPLES)]
+    low, high = np.percentile(means, PERCENTILES)
+    return float(low), float(high)
