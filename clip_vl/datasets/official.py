@@ -1,0 +1,83 @@
+"""Reading the official files in <data root>/official, and writing annotation files that are whole or absent."""
+
+import hashlib
+import json
+from contextlib import contextmanager
+from pathlib import Path
+
+from clip_vl.datasets.json_stream import iterate_json_list
+from clip_vl.engine.errors import DataError
+from clip_vl.engine.files import atomic_file
+
+OFFICIAL = "official"  # folder below the data root, flat, with the files' own names
+MINIVAL_PART = 8  # without a published list one val2014 image in eight is held out, about 5,060 of 40,504
+
+
+def official_path(root, name):
+    return Path(root, OFFICIAL, f"{name}.json")
+
+
+def read_official(path, shrink=None):
+    """The content of a JSON file; `shrink` replaces every object in it, innermost first, while it is read."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return json.load(file, object_hook=shrink)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{error.lineno}: {error.msg}; is the file whole? fetch it again") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text: {error.reason}; fetch it again") from None
+
+
+@contextmanager
+def expected_form(path):
+    """What fails in the block for want of a key or for a value of another type is blamed on the file."""
+    try:
+        yield
+    except KeyError as error:
+        raise DataError(f"{path} has an entry without the key {error}; fetch the file again") from error
+    except (TypeError, AttributeError, ValueError) as error:
+        raise DataError(f"{path} does not have its official form ({error}); fetch the file again") from error
+
+
+def coco_image_id(split, number):
+    """The name of a COCO image, such as COCO_val2014_000000000042."""
+    return f"COCO_{split}_{number:012d}"
+
+
+def minival_rule(root):
+    """A function img_id -> whether this val2014 image is held out as minival.
+
+    Held out are the images of lxmert/mscoco_minival.json or vqa/minival.json, published or made before; without either
+    file, those for whose name the first byte of the sha256 is divisible by 8.
+    """
+    for name in ("lxmert/mscoco_minival.json", "vqa/minival.json"):
+        path = Path(root, name)
+        if path.exists():
+            with expected_form(path):
+                return {entry["img_id"] for _, entry in iterate_json_list(path)}.__contains__
+    return lambda img_id: hashlib.sha256(img_id.encode()).digest()[0] % MINIVAL_PART == 0
+
+
+def write_list(path, rows):
+    """Write a JSON list, an item a line so that later errors can name the line; a file that exists is left alone.
+
+    returns: [path] if it was written, else []
+    """
+    if path.exists():
+        return []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        for place, row in enumerate(rows):
+            file.write((",\n" if place else "[\n").encode() + json.dumps(row).encode())
+        file.write(b"\n]\n" if rows else b"[]\n")
+    return [path]
+
+
+def write_value(path, value):
+    """Write any JSON value on one line; returns as `write_list`."""
+    if path.exists():
+        return []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_file(path) as file:
+        file.write(json.dumps(value).encode())
+    return [path]

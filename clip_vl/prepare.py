@@ -1,0 +1,277 @@
+"""Make a data root ready: say what is missing, measure its images, convert official files, build stores and caches.
+
+    python -m clip_vl.prepare check                      what is there, what is not, and the command that fetches it
+    python -m clip_vl.prepare convert --need vqa         official VQA v2, COCO, VG and GQA files -> the formats used
+    python -m clip_vl.prepare images                     an LMDB of resized JPEGs, for --use_lmdb
+    python -m clip_vl.prepare caches                     the annotation caches, which a run would build at its start
+
+Each may be interrupted and repeated: it goes on where it stopped, and does nothing when all is done. `check` also moves
+the images of nested Visual Genome folders to their place, and writes mscoco/width_heigths.json, the list of usable
+images, and unreadable_images.txt. It exits with 3 when something that --need names is missing. data/README.md has the
+layout.
+"""
+
+from dataclasses import dataclass
+
+from clip_vl.engine.flags import flag, parse
+
+
+@dataclass
+class PrepareFlags:
+    """Data root"""
+
+    command: str = flag("check", "check, convert, images or caches.", positional=True)
+    data_root: str = flag("data", "Folder with the images, annotations, vocabulary and weights (data/README.md).")
+    need: list[str] = flag(["pretrain", "vqa", "weights"], "For pretrain, vqa, test, weights [pretrain vqa weights].")
+    tolerance: float = flag(0.001, "Share of an annotation file's entries whose image may be absent or unreadable.")
+    num_workers: int = flag(4, "Threads that resize images.", "--numWorkers")
+    image_size_min: int = flag(384, "Short side of the images in the LMDB.")
+    image_size_max: int = flag(640, "Their longest long side.")
+    bert: str | None = flag(None, "BERT folder whose vocabulary the caches are for [<data_root>/bert-base-uncased].")
+    qa_sets: str | None = flag(None, "As in pre-training: answer sets of the caches, separated by commas.", "--qaSets")
+    limit_source: str = flag("", "As in pre-training: sentence categories to leave out of the caches.")
+    max_length: int = flag(20, "Tokens of a sentence in the caches.")
+
+
+FLAGS = parse(PrepareFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
+
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from clip_vl.datasets.annotations import build_pretrain_annotations, build_vqa_annotations
+from clip_vl.datasets.answers import AnswerTable, read_label_vocab
+from clip_vl.datasets.convert_lxmert import FILES, TRAINING_FILES, build_answer_table, convert_lxmert
+from clip_vl.datasets.convert_vqa import convert_vqa, convert_vqa_test
+from clip_vl.datasets.data_root import OFFICIAL_PARTS, PARTS, PURPOSES, clip_parts, hold
+from clip_vl.datasets.digests import file_digest
+from clip_vl.datasets.image_folders import (
+    SIZES,
+    count_absent,
+    flatten_visual_genome,
+    list_images,
+    measure_images,
+    save_unreadable,
+)
+from clip_vl.datasets.store import store_path, write_images
+from clip_vl.datasets.text import load_tokenizer
+from clip_vl.engine import dist
+from clip_vl.engine.errors import DataError, Interrupted, UserError
+from clip_vl.evaluation.vqa_score import normalise, soft_scores
+from clip_vl.models.weights import OPENAI_SHA256
+
+
+# ---- check ----
+
+
+def check(root, args):
+    """Report on the data root; DataError when something that is needed is missing."""
+    unnest_images(root)
+    missing = report_parts(root, args.need)
+    usable = report_images(root)
+    faulty = report_annotations(root, usable, args)
+    if missing or faulty:
+        faults = {"missing or damaged": missing, "without enough of their images, or of the wrong form": faulty}
+        text = "; ".join(f"{', '.join(names)} {fault}" for fault, names in faults.items() if names)
+        raise DataError(f"{root} is not ready for {', '.join(args.need)}: {text}")
+    print(f"\n{root} is ready for {', '.join(args.need)}")
+
+
+def unnest_images(root):
+    moved, kept = flatten_visual_genome(root)
+    if moved:
+        print(f"Visual Genome: {moved:,} images moved out of nested folders")
+    if kept:
+        print(f"Visual Genome: {len(kept):,} images stay nested, since other files have their names, such as {kept[0]}")
+
+
+def report_parts(root, need):
+    """Print a line for each part, then the commands for what is missing; returns the needed paths that are amiss."""
+    amiss, needed, others = [], [], []
+    for part in (*PARTS, *clip_parts(OPENAI_SHA256)):
+        state = part_state(root, part)
+        print(f"  {state:8} {part.path:36} {part.what}")
+        if state in ("missing", "damaged"):
+            is_needed = bool(set(part.uses) & set(need))
+            (needed if is_needed else others).append(part.command(root, again=state == "damaged"))
+            amiss += [part.path] * is_needed
+    print_commands("to fetch what is needed:", needed)
+    print_commands(f"to fetch what {', '.join(need)} can do without:", others)
+    return amiss
+
+
+def print_commands(title, commands):
+    """Each command once, since one archive may hold several parts."""
+    if commands:
+        print(f"\n{title}", *dict.fromkeys(commands), sep="\n  ")
+
+
+def part_state(root, part):
+    """ok, missing, or else not the published file: damaged, or for a table that can be made here, own."""
+    path = part.find(root)
+    if path is None:
+        return "missing"
+    if part.sha256 is None or part.sha256 == file_digest(path, root / "cache"):
+        return "ok"
+    return "own" if path.suffix == ".json" else "damaged"
+
+
+def report_images(root):
+    """Measure what is not measured yet; returns the keys of the images that are there and readable."""
+    images, others = list_images(root)
+    measured = measure_images(root, images)
+    print(f"\nimages: {len(images):,}, of which {measured.new:,} newly measured for {SIZES}")
+    if others:
+        print(f"  {len(others):,} other names in the image folders are ignored, such as {others[0]!r}")
+    listing = save_unreadable(root, measured.unreadable)
+    if measured.unreadable:
+        print(f"  {len(measured.unreadable):,} images are unreadable; {listing} names them and says why")
+    return measured.usable(images)
+
+
+def report_annotations(root, usable, args):
+    """Print how many entries of each needed annotation file lack their image; returns the paths with too many."""
+    faulty = []
+    for part in PARTS:
+        if not part.is_list or not set(part.uses) & set(args.need) or not part.find(root):
+            continue
+        try:
+            entries, absent, example = count_absent(root / part.path, usable)
+            first = f", {example!r} first" if absent else ""
+            print(f"  {part.path:36} {entries:,} entries, {absent:,} without image{first}")
+            is_faulty = not entries or absent > args.tolerance * entries
+        except DataError as error:
+            print(f"  {error}")
+            is_faulty = True
+        if is_faulty:
+            faulty.append(part.path)
+    return faulty
+
+
+# ---- convert ----
+
+
+class Step(NamedTuple):
+    """A conversion: its purpose, the files it makes, those it needs, those it can do without, and its function."""
+
+    purpose: str
+    makes: list
+    takes: list
+    optional: list
+    run: Callable
+
+
+def conversion_steps(root):
+    def official(*names):
+        return [part.path for part in OFFICIAL_PARTS if any(name in part.path for name in names)]
+
+    lxmert = [f"lxmert/{name}.json" for name in FILES]
+    vqa = [f"vqa/{name}.json" for name in ("train", "nominival", "minival")]
+    labels = ["vqa/trainval_label2ans.json", "vqa/trainval_ans2label.json"]
+    pair = ["vqa/v2_OpenEnded_mscoco_minival2014_questions.json", "vqa/v2_mscoco_minival2014_annotations.json"]
+    captions_and_vg = official("captions_", "image_data", "region_descriptions", "question_answers")
+    return (
+        Step("vqa", vqa + labels + pair, official("train2014_questions", "val2014_questions", "_annotations"), [],
+             lambda: convert_vqa(root, normalise, soft_scores)),
+        Step("test", ["vqa/test.json"], official("test2015_questions"), [], lambda: convert_vqa_test(root)),
+        Step("pretrain", lxmert, captions_and_vg + vqa, official("balanced"), lambda: convert_lxmert(root)),
+        Step("pretrain", ["lxmert/all_ans.json"], [f"lxmert/{name}.json" for name in TRAINING_FILES], [],
+             lambda: build_answer_table(root)),
+    )  # fmt: skip
+
+
+def convert(root, args):
+    """Make the annotation files that are not there yet and can be made; DataError when a needed one cannot."""
+    known = {part.path: part for part in (*PARTS, *OFFICIAL_PARTS)}
+
+    def fetch(names):
+        return [known[name].command(root) for name in names if not known[name].find(root)]
+
+    undone = []
+    for step in conversion_steps(root):
+        to_make = [name for name in step.makes if not (root / name).exists()]
+        if step.purpose not in args.need or not to_make:
+            continue
+        if first := fetch(step.takes):
+            undone += to_make
+            print_commands(f"{', '.join(to_make)} cannot be made yet; first:", first)
+            continue
+        print_commands(f"{', '.join(to_make)} would hold more after:", fetch(step.optional))
+        print("wrote", *step.run(), sep="\n  ")
+    if undone:
+        raise DataError(f"{', '.join(undone)} cannot be made before the files named above are in {root}")
+    print(f"every annotation file for {', '.join(args.need)} is there")
+
+
+# ---- images and caches ----
+
+
+def build_store(root, args):
+    """The LMDB of resized images, which --use_lmdb reads."""
+    paths = list_images(root)[0]
+    if not paths:
+        raise DataError(f"{root} has no images; `python -m clip_vl.prepare check` says where they come from")
+    target = store_path(root, args.image_size_min, args.image_size_max)
+    with tqdm(total=len(paths), desc="images", unit="image", disable=None) as bar:
+        damaged = write_images(target, [root / path for path in paths], args.image_size_min, args.image_size_max,
+                               workers=args.num_workers, advance=bar.update)  # fmt: skip
+    print(f"{target} holds {len(paths) - len(damaged):,} of {len(paths):,} images")
+    for error in damaged[:10]:
+        print(f"  left out: {error}")
+    if len(damaged) > args.tolerance * len(paths):
+        raise DataError(f"{len(damaged):,} of {len(paths):,} images are damaged; --tolerance is {args.tolerance}")
+
+
+def build_caches(root, args):
+    """The caches of the published splits, exactly as pre-training and VQA would build them."""
+    common = {
+        "tokenizer": load_tokenizer(args.bert or root / "bert-base-uncased"),
+        "image_sizes": root / SIZES,
+        "cache_root": root / "cache",
+        "max_length": args.max_length,
+    }
+    if "pretrain" in args.need:
+        table = AnswerTable(root / "lxmert" / "all_ans.json", args.qa_sets.split(",") if args.qa_sets else None)
+        limit = [source for source in args.limit_source.split(",") if source]
+        for names in (TRAINING_FILES, ("mscoco_minival",)):
+            files = [root / "lxmert" / f"{name}.json" for name in names]
+            report_cache(names, build_pretrain_annotations(files, answer_table=table, limit_source=limit, **common))
+    splits = [("train", "nominival"), ("minival",)] * ("vqa" in args.need) + [("test",)] * ("test" in args.need)
+    for names in splits:
+        files = [root / "vqa" / f"{name}.json" for name in names]
+        report_cache(names, build_vqa_annotations(files, answers=read_label_vocab(root / "vqa"), **common))
+
+
+def report_cache(names, annotations):
+    print(f"{', '.join(names)}: {len(annotations):,} sentences of {len(annotations.image_ids):,} images")
+
+
+# ---- the program ----
+
+
+COMMANDS = {"check": check, "convert": convert, "images": build_store, "caches": build_caches}
+
+
+def main(args):
+    root = Path(args.data_root)
+    if args.command not in COMMANDS:
+        raise UserError(f"there is no command {args.command!r}; it is one of {', '.join(COMMANDS)}")
+    if unknown := set(args.need) - set(PURPOSES):
+        raise UserError(f"--need {' '.join(sorted(unknown))} is not among {', '.join(PURPOSES)}")
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}; make it, or point --data_root to the data")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with hold(root):
+            COMMANDS[args.command](root, args)
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; what is done is kept, and the same command goes on from there") from None
+    except OSError as error:
+        raise UserError(f"{error.filename or root} cannot be read or written: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    dist.run_program(main, FLAGS)

@@ -1,0 +1,258 @@
+"""The program on small COCO/VG-shaped data roots: what it says, what it makes, and that a repeat changes nothing."""
+
+import errno
+import fcntl
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from clip_vl import prepare
+from clip_vl.datasets.data_root import PARTS
+from clip_vl.datasets.store import ImageLMDB, store_path
+from clip_vl.engine.errors import DataError, Interrupted, UserError
+
+TRAIN, NOMINIVAL, MINIVAL = "COCO_train2014_000000000001", "COCO_val2014_000000000002", "COCO_val2014_000000000003"
+SIZES = {
+    f"mscoco/train2014/{TRAIN}.jpg": (64, 48),
+    f"mscoco/val2014/{NOMINIVAL}.jpg": (48, 64),
+    f"mscoco/val2014/{MINIVAL}.jpg": (50, 50),
+    "vg_raw_images/VG_100K/10.jpg": (70, 40),
+    "vg_raw_images/VG_100K/11.jpg": (40, 70),
+}
+
+
+@pytest.fixture(autouse=True)
+def terminate_handler():
+    """`main` takes SIGTERM over; give it back."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Everything that pre-training and VQA need, but for the sizes."""
+    for name, size in SIZES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", size, (9, 90, 200)).save(tmp_path / name)
+    about = {"sentf": {"vg": ["a dog"], "gqa": ["a dog ?"]}, "labelf": {"gqa": [{"yes": 1.0}]}}
+    images = {"train": [TRAIN], "nominival": [NOMINIVAL], "minival": [MINIVAL]}
+    for name, ids in [(f"mscoco_{name}", ids) for name, ids in images.items()] + [("vgnococo", ["10", "11"])]:
+        write(tmp_path / "lxmert" / f"{name}.json", [{"img_id": img_id} | about for img_id in ids])
+    for name, (img_id,) in images.items():
+        row = {"question_id": 1, "img_id": img_id, "sent": "a dog ?", "question_type": "a", "answer_type": "yes/no"}
+        write(tmp_path / "vqa" / f"{name}.json", [row | {"label": {"yes": 1.0}}])
+    write(tmp_path / "vqa" / "trainval_label2ans.json", ["no", "yes"])
+    write(tmp_path / "vqa" / "trainval_ans2label.json", {"no": 0, "yes": 1})
+    write(tmp_path / "lxmert" / "all_ans.json", [{"ans": "yes", "dsets": ["vqa", "gqa"]}])
+    write(tmp_path / "bert-base-uncased" / "vocab.txt", "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\ndog\n?\n")
+    write(tmp_path / "bert-base-uncased" / "config.json", {})
+    return tmp_path
+
+
+def run(root, command, need=("pretrain", "vqa"), **flags):
+    prepare.main(prepare.PrepareFlags(command=command, data_root=str(root), need=list(need), **flags))
+
+
+def state(root):
+    """Content and inode of every file: a file that was written again shows."""
+    return {p: (p.stat().st_ino, p.stat().st_mtime_ns, p.stat().st_size) for p in root.rglob("*") if p.is_file()}
+
+
+def test_an_empty_root_is_answered_with_the_command_for_everything_needed(tmp_path, capsys):
+    with pytest.raises(DataError, match=r"not ready for pretrain, vqa: .*missing"):
+        run(tmp_path, "check")
+    _, needed, others = capsys.readouterr().out.split("to fetch what")
+    for part in PARTS:
+        assert part.command(tmp_path) in (needed if {"pretrain", "vqa"} & set(part.uses) else others)
+    assert "RN50.pt" not in needed and "RN50.pt" in others
+
+
+def test_a_complete_root_is_ready_and_its_sizes_are_those_of_pillow(root, capsys):
+    run(root, "check")
+    assert f"{root} is ready for pretrain, vqa" in capsys.readouterr().out
+    sizes = json.loads((root / "mscoco" / "width_heigths.json").read_text())
+    assert sizes == {f"data/{name}": [height, width] for name, (width, height) in SIZES.items()}
+
+
+def test_a_repeated_check_changes_nothing(root):
+    run(root, "check")
+    before = state(root)
+    run(root, "check")
+    assert state(root) == before
+
+
+def test_nested_visual_genome_images_are_found(root, capsys):
+    flat = root / "vg_raw_images" / "VG_100K"
+    for folder, name in (("VG_100K", "10.jpg"), ("VG_100K_2", "11.jpg")):
+        (flat / folder).mkdir()
+        (flat / name).rename(flat / folder / name)
+    run(root, "check")
+    assert "2 images moved out of nested folders" in capsys.readouterr().out
+    assert sorted(path.name for path in flat.iterdir()) == ["10.jpg", "11.jpg"]
+
+
+def test_unreadable_and_absent_images_are_named_counted_and_above_the_tolerance_an_error(root, capsys):
+    (root / f"mscoco/train2014/{TRAIN}.jpg").write_bytes(b"\xff\xd8 cut short")
+    (root / "vg_raw_images/VG_100K/11.jpg").unlink()
+    with pytest.raises(DataError, match=r": lxmert/mscoco_train.json, lxmert/vgnococo.json, vqa/train.json without"):
+        run(root, "check")
+    out = capsys.readouterr().out
+    assert "1 images are unreadable" in out and "2 entries, 1 without image, '11' first" in out
+    assert (root / "unreadable_images.txt").read_text().startswith(f"mscoco/train2014/{TRAIN}.jpg\t")
+    run(root, "check", tolerance=1.0)
+
+
+def test_a_wrong_annotation_file_is_reported_beside_the_others(root, capsys):
+    write(root / "vqa" / "train.json", '[\n{"img": 3}\n]')
+    with pytest.raises(DataError, match=r"vqa/train.json without"):
+        run(root, "check")
+    out = capsys.readouterr().out
+    assert "train.json:2: an entry must be" in out and "vqa/minival.json" in out
+
+
+def test_weights_of_another_digest_are_damaged_and_tables_of_ones_own_are_fine(root, capsys):
+    write(root / "clip" / "RN50.pt", "half a download")
+    write(root / "bert-base-uncased" / "model.safetensors", "weights")
+    with pytest.raises(DataError, match=r"clip/RN50.pt missing or damaged"):
+        run(root, "check", ("vqa", "weights"))
+    out = capsys.readouterr().out
+    assert f"rm {root}/clip/RN50.pt && wget" in out
+    lines = out.splitlines()
+    assert any(line.split()[:2] == ["damaged", "clip/RN50.pt"] for line in lines)
+    assert any(line.split()[:2] == ["own", "vqa/trainval_label2ans.json"] for line in lines)
+
+
+def test_convert_says_what_to_fetch_first(root, capsys):
+    (root / "lxmert" / "vgnococo.json").unlink()
+    (root / "vqa" / "test.json").unlink(missing_ok=True)
+    with pytest.raises(DataError, match=r"lxmert/vgnococo.json cannot be made before"):
+        run(root, "convert", ("pretrain",))
+    out = capsys.readouterr().out
+    assert "region_descriptions.json.zip" in out and "captions_val2014.json" in out and "v2_Questions" not in out
+
+
+def test_convert_makes_the_test_split_and_a_repeat_does_nothing(root, capsys):
+    question = {"image_id": 5, "question": "Who?", "question_id": 50}
+    write(root / "official" / "v2_OpenEnded_mscoco_test2015_questions.json", {"questions": [question]})
+    run(root, "convert", ("test",))
+    assert "test.json" in capsys.readouterr().out
+    before = state(root)
+    run(root, "convert", ("test",))
+    assert state(root) == before
+    assert capsys.readouterr().out == "every annotation file for test is there\n"
+
+
+def test_convert_says_what_the_files_lack_without_gqa(root, capsys):
+    (root / "lxmert" / "vgnococo.json").unlink()
+    write(root / "official" / "captions_train2014.json", {"annotations": [{"image_id": 1, "caption": "a dog"}]})
+    write(root / "official" / "captions_val2014.json", {"annotations": []})
+    write(root / "official" / "image_data.json", [{"image_id": 10, "coco_id": None}])
+    write(root / "official" / "region_descriptions.json", [{"id": 10, "regions": [{"phrase": "a dog"}]}])
+    write(root / "official" / "question_answers.json", [{"id": 10, "qas": [{"question": "a ?", "answer": "dog"}]}])
+    run(root, "convert", ("pretrain",))
+    out = capsys.readouterr().out
+    assert "lxmert/vgnococo.json would hold more after:" in out and "train_balanced_questions.json" in out
+    (image,) = json.loads((root / "lxmert" / "vgnococo.json").read_text())
+    assert image["sentf"] == {"vg": ["a dog"], "visual7w": ["a ?"]}
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(root, monkeypatch):
+    question = {"image_id": 5, "question": "Who?", "question_id": 50}
+    write(root / "official" / "v2_OpenEnded_mscoco_test2015_questions.json", {"questions": [question]})
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left on device"):
+        run(root, "convert", ("test",))
+    assert not [path for path in (root / "vqa").iterdir() if "test" in path.name]
+
+
+def test_images_builds_a_store_that_reads_like_the_folders(root, capsys):
+    sizes = {"image_size_min": 32, "image_size_max": 64}
+    run(root, "images", **sizes)
+    assert "holds 5 of 5 images" in capsys.readouterr().out
+    store = ImageLMDB(store_path(root, 32, 64), 32, 64)
+    assert tuple(store.load(MINIVAL, 32, 64).shape) == (3, 32, 32)
+    run(root, "images", **sizes)
+    assert "holds 5 of 5 images" in capsys.readouterr().out
+
+
+def test_images_names_the_damaged_ones(root, capsys):
+    (root / "vg_raw_images/VG_100K/10.jpg").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="1 of 5 images are damaged"):
+        run(root, "images")
+    assert "10.jpg: is not an image" in capsys.readouterr().out
+
+
+def test_caches_are_built_once(root, capsys):
+    run(root, "check")
+    run(root, "caches")
+    out = capsys.readouterr().out
+    assert "mscoco_train, mscoco_nominival, vgnococo: 8 sentences of 4 images" in out
+    assert "train, nominival: 2 sentences of 2 images" in out
+    before = {path for path in (root / "cache").iterdir() if path.is_dir()}
+    assert len(before) == 4
+    run(root, "caches")
+    assert {path for path in (root / "cache").iterdir() if path.is_dir()} == before
+
+
+def test_an_interrupt_says_that_it_can_be_continued(root, monkeypatch):
+    def interrupted(root, args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setitem(prepare.COMMANDS, "check", interrupted)
+    with pytest.raises(Interrupted, match="goes on from there"):
+        run(root, "check")
+
+
+def test_what_a_killed_writer_left_is_cleared_away(root):
+    leftover = write(root / "vqa" / ".tmp-0123abcd-train.json", "[")
+    run(root, "check")
+    assert not leftover.exists()
+
+
+def test_two_at_once_are_refused(root):
+    descriptor = os.open(root, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    try:
+        with pytest.raises(UserError, match="another process is preparing"):
+            run(root, "check")
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"command": "tidy"}, "no command 'tidy'; it is one of check, convert, images, caches"),
+        ({"need": ["gqa"]}, "--need gqa is not among pretrain"),
+        ({"root": "/nowhere/data"}, "no folder /nowhere/data"),
+    ],
+)
+def test_a_wrong_word_is_answered_with_the_right_ones(tmp_path, change, words):
+    with pytest.raises(UserError, match=words):
+        run(**{"root": tmp_path, "command": "check"} | change)
+
+
+def test_the_command_line_exits_with_3_and_one_sentence(tmp_path):
+    command = f"{sys.executable} -m clip_vl.prepare check --data_root {shlex.quote(str(tmp_path))} --need vqa"
+    done = subprocess.run(shlex.split(command), capture_output=True, text=True)
+    assert done.returncode == 3
+    assert done.stderr.startswith(f"{tmp_path} is not ready for vqa:") and done.stderr.count("\n") == 1
