@@ -30,6 +30,7 @@ class BertConfig:
     layer_norm_eps: float = 1e-12
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
+    initializer_range: float = 0.02  # suits width 768; a narrow model needs about 1 / sqrt(width)
 
     @classmethod
     def from_folder(cls, folder, hint=""):

@@ -128,12 +128,10 @@ class ModifiedResNet(nn.Module):
         return nullcontext(), _statistics_at_rest(self)
 
     def _initialise(self):
-        """He's normal for the convolutions; each block starts as its shortcut (CLIP's zero weight of the last norm)."""
+        """He's normal for the convolutions; CLIP's zero weight of each block's last norm learns more slowly here."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            elif isinstance(module, Bottleneck):
-                nn.init.zeros_(module.bn3.weight)
 
 
 def _stage(in_channels, channels, blocks, stride):

@@ -7,21 +7,22 @@ from torch.nn import functional as F
 from clip_vl.models.weights import init_weights
 
 
-def answer_layers(width, num_answers):
+def answer_layers(config, num_answers):
     """LXMERT's answer head (arXiv:1908.07490): pooled (B, D) -> logits (B, A). Its indices 0-3 name the parameters."""
+    width = config.hidden_size
     layers = nn.Sequential(
         nn.Linear(width, 2 * width), nn.GELU(), nn.LayerNorm(2 * width, eps=1e-12), nn.Linear(2 * width, num_answers)
     )
-    init_weights(layers)
+    init_weights(layers, config.initializer_range)
     return layers
 
 
 class AnswerHead(nn.Module):
     """`answer_layers` under the name that pre-training checkpoints give it."""
 
-    def __init__(self, width, num_answers):
+    def __init__(self, config, num_answers):
         super().__init__()
-        self.logit_fc = answer_layers(width, num_answers)
+        self.logit_fc = answer_layers(config, num_answers)
 
     def forward(self, pooled):
         """pooled: (B, D) -> (B, A)."""
@@ -58,4 +59,4 @@ class PretrainHeads(nn.Module):
         super().__init__()
         self.predictions = MaskedLMHead(config)
         self.seq_relationship = nn.Linear(config.hidden_size, 2)
-        init_weights(self)
+        init_weights(self, config.initializer_range)

@@ -65,7 +65,7 @@ def compile_parts(model):
 
 
 def build_optimizers(model, args, updates_per_epoch):
-    """The transformer's optimizer and, when asked, the visual tower's: {name: (optimizer, update -> factor of its lr)}."""
+    """The optimizers of the transformer and, when asked, of the visual tower: {name: (optimizer, update -> factor)}."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     separate = args.use_separate_optimizer_for_visual
     visual = [(name, p) for name, p in named if separate and VISUAL in name]

@@ -196,7 +196,7 @@ class VLEncoder(nn.Module):
             checkpoint_backbone=checkpoint_backbone,
         )
         self.pooler = BertPooler(config)
-        init_weights(self)
+        init_weights(self, config.initializer_range)
 
     def forward(self, images, input_ids, attention_mask, image_of_text=None, image_boxes=None):
         """Encode B texts, each with one of N images.
@@ -221,7 +221,7 @@ class VLPretrainer(nn.Module):
         super().__init__()
         self.bert = encoder
         self.cls = PretrainHeads(encoder.config)
-        self.answer_head = AnswerHead(encoder.config.hidden_size, num_answers) if num_answers else None
+        self.answer_head = AnswerHead(encoder.config, num_answers) if num_answers else None
 
     def forward(self, images, input_ids, attention_mask, mlm_targets, answer, image_of_text=None, image_boxes=None):
         """Logits where there are targets; zero rows still give zero gradients, so that all ranks exchange the same.
@@ -255,7 +255,7 @@ class VLClassifier(nn.Module):
     def __init__(self, encoder, num_answers):
         super().__init__()
         self.lxrt_encoder = nn.ModuleDict({"model": nn.ModuleDict({"bert": encoder})})
-        self.logit_fc = answer_layers(encoder.config.hidden_size, num_answers)
+        self.logit_fc = answer_layers(encoder.config, num_answers)
 
     @property
     def bert(self):

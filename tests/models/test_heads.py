@@ -26,7 +26,7 @@ def test_pretraining_heads_agree_with_transformers():
 
 
 def test_the_answer_head_is_linear_gelu_norm_linear():
-    head = AnswerHead(48, 7)
+    head = AnswerHead(CONFIG, 7)
     assert [type(layer).__name__ for layer in head.logit_fc] == ["Linear", "GELU", "LayerNorm", "Linear"]
     assert [tuple(p.shape) for p in head.parameters()] == [(96, 48), (96,), (96,), (96,), (7, 96), (7,)]
     assert head.logit_fc[2].eps == 1e-12
@@ -35,7 +35,7 @@ def test_the_answer_head_is_linear_gelu_norm_linear():
 
 
 def test_zero_rows_give_zero_gradients_and_not_none():
-    heads, answers, table = PretrainHeads(CONFIG), answer_layers(48, 7), torch.randn(60, 48, requires_grad=True)
+    heads, answers, table = PretrainHeads(CONFIG), answer_layers(CONFIG, 7), torch.randn(60, 48, requires_grad=True)
     empty = torch.randn(0, 48)
     (heads.predictions(empty, table).sum() + heads.seq_relationship(empty).sum() + answers(empty).sum()).backward()
     for parameter in (*heads.parameters(), *answers.parameters(), table):

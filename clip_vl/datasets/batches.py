@@ -1,0 +1,171 @@
+"""Batches: the images of a batch decoded once each and placed on one canvas, its texts padded to the longest."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from clip_vl.datasets.images import (
+    DamagedImage,
+    ImageSource,
+    canvas_size,
+    dynamic_canvas,
+    is_portrait,
+    place_on_canvas,
+    resized_size,
+)
+from clip_vl.datasets.samplers import EvalBatches, TrainBatches, aspect_groups
+from clip_vl.datasets.store import ImageLMDB, store_path
+from clip_vl.engine import dist
+from clip_vl.engine.errors import DataError
+from clip_vl.engine.signals import ignore_in_worker
+
+
+def split_paths(args, folder, splits):
+    """The annotation files <data_root>/<folder>/<split>.json of comma-separated splits; an unknown one is an error."""
+    paths = [Path(args.data_root) / folder / f"{split}.json" for split in splits.split(",") if split]
+    for path in paths:
+        if not path.is_file():
+            known = sorted(p.stem for p in path.parent.glob("*.json")) or ["nothing; see data/README.md"]
+            raise DataError(f"no split {path.stem!r}: {path} is not there ({path.parent} holds {', '.join(known)})")
+    return paths
+
+
+def open_images(args):
+    """The images of the data root: the folders, or with --use_lmdb what `python -m clip_vl.prepare images` wrote."""
+    if not args.use_lmdb:
+        return ImageSource(args.data_root)
+    m, M = args.image_size_min, args.image_size_max
+    return ImageLMDB(store_path(args.data_root, m, M), m, M)
+
+
+def size_file(args):
+    """The file with the size of every image, by which images of like shape are batched."""
+    path = Path(args.data_root) / "mscoco" / "width_heigths.json"
+    if not path.is_file():
+        raise DataError(
+            f"{path} is not there; `python -m clip_vl.prepare check --data_root {args.data_root}` writes it"
+        )
+    return path
+
+
+def train_batches(annotations, args):
+    """The order of training: batches of images of like shape on one canvas, over the first --max_train_samples."""
+    sizes = np.asarray(annotations.image_sizes)
+    index = np.asarray(annotations.image_index[: args.max_train_samples])
+    groups = aspect_groups(sizes[:, 0], sizes[:, 1], args.aspect_ratio_group_factor)
+    return TrainBatches(groups[index], canvases(annotations, args)[index], args.batch_size, rank=dist.rank(),
+                        world_size=dist.world_size(), seed=args.seed, image_of_item=index,
+                        sentences_per_image=args.sentences_per_image)  # fmt: skip
+
+
+def eval_batches(annotations, args):
+    """Fixed batches of the first --max_eval_samples, each evaluated by one rank, every sample exactly once."""
+    index = np.asarray(annotations.image_index[: args.max_eval_samples])
+    return EvalBatches(
+        canvases(annotations, args)[index],
+        args.batch_size,
+        rank=dist.rank(),
+        world_size=dist.world_size(),
+        image_of_item=index,
+    )
+
+
+def canvases(annotations, args):
+    """Which canvas each image goes on, (M,): one number for all with --dynamic_padding, else portrait or landscape."""
+    sizes = np.asarray(annotations.image_sizes)
+    return is_portrait(sizes[:, 0], sizes[:, 1]).astype(np.int16) * (not args.dynamic_padding)
+
+
+def load_images(source, annotations, rows, args):
+    """Decode the images of `rows` and place them on one canvas.
+
+    returns a dict: images uint8 (N, 3, H, W), image_boxes (N, 4), image_of_text (B,), and damaged, a list of
+    (image id, reason); a damaged image is a black canvas, and its texts must be left out of every loss
+    """
+    unique, image_of_text = np.unique(np.asarray(annotations.image_index[rows]), return_inverse=True)
+    sizes = np.asarray(annotations.image_sizes[unique])
+    pictures, damaged, bad = [], [], []
+    for place, (index, (height, width)) in enumerate(zip(unique, sizes)):
+        image_id = annotations.image_ids[int(index)]
+        try:
+            pictures.append(source.load(image_id, args.image_size_min, args.image_size_max, (height, width)))
+        except DamagedImage as error:
+            damaged.append((image_id, str(error)))
+            bad.append(place)
+            small = resized_size(int(height), int(width), args.image_size_min, args.image_size_max)
+            pictures.append(torch.zeros((3, *small), dtype=torch.uint8))
+    if args.dynamic_padding:
+        canvas = dynamic_canvas([tuple(p.shape[1:]) for p in pictures], args.image_size_max)
+    else:
+        canvas = canvas_size(int(sizes[0, 0]), int(sizes[0, 1]), args.image_size_min, args.image_size_max)
+    images, boxes = place_on_canvas(pictures, canvas)
+    return {
+        "images": images,
+        "image_boxes": boxes,
+        "image_of_text": torch.from_numpy(image_of_text.astype(np.int64)),
+        "damaged": damaged,
+        "usable": torch.from_numpy(~np.isin(image_of_text, bad)),  # (B,) texts whose image could be read
+    }
+
+
+def build_loader(dataset, epoch, batches, args, device):
+    """A loader of `dataset[(epoch, rows)]` for each row of `batches`, in order; each is one batch already."""
+    keys = [(epoch, rows) for rows in batches]
+    num_workers = min(args.num_workers, len(keys))
+    return DataLoader(
+        dataset,
+        sampler=keys,
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=_start_worker,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if num_workers else None,
+    )
+
+
+def _start_worker(worker_id):
+    torch.set_num_threads(1)
+    ignore_in_worker(worker_id)
+
+
+def to_device(batch, device):
+    """The tensors of a batch on `device`; everything else as it is."""
+    return {
+        name: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for name, value in batch.items()
+    }
+
+
+class DamageCount:
+    """Names each training image that is missing or damaged once, and ends the run when there are too many of them."""
+
+    def __init__(self, annotations, args):
+        self.total, self.tolerated = len(annotations.image_ids), args.max_damaged
+        self.names = set()
+        dropped = annotations.meta["dropped_images"]
+        if dropped:
+            dist.print0(f"{dropped} images of the annotations are not on disk; their sentences are left out")
+        if dropped > self.tolerated * (self.total + dropped):
+            raise DataError(
+                f"{dropped} of {self.total + dropped} images are not on disk, more than --max_damaged "
+                f"{self.tolerated:g} allows; `python -m clip_vl.prepare check` says which and how to fetch them"
+            )
+
+    def add(self, damaged):
+        """damaged: (image id, sentence) pairs of one batch."""
+        for image_id, sentence in damaged:
+            if image_id not in self.names:
+                self.names.add(image_id)
+                print(f"warning: {sentence}; its samples count for nothing", flush=True)
+        if len(self.names) > self.tolerated * self.total:
+            raise DataError(
+                f"{len(self.names)} of {self.total} images are missing or damaged, more than --max_damaged "
+                f"{self.tolerated:g} allows; the last one: {damaged[-1][1]}"
+            )
+
+
+def refuse_damage(damaged):
+    """Evaluation needs every image: a score over the rest would be another score."""
+    if damaged:
+        raise DataError(f"evaluation needs every image: {damaged[0][1]}")

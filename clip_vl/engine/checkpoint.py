@@ -1,0 +1,342 @@
+"""Checkpoints that are whole or absent, checked on load, and exact.
+
+    checkpoints/
+      LATEST               the name of the newest one, for people and scripts
+      step_00001234/
+        model.safetensors  one file for each entry of `tensors`
+        optim.safetensors
+        state.json         everything that is not a tensor: epoch, position, schedules, scaler
+        MANIFEST.json      size and sha256 of every file above
+
+A checkpoint is written under a temporary name, synced, then renamed, so a folder named step_* is complete by
+construction. What happens to it later (a flipped bit, a lost block) the digests find: safetensors and PyTorch files
+have no checksum of their own and load silently.
+"""
+
+import fcntl
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+import struct
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from clip_vl.engine.errors import DataError
+from clip_vl.engine.files import TEMPORARY, atomic_file, atomic_write, sync_folder, temporary_name
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+LATEST = "LATEST"
+SET_ASIDE = ".old"  # a checkpoint that is being replaced by another one of the same step
+STEP_NAME = re.compile(rf"step_(\d{{8,}})({re.escape(SET_ASIDE)})?")
+FILE_NAME = re.compile(r"\w[\w-]*\.(safetensors|json)", re.ASCII)  # nothing that could leave the folder
+MAX_JSON_BYTES = 64 << 20
+SAFETENSORS_DTYPES = {
+    torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
+    torch.float16: "F16", torch.int16: "I16", torch.uint8: "U8", torch.int8: "I8", torch.bool: "BOOL",
+}  # fmt: skip
+
+
+# ---- saving
+
+
+def save_checkpoint(folder, step, tensors, state, keep_last=None):
+    """Save `folder`/step_XXXXXXXX atomically, point LATEST to it, then prune.
+
+    tensors:   dict of file stem -> flat dict of name -> tensor, on any device and in any memory format
+    state:     dict of JSON values
+    keep_last: how many checkpoints stay (None: all)
+    returns:   the path of the checkpoint
+    raises:    OSError when the disk is full or not writable; what was there before is still there and whole
+    """
+    target = Path(folder) / f"step_{step:08d}"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target.parent)
+    temporary = temporary_name(target)
+    try:
+        temporary.mkdir()
+        with _locked(temporary):
+            _fill(temporary, tensors, state)
+            _publish(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    atomic_write(target.parent / LATEST, f"{target.name}\n".encode())
+    _remove_abandoned(target)
+    if keep_last is not None:
+        prune(target.parent, keep_last)
+    return target
+
+
+def prune(folder, keep_last):
+    """Delete all but the newest `keep_last` checkpoints."""
+    for path in _newest_first(folder)[max(keep_last, 1) :]:
+        _remove(path)
+
+
+def save_published(path, state_dict):
+    """Write a state dict for exchange: contiguous CPU tensors in one file of torch.save, atomically; ties stay ties."""
+    copies = {}
+
+    def plain(tensor):
+        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+        return copies.setdefault(key, tensor.detach().cpu().contiguous())
+
+    plain_dict = {name: plain(tensor) for name, tensor in state_dict.items()}
+    with atomic_file(path) as file:
+        try:
+            torch.save(plain_dict, file)
+        except RuntimeError as error:
+            if isinstance(error.__context__, OSError):  # torch.save covers a failed write with one of its own
+                raise error.__context__ from None
+            raise
+
+
+def _fill(folder, tensors, state):
+    files = {f"{stem}.safetensors": _safetensors_chunks(flat) for stem, flat in tensors.items()}
+    files["state.json"] = [json.dumps(state, indent=1).encode()]
+    assert all(FILE_NAME.fullmatch(name) for name in files), f"{list(files)} must be plain file names"
+    manifest = {"format": FORMAT, "files": {name: _write(folder / name, chunks) for name, chunks in files.items()}}
+    _write(folder / MANIFEST, [json.dumps(manifest, indent=1).encode()])
+    sync_folder(folder)
+
+
+def _write(path, chunks):
+    """Write and sync the chunks; the digest is taken from memory, so it also catches what the disk got wrong."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("xb") as file:
+        for chunk in chunks:
+            file.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"size": size, "sha256": digest.hexdigest()}
+
+
+def _safetensors_chunks(tensors):
+    """The bytes of a safetensors file, one tensor at a time, so that no second copy of the model is ever in memory.
+
+    The format: header length (u64), header (JSON), data. Widest types first keep every tensor aligned.
+    """
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header, end = {}, 0
+    for name in names:
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        dtype = SAFETENSORS_DTYPES[tensor.dtype]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return itertools.chain([struct.pack("<Q", len(text)), text], (_raw_bytes(tensors[name]) for name in names))
+
+
+def _raw_bytes(tensor):
+    return memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def _publish(temporary, target):
+    """Rename into place. A folder cannot be renamed over another: an old one of the same step steps aside first."""
+    if target.exists():
+        target.rename(_emptied(target.with_name(target.name + SET_ASIDE)))
+    temporary.rename(target)
+    sync_folder(target.parent)
+
+
+def _emptied(path):
+    _remove(path)
+    return path
+
+
+def _remove_abandoned(target):
+    """Delete what the checkpoint just saved makes obsolete: its replaced twin, and later steps (left by a run that
+    went back because they were damaged)."""
+    for path in _newest_first(target.parent):
+        if path == target:
+            break
+        _remove(path)
+    _remove(target.with_name(target.name + SET_ASIDE))
+
+
+def _remove(path):
+    """Delete a checkpoint so that no half of it ever carries its name."""
+    if path.exists():
+        temporary = temporary_name(path)
+        path.rename(temporary)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path):
+    """Hold a lock on `path` that the kernel lets go when this process ends; BlockingIOError if another one holds it."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        _flock(handle)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _flock(handle):
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # a file system without locks, where a run is its folder's only writer all the same
+        pass
+
+
+def _sweep(folder):
+    """Delete what killed writers left: temporary names that nobody holds a lock on."""
+    for path in folder.glob(f"{TEMPORARY}*"):
+        try:
+            with _locked(path):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        except OSError:  # still being written, or already gone
+            continue
+
+
+# ---- loading
+
+
+def load_latest(folder, say=print):
+    """Load the newest checkpoint that is whole.
+
+    say:     receives one line for each damaged checkpoint that is passed over
+    returns: (path, tensors, state) with CPU tensors as given to save_checkpoint; None if none was ever saved
+    raises:  DataError when there are some and none can be used
+    """
+    folder = Path(folder)
+    names = [path.name for path in _newest_first(folder)]
+    latest = _read_latest(folder)
+    if latest is None and not names:
+        return None
+    if latest is not None and latest not in names:
+        say(f"{folder / LATEST} names {latest!r}, which is not there: looking for an older checkpoint.")
+    for name in names:
+        try:
+            return folder / name, *read_checkpoint(folder / name)
+        except DataError as error:
+            say(f"{error} Going back to the one before.")
+    raise DataError(f"{folder}: no checkpoint can be used; bring one back from a copy or start again with --overwrite.")
+
+
+def read_checkpoint(path):
+    """Verify one checkpoint folder and load it: (tensors, state) as given to save_checkpoint, or DataError."""
+    try:
+        manifest = _read_json(path / MANIFEST)
+        _verify(path, manifest)
+        stems = [name.removesuffix(".safetensors") for name in manifest["files"] if name.endswith(".safetensors")]
+        return {stem: _read_tensors(path / f"{stem}.safetensors") for stem in stems}, _read_json(path / "state.json")
+    except _Damage as error:
+        raise DataError(f"Checkpoint {path} is damaged: {error}.") from error
+    except OSError as error:
+        raise DataError(f"Checkpoint {path} cannot be read: {error.strerror} ({error.filename}).") from error
+
+
+class _Damage(Exception):
+    """What is wrong with a checkpoint, as half a sentence."""
+
+
+def _verify(path, manifest):
+    files = manifest.get("files") if isinstance(manifest, dict) and manifest.get("format") == FORMAT else None
+    if not isinstance(files, dict) or "state.json" not in files:
+        raise _Damage(f"{MANIFEST} is not one of format {FORMAT}")
+    for name, expected in files.items():
+        if not FILE_NAME.fullmatch(name):
+            raise _Damage(f"{MANIFEST} names {name!r}, which is not a plain file name")
+        if not (path / name).is_file():
+            raise _Damage(f"{name} is missing")
+        with (path / name).open("rb") as file:
+            found = {"size": os.fstat(file.fileno()).st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        if found != expected:
+            raise _Damage(f"{name} is not what was written ({found['size']:,} bytes, sha256 {found['sha256'][:12]}...)")
+
+
+def _read_json(path):
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise _Damage(f"{path.name} is larger than {MAX_JSON_BYTES:,} bytes")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _Damage(f"{path.name} is not JSON") from error
+
+
+def _read_tensors(path):
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise _Damage(f"{path.name} is not a safetensors file ({error})") from error
+
+
+def _read_latest(folder):
+    try:
+        with (folder / LATEST).open("rb") as file:
+            return file.read(100).decode(errors="replace").strip()
+    except OSError:
+        return None
+
+
+def _newest_first(folder):
+    """Complete checkpoint folders, later steps first; of two of one step the replacement comes before the replaced."""
+    found = [(STEP_NAME.fullmatch(path.name), path) for path in Path(folder).glob("step_*")]
+    keyed = [(int(match[1]), match[2] is None, path) for match, path in found if match]
+    return [path for *_, path in sorted(keyed, reverse=True)]
+
+
+# ---- optimizers
+
+
+def flatten_optimizer(optimizer):
+    """Split an optimizer's state into (flat, meta).
+
+    flat: {"<parameter index>.<key>": tensor}, for `tensors` of save_checkpoint
+    meta: {"groups": hyperparameters, "values": entries that are not tensors, such as SGD's None}, for `state`
+    """
+    saved = optimizer.state_dict()
+    entries = {f"{index}.{key}": value for index, state in saved["state"].items() for key, value in state.items()}
+    flat = {name: value for name, value in entries.items() if isinstance(value, torch.Tensor)}
+    values = {name: value for name, value in entries.items() if name not in flat}
+    return flat, {"groups": saved["param_groups"], "values": values}
+
+
+def restore_optimizer(optimizer, flat, meta):
+    """Bring an optimizer over the same parameters back to the state that flatten_optimizer saw, bit for bit."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    sizes, saved_sizes = (_group_sizes(groups) for groups in (optimizer.param_groups, meta["groups"]))
+    if sizes != saved_sizes:
+        raise DataError(f"The checkpoint's optimizer has groups of {saved_sizes} parameters, this run's has {sizes}.")
+    state = {}
+    for name, value in (flat | meta["values"]).items():
+        index, key = name.split(".", 1)
+        if isinstance(value, torch.Tensor):
+            value = _like(value, parameters[int(index)], name)
+        state.setdefault(int(index), {})[key] = value
+    groups = [_with_tuples(saved, now) for saved, now in zip(meta["groups"], optimizer.param_groups, strict=True)]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _group_sizes(groups):
+    return [len(group["params"]) for group in groups]
+
+
+def _like(value, parameter, name):
+    """An own copy in the parameter's memory format: the fused and foreach kernels are fast only when strides agree."""
+    if value.dim() == 0:  # a step counter
+        return value.clone()
+    if value.shape != parameter.shape:
+        raise DataError(f"Optimizer entry {name} is {tuple(value.shape)}, its parameter is {tuple(parameter.shape)}.")
+    return torch.empty_like(parameter, dtype=value.dtype, device=value.device, requires_grad=False).copy_(value)
+
+
+def _with_tuples(saved, now):
+    """JSON made lists of tuples such as betas; take the types of the running optimizer."""
+    return {key: tuple(value) if isinstance(now.get(key), tuple) else value for key, value in saved.items()}

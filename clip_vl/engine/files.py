@@ -1,0 +1,58 @@
+"""Files that are whole or absent: written under a temporary name beside the target, synced, then renamed.
+
+A reader never meets half a file, whatever moment the writer is killed at, and a full disk leaves the old content.
+"""
+
+import errno
+import json
+import os
+import secrets
+from contextlib import contextmanager
+from pathlib import Path
+
+TEMPORARY = ".tmp-"  # how names begin while something is being written
+
+
+def temporary_name(path):
+    """A fresh name beside `path`; whoever finds it without a living writer may delete it."""
+    return path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{path.name}")
+
+
+def sync_folder(folder):
+    """Make renames inside `folder` survive a power cut; file systems that cannot sync folders are left in peace."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_file(path):
+    """Open a binary file that takes the name `path` when the block ends and vanishes when the block raises."""
+    path = Path(path)
+    temporary = temporary_name(path)
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def atomic_write(path, data):
+    """Write bytes; `path` then holds all of `data`, or its old content if this raises OSError (a full disk, say)."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def atomic_json(path, value):
+    """Write `value` as indented UTF-8 JSON."""
+    atomic_write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,219 @@
+"""A run as one page, report.html: curves, score table and pictures. One file that needs no network and no server.
+
+Everything on it comes from files that may hold foreign text (answers, questions, file names), so the template escapes
+all of it, pictures are checked to be base64 of an image type, and the page's own policy forbids any request.
+"""
+
+import json
+import re
+from datetime import datetime
+from pathlib import Path
+
+from clip_vl.engine.curves import COMPANIONS, compact, draw, panels_of, series_of
+from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.files import atomic_write
+
+PICTURE = re.compile(r"data:image/(jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
+NOT_SCORES = ("step", "epoch", "update", "n")
+
+
+def write_report(folder):
+    """Render <folder>/report.html from args.json, log.jsonl, result.json and gallery.json, each optional but the first.
+
+    returns: the path of the page
+    raises:  UserError if `folder` holds no run, DataError naming a file of the wrong form
+    """
+    run = read_run(folder)
+    gallery = _read_json(run["folder"] / "gallery.json") or {}
+    page = _render(
+        "report.html",
+        run=run,
+        facts=_facts(run),
+        panels=panels_of(run["series"]),
+        scores=score_groups(run["result"]),
+        cards=_cards(gallery, run["folder"] / "gallery.json"),
+    )
+    return _write(run["folder"] / "report.html", page)
+
+
+def write_comparison(path, folders):
+    """Render one page that lays several runs side by side: headline scores, shared curves, flags that differ."""
+    runs = [read_run(folder) for folder in folders]
+    page = _render("comparison.html", runs=runs, panels=_shared_panels(runs), flags=_differing_flags(runs))
+    return _write(Path(path), page)
+
+
+def read_run(folder):
+    """What a run left: dict of folder, name, args (the record), result, headline, series, rows and seconds."""
+    folder = Path(folder)
+    record = _read_json(folder / "args.json")
+    if record is None:
+        raise UserError(f"{folder} holds no run: there is no args.json in it.")
+    rows = _read_rows(folder / "log.jsonl")
+    result = _read_json(folder / "result.json") or {}
+    return {
+        "folder": folder,
+        "name": str(record.get("name") or folder.name),
+        "record": record,
+        "rows": rows,
+        "series": series_of(rows),
+        "result": result,
+        "headline": headline(result),
+        "seconds": sum(row["seconds"] for row in rows if isinstance(row.get("seconds"), int | float)),
+    }
+
+
+def headline(result):
+    """The score a run is judged by: the first with an interval, or the first number of all; None without a result."""
+    rows = [row for group in score_groups(result)[:1] for row in group["rows"]]
+    return next((row for row in rows if row["low"] is not None), rows[0] if rows else None)
+
+
+def score_groups(result):
+    """[{title, rows}] of a flat result: `accuracy` is overall, `accuracy/answer_type/number` goes under answer type.
+
+    Each row: label, value, and from the companions `<key>_n`, `<key>_low`, `<key>_high` (or None) n, low, high.
+    """
+    groups = {}
+    for key, value in result.items():
+        base = next((key.removesuffix(end) for end in COMPANIONS if key.endswith(end)), None)
+        if not isinstance(value, int | float) or isinstance(value, bool) or key in NOT_SCORES or base in result:
+            continue
+        metric, *rest = key.split("/", 2)
+        title = f"{metric} by {rest[0]}".replace("_", " ").capitalize() if len(rest) == 2 else "Overall"
+        row = {"label": rest[1] if len(rest) == 2 else key, "value": value}
+        row |= {end[1:]: result.get(key + end) for end in COMPANIONS}
+        groups.setdefault(title, []).append(row)
+    ordered = sorted(groups, key=lambda title: title != "Overall")
+    return [{"title": title, "rows": groups[title]} for title in ordered]
+
+
+def duration(seconds):
+    """3 d 4 h, 2 h 13 min, 5 min 20 s, 12 s."""
+    seconds = round(seconds)
+    units = (("d", 86400), ("h", 3600), ("min", 60), ("s", 1))
+    first = next((index for index, (_, size) in enumerate(units) if seconds >= size), 3)
+    parts = []
+    for unit, size in units[first : first + 2]:
+        count, seconds = divmod(seconds, size)
+        if count or not parts:
+            parts.append(f"{count} {unit}")
+    return " ".join(parts)
+
+
+# ---- what stands on the page
+
+
+def _facts(run):
+    """(name, value) pairs for the page's head; what is not known is left out."""
+    record, result, rows = run["record"], run["result"], run["rows"]
+    machine = record.get("machine") or {}
+    processes = machine.get("processes") or 1
+    commit = str(record.get("commit") or "")
+    resumed = len(record.get("resumed") or [])
+    last = {
+        name: value for row in rows for name, value in row.items() if name in ("step", "epoch") and value is not None
+    }
+    facts = {
+        "started": _date(record.get("started")),
+        "training time": duration(run["seconds"]) if run["seconds"] else "",
+        "device": f"{machine.get('device', '')}{f' × {processes}' if processes > 1 else ''}",
+        "commit": commit[:10] + (" + local changes" if commit.endswith("-dirty") else ""),
+        "last row": ", ".join(f"{name} {value:,}" for name, value in last.items()),
+        "resumed": f"{resumed} ×" if resumed else "",
+        "split": result.get("split"),
+        "checkpoint": result.get("checkpoint"),
+    }
+    return [(name, value) for name, value in facts.items() if value]
+
+
+def _date(text):
+    try:
+        return datetime.fromisoformat(text).strftime("%-d %B %Y, %H:%M")
+    except (TypeError, ValueError):
+        return ""
+
+
+def _cards(gallery, path):
+    """Checked gallery cards: strings are strings, numbers numbers, and a picture is a picture."""
+    try:
+        return [_card(card) for card in gallery.get("cards", [])]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path}: a card is not of the expected form ({type(error).__name__}: {error}).") from error
+
+
+def _card(card):
+    truth = [(str(answer), float(score)) for answer, score in card["truth"]]
+    right = dict(truth)
+    return {
+        "image": card["image"] if PICTURE.fullmatch(card["image"]) else None,
+        "title": str(card["title"]),
+        "truth": truth,
+        "predictions": [(str(answer), float(score), right.get(answer, 0.0)) for answer, score in card["predictions"]],
+        "correct": bool(card["correct"]),
+        "note": str(card.get("note", "")),
+    }
+
+
+def _shared_panels(runs):
+    """A panel for every curve that at least two runs have, one line per run."""
+    names = dict.fromkeys(name for run in runs for name in run["series"])
+    lines = {name: {run["name"]: run["series"][name] for run in runs if name in run["series"]} for name in names}
+    return [draw(name, line) for name, line in lines.items() if len(line) > 1]
+
+
+def _differing_flags(runs):
+    """[(flag, [value in each run])] of the flags that are not the same everywhere."""
+    flags = [run["record"].get("args") or {} for run in runs]
+    names = sorted({name for args in flags for name in args} - {"output"})
+    values = [(name, [args.get(name) for args in flags]) for name in names]
+    return [(name, row) for name, row in values if any(value != row[0] for value in row)]
+
+
+# ---- files
+
+
+def _read_json(path):
+    """The JSON object in a file, or None if there is no such file."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error}).") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path} should hold a JSON object, not a {type(value).__name__}.")
+    return value
+
+
+def _read_rows(path):
+    """The rows of a log; lines that are not rows (a run may be writing the last one right now) are passed over."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            continue
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def _render(template, **values):
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"compact": compact, "duration": duration}
+    return environment.get_template(template).render(values)
+
+
+def _write(path, page):
+    try:
+        atomic_write(path, page.encode())
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror}.") from error
+    return path

@@ -1,0 +1,73 @@
+"""Everything a run needs to go on as if it had never stopped, in one checkpoint.
+
+Weights, optimizers, counters, position. Random numbers need no saving, because every draw is keyed by its position
+(engine/random.py).
+"""
+
+from clip_vl.engine import dist
+from clip_vl.engine.checkpoint import flatten_optimizer, load_latest, restore_optimizer, save_checkpoint
+from clip_vl.engine.errors import UserError
+from clip_vl.engine.run import changed_flags
+
+# Flags that may differ between a run and its continuation without changing what it computes.
+FREE_FLAGS = {"output", "resume", "overwrite", "keep_last", "checkpoint_steps", "save_step", "num_workers", "tqdm",
+              "stop_after_epoch", "max_damaged", "max_skipped", "dry_run", "data_root", "load"}  # fmt: skip
+
+
+def save_training(run, model, updater, meters, args, **position):
+    """Write a resumable checkpoint; a disk that is full costs one line, never the run.
+
+    position: JSON values that say where training stands, such as epoch=, batch=, best=
+    """
+    sums = dist.gather(meters.state())  # each rank's own: their float sums must not be added in another order
+    if dist.rank() != 0:
+        return
+    tensors, optimizers = {"model": _unwrapped(model).state_dict()}, {}
+    for name, optimizer in updater.optimizers.items():
+        tensors[f"optim_{name}"], optimizers[name] = flatten_optimizer(optimizer)
+    state = {"position": position, "updater": updater.state(), "optimizers": optimizers, "meters": sums}
+    state |= {"world_size": dist.world_size(), "flags": _binding_flags(args), "log_position": run.position()}
+    try:
+        save_checkpoint(run.checkpoints, updater.micro_step, tensors, state, keep_last=args.keep_last)
+    except OSError as error:
+        print(f"warning: no checkpoint at update {updater.update}: {error.strerror}; older ones are whole", flush=True)
+
+
+def restore_training(run, model, updater, meters, args):
+    """Bring everything to the newest whole checkpoint of the run and return its position; None when there is none.
+
+    raises: UserError when the flags or the number of processes are not those of the run
+    """
+    found = load_latest(run.checkpoints, say=dist.print0)
+    if found is None:
+        run.truncate(0)
+        return None
+    path, tensors, state = found
+    _check_same_run(state, args)
+    _unwrapped(model).load_state_dict(tensors["model"])
+    for name, optimizer in updater.optimizers.items():
+        restore_optimizer(optimizer, tensors[f"optim_{name}"], state["optimizers"][name])
+    updater.load_state(state["updater"])
+    meters.load_state(state["meters"][dist.rank()])
+    run.truncate(state["log_position"])
+    dist.print0(f"resumed from {path} (update {updater.update})")
+    return state["position"]
+
+
+def _check_same_run(state, args):
+    if state["world_size"] != dist.world_size():
+        raise UserError(
+            f"this run was started with {state['world_size']} processes and is resumed with {dist.world_size()}; "
+            "its order of samples needs the same number"
+        )
+    changed = changed_flags(state["flags"], _binding_flags(args))
+    if changed:
+        raise UserError(f"--resume with other flags than the run was started with: {', '.join(changed)}")
+
+
+def _binding_flags(args):
+    return {name: value for name, value in vars(args).items() if name not in FREE_FLAGS}
+
+
+def _unwrapped(model):
+    return getattr(model, "module", model)

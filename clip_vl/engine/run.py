@@ -1,0 +1,281 @@
+"""A run's folder: what was asked (args.json), what happened (log.jsonl, TensorBoard), what came out (result.json).
+
+    run = Run("snap/vqa/first", vars(args), program="vqa", resume=args.resume, rank=dist.rank())
+    run.log(step=200, epoch=0, loss=2.31, lr=1e-4, seconds=35.2, samples=6400)
+    save_checkpoint(run.checkpoints, step, tensors, {"log_position": run.position(), ...})
+    run.write_result(task="vqa", split="minival", accuracy=73.91)
+
+A row of the log depends on flags and step alone, so a resumed run writes the same rows as an uninterrupted one. Only
+clocks differ, and they live under names that begin with `seconds`.
+"""
+
+import datetime
+import fcntl
+import importlib.metadata
+import json
+import math
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+from clip_vl.engine.errors import UserError
+from clip_vl.engine.files import TEMPORARY, atomic_json, atomic_write
+
+LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "lmdb")
+UNFINISHED = (f"{TEMPORARY}*",)  # what a killed writer leaves
+WRITTEN = (*UNFINISHED, "args.json", "log.jsonl", "result.json", "gallery.json", "report.html", "*_predict.json",
+           "*.pth", "checkpoints", "tensorboard")  # fmt: skip
+
+
+class Run:
+    """The folder of one run. Every rank makes one; only rank 0 touches the disk and speaks.
+
+    folder, checkpoints: paths
+    """
+
+    def __init__(self, output, args, program, resume=False, overwrite=False, rank=0, device="cpu"):
+        """Open `output`: a new folder, or with `resume` the one of a run to go on with if it is there.
+
+        args:      dict of the flags
+        overwrite: delete what an earlier run wrote there; files of others stay
+        device:    what the run computes on, for the record
+        raises:    UserError if the name is taken, another process writes there, or the folder is not writable
+        """
+        self.folder = Path(output)
+        self.checkpoints = self.folder / "checkpoints"
+        self._program, self._rank = program, rank
+        self._disk_full = False
+        if resume and overwrite:
+            raise UserError("--resume goes on with a run and --overwrite deletes it: pass one of them.")
+        if rank == 0:
+            try:
+                self._open(args, resume, overwrite, device)
+            except OSError as error:
+                raise UserError(f"Cannot write to --output {output}: {error.strerror} ({error.filename}).") from error
+
+    def _open(self, args, resume, overwrite, device):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = _lock_or_refuse(self.folder)
+        before = _read_args(self.folder)
+        if before is not None and not (resume or overwrite):
+            raise UserError(f"{self.folder} already holds a run: pass --resume to go on with it, --overwrite to delete "
+                            "it, or choose another --output.")  # fmt: skip
+        if resume and before and before.get("program") != self._program:
+            raise UserError(f"{self.folder} holds a run of {before.get('program')}, not of {self._program}: "
+                            "choose another --output.")  # fmt: skip
+        _delete(self.folder, WRITTEN if overwrite else UNFINISHED)
+        record = _describe(self._program, self.folder.name, args, device, before if resume else None)
+        atomic_json(self.folder / "args.json", record)
+        self._file = (self.folder / "log.jsonl").open("ab", buffering=0)
+        self._tensorboard = _TensorBoard(self.folder / "tensorboard", record["started"])
+
+    def log(self, **values):
+        """Append one row to log.jsonl, mirror it to TensorBoard, print it. Values: numbers, 0-d tensors, strings.
+
+        step, epoch: where training stands; TensorBoard takes only rows with a `step`
+        seconds:     the time this row covers; with `samples`, seen in that time, the report can show throughput
+        Numbers that are not finite become null, which every JSON reader takes.
+        """
+        if self._rank == 0:
+            row = {name: _plain(value) for name, value in values.items()}
+            self._append((json.dumps(row) + "\n").encode())
+            self._tensorboard.add([row])
+            print(_console_line(row), flush=True)
+
+    def _append(self, line):
+        """Write a whole line or none: on a full disk the run goes on and says once that rows are lost."""
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            if self._file.write(line) < len(line):
+                raise OSError("only a part of the row was written")
+        except OSError as error:
+            self._file.truncate(end)
+            if not self._disk_full:
+                print(f"Warning: rows of {self._file.name} are lost ({error}); the run goes on.", flush=True)
+            self._disk_full = True
+
+    def position(self):
+        """The log's length in bytes, all of them safely on disk: what a checkpoint keeps for `truncate`."""
+        if self._rank != 0:
+            return 0
+        os.fsync(self._file.fileno())
+        return self._file.seek(0, os.SEEK_END)
+
+    def truncate(self, position):
+        """Forget the rows after `position`: a resumed run writes them again. TensorBoard's copy is made anew."""
+        if self._rank != 0:
+            return
+        content = (self.folder / "log.jsonl").read_bytes()
+        if len(content) < position:
+            print(f"Warning: {self._file.name} has lost rows since that checkpoint; they stay lost.", flush=True)
+        kept = content[: content.rfind(b"\n", 0, position) + 1]
+        self._file.truncate(len(kept))
+        self._tensorboard.rewrite(json.loads(line) for line in kept.splitlines())
+
+    def write_result(self, **values):
+        """Write result.json: task, split, checkpoint, and metrics under the names the papers use."""
+        if self._rank == 0:
+            head = {"program": self._program, "name": self.folder.name, "finished": _now()}
+            atomic_json(self.folder / "result.json", _finite(head | values))
+
+    def write_predictions(self, name, rows):
+        """Write a submission file: `rows`, a list of JSON objects, as `folder`/`name`."""
+        if self._rank == 0:
+            atomic_write(self.folder / name, json.dumps(rows).encode())
+
+
+class _TensorBoard:
+    """A mirror of the log for TensorBoard. A convenience: whatever goes wrong costs one line, never the run."""
+
+    def __init__(self, folder, started):
+        self._folder, self._started = folder, datetime.datetime.fromisoformat(started).timestamp()
+        self._seconds = 0.0  # rows stand at `started` plus the seconds before them: an interruption leaves no gap
+        self._writer = None
+        self._broken = False
+
+    def add(self, rows):
+        """Append events for rows of the log and flush them."""
+        if not self._broken:
+            try:
+                for row in rows:
+                    self._add(row)
+                if self._writer:
+                    self._writer.flush()
+            except Exception as error:
+                print(f"No more TensorBoard events ({type(error).__name__}: {error}); log.jsonl has all.", flush=True)
+                self._broken = True
+
+    def rewrite(self, rows):
+        """Replace all events by those of `rows`, so that a resumed run shows no step twice."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        self._writer, self._seconds = None, 0.0
+        self.add(rows)
+
+    def _add(self, row):
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
+            self._writer = SummaryWriter(self._folder)
+        self._seconds += row.get("seconds") or 0.0
+        for name, value in row.items():
+            if "step" in row and name != "step" and isinstance(value, int | float):
+                self._writer.add_scalar(name, value, row["step"], walltime=self._started + self._seconds)
+
+
+# ---- flags and surroundings, for the record
+
+
+def changed_flags(before, now):
+    """What differs between two dicts of flags, as a list like ["lr: 0.0001 -> 0.0005"]."""
+    before, now = _jsonable(before), _jsonable(now)
+    names = sorted(before.keys() | now.keys())
+    return [f"{n}: {before.get(n)} -> {now.get(n)}" for n in names if before.get(n) != now.get(n)]
+
+
+def _describe(program, name, args, device, before):
+    """The content of args.json; a resumed run (`before`) keeps its start and notes what changed since."""
+    record = {
+        "program": program,
+        "name": name,
+        "started": _now(),
+        "resumed": [],
+        "commit": _git_commit(),
+        "machine": {"device": _device_name(device), "cores": os.cpu_count(), "host": platform.node(),
+                    "processes": int(os.environ.get("WORLD_SIZE", 1))},
+        "versions": {"python": platform.python_version()} | {n: v for n in LIBRARIES if (v := _version(n))},
+        "args": _jsonable(args),
+    }  # fmt: skip
+    if before:
+        change = {"at": record["started"], "changed": changed_flags(before.get("args", {}), args)}
+        record |= {"started": before.get("started", record["started"]), "resumed": [*before.get("resumed", []), change]}
+    return record
+
+
+def _git_commit():
+    """The commit this file belongs to, with -dirty if the sources differ from it; None outside a checkout."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], check=True, capture_output=True)
+        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _device_name(device):
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    models = [line.partition(":")[2].strip() for line in cpu.splitlines() if line.startswith("model name")]
+    return f"CPU ({models[0] if models else platform.machine()})"
+
+
+def _version(library):
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+# ---- small things
+
+
+def _lock_or_refuse(folder):
+    """Hold `folder`/.lock until this process ends, in whatever way. A record lock, because loader workers must not
+    inherit it: they live on for seconds after their parent is killed."""
+    file = (folder / ".lock").open("a")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        raise UserError(f"Another process writes to {folder}: wait for its end or take another --output.") from error
+    except OSError:  # a file system without locks
+        pass
+    return file
+
+
+def _read_args(folder):
+    """The args.json of an earlier run; None without one, {} if it cannot be read."""
+    try:
+        record = json.loads((folder / "args.json").read_bytes())
+        return record if isinstance(record, dict) else {}
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return {}
+
+
+def _delete(folder, patterns):
+    for path in (path for pattern in patterns for path in folder.glob(pattern)):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _plain(value):
+    """A JSON value: 0-d tensors and NumPy scalars become numbers, what is not finite None."""
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else _plain(value)
+
+
+def _jsonable(args):
+    return json.loads(json.dumps(dict(args), default=str))
+
+
+def _console_line(row):
+    texts = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()}
+    return "  ".join(f"{name} {'not finite' if value is None else value}" for name, value in texts.items())
+
+
+def _now():
+    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")

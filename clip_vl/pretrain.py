@@ -1,0 +1,320 @@
+"""Pre-training of the fused encoder: masked words, image-text matching and, in stage two, answers to questions.
+
+    python -m clip_vl.pretrain --output snap/pretrain/NAME --taskMaskLM --taskMatched ...          stage one
+    python -m clip_vl.pretrain --load snap/pretrain/STAGE_ONE/Epoch09 --taskQA ...                 stage two
+    bash scripts/pretrain.bash 0,1,2,3,4,5,6,7 NAME 9590 8 ...                                     eight GPUs
+
+Reads LXMERT's annotation files and raw images (data/README.md); writes EpochNN_LXRT.pth with its optimizer files at
+each epoch end, a resumable checkpoint every --checkpoint_steps updates, log.jsonl, result.json and report.html.
+The system is CLIP-ViL (arXiv:2107.06383) on LXMERT's recipe (arXiv:1908.07490).
+"""
+
+from dataclasses import dataclass
+
+from clip_vl.engine.flags import flag, parse
+from clip_vl.models.vl_flags import FusedEncoderFlags, check_fused_flags
+
+
+@dataclass
+class PretrainFlags(FusedEncoderFlags):
+    """Pre-training tasks"""
+
+    output: str = flag("snap/pretrain/test", "Run folder: settings, log, checkpoints, result and report.")
+    train: str = flag("mscoco_train,mscoco_nominival,vgnococo", "Training files under <data_root>/lxmert.")
+    valid: str = flag("mscoco_minival", "Validation files; '' for none.")
+    task_mask_lm: bool = flag(False, "Predict masked words.", "--taskMaskLM")
+    task_matched: bool = flag(False, "Tell matched sentences from exchanged ones.", "--taskMatched")
+    task_qa: bool = flag(False, "Answer the questions.", "--taskQA")
+    exchange_rate: float = flag(0.5, "Share of the sentences exchanged for another image's, for --taskMatched.")
+    mask_matched_only: bool = flag(False, "No words asked of exchanged sentences (published: of them too).")
+    word_mask_rate: float = flag(0.15, "Share of the words that are masked.", "--wordMaskRate")
+    qa_sets: str | None = flag(None, "Answer sets (vqa, gqa, visual7w) to keep, separated by commas [all].", "--qaSets")
+    not_load_scheduler: bool = flag(False, "With --load: start the schedule anew.")
+    not_load_adam_optimizer: bool = flag(False, "With --load: start AdamW anew.")
+    task_obj_predict: bool = flag(False, "Published flag.", "--taskObjPredict", dead="it applies to region features")
+    visual_losses: str = flag("obj,attr,feat", "Published flag of the region losses.", "--visualLosses")
+    obj_mask_rate: float = flag(0.0, "Published flag; raw images need 0.", "--objMaskRate")
+
+
+FLAGS = parse(PretrainFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
+
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+
+from clip_vl.datasets.annotations import build_pretrain_annotations
+from clip_vl.datasets.answers import AnswerTable
+from clip_vl.datasets.batches import (
+    DamageCount,
+    build_loader,
+    eval_batches,
+    open_images,
+    refuse_damage,
+    size_file,
+    split_paths,
+    to_device,
+    train_batches,
+)
+from clip_vl.datasets.masking import mask_tokens
+from clip_vl.datasets.pretrain import PretrainDataset
+from clip_vl.datasets.text import load_tokenizer
+from clip_vl.engine import dist
+from clip_vl.engine.dry_run import dry_run
+from clip_vl.engine.errors import Interrupted
+from clip_vl.engine.meters import Meters
+from clip_vl.engine.optim import Updater, autocast_dtype
+from clip_vl.engine.random import seed_step, torch_generator
+from clip_vl.engine.report import write_report
+from clip_vl.engine.resume import restore_training, save_training
+from clip_vl.engine.run import Run
+from clip_vl.engine.signals import StopRequest
+from clip_vl.evaluation.answers import answer_report
+from clip_vl.losses.pretraining import answer_loss, masked_lm_loss, matched_loss
+from clip_vl.models.vl_build import bert_folder, build_encoder, build_optimizers, compile_parts, load_pretrained_parts
+from clip_vl.models.vl_checkpoints import load_encoder, load_stage_optimizers, read_checkpoint, save_stage
+from clip_vl.models.vl_encoder import VLPretrainer
+from clip_vl.models.weights import load_weights
+
+
+def forward(model, batch, tokenizer, uniform, args):
+    """One batch through the model -> its outputs and its losses, zero for a task without targets in the batch.
+
+    uniform: (3, B, L) in [0, 1), the draws that decide which words are masked
+    """
+    rate = args.word_mask_rate if args.task_mask_lm else 0.0
+    ids, mask = batch["input_ids"], batch["maskable"]
+    input_ids, mlm_targets = mask_tokens(ids, mask, uniform, rate, tokenizer.mask_id, tokenizer.vocab_size)
+    if args.mask_matched_only:  # the words stay masked: a sentence without masks would give its exchange away
+        mlm_targets = mlm_targets.masked_fill(batch["matched"][:, None] != 1, -1)
+    outputs = model(
+        batch["images"],
+        input_ids,
+        batch["attention_mask"],
+        mlm_targets=mlm_targets,
+        answer=batch["answer"],
+        image_of_text=batch["image_of_text"],
+        image_boxes=batch["image_boxes"] if args.mask_padding else None,
+    )
+    outputs["match_targets"] = batch["matched"] if args.task_matched else torch.full_like(batch["matched"], -1)
+    losses = {
+        "loss_mlm": masked_lm_loss(
+            outputs["mlm_logits"], outputs["mlm_targets"], global_count(outputs["mlm_targets"], args)
+        ),
+        "loss_itm": matched_loss(
+            outputs["match_logits"], outputs["match_targets"], global_count(outputs["match_targets"], args)
+        ),
+    }
+    if args.task_qa:
+        targets = outputs["answer_targets"]
+        losses["loss_qa"] = answer_loss(outputs["answer_logits"], targets, global_count(targets, args))
+    return outputs, losses
+
+
+def global_count(targets, args):
+    """With --reduce_counts, the mean number of targets per process; None divides by this process's own."""
+    if not args.reduce_counts:
+        return None
+    return dist.sum_over_ranks((targets >= 0).sum().float()) / dist.world_size()
+
+
+def train_one_epoch(job, epoch, start, args):
+    """The epoch's micro-batches from `start` on; updates every --gradient_accumulation_steps, and for what is left."""
+    model, updater = job.model.train(), job.updater
+    batches, accumulate = job.train_order.epoch(epoch), args.gradient_accumulation_steps
+    if args.dry_run or args.skip_training:
+        batches = batches[: accumulate if args.dry_run else 4]
+    loader = build_loader(job.train_set, epoch, batches[start:], args, updater.device)
+    for done, batch in enumerate(dist.progress(loader, f"epoch {epoch + 1}", args.tqdm), start + 1):
+        job.damage.add(batch["damaged"])
+        batch = to_device(batch, updater.device)
+        is_last = done % accumulate == 0 or done == len(batches)
+        in_this_update = min(accumulate, len(batches) - (done - 1) // accumulate * accumulate)
+        generator = torch_generator(args.seed, "mask", updater.micro_step, dist.rank(), device=updater.device)
+        uniform = torch.rand(3, *batch["input_ids"].shape, generator=generator, device=updater.device)
+        with updater.micro_batch(is_last):
+            outputs, losses = forward(model, batch, job.tokenizer, uniform, args)
+            updater.backward(sum(losses.values()), in_this_update)
+        add_losses(job.meters, outputs, losses)
+        if updater.micro_step % args.report_step == 0:
+            report_step(job, epoch)
+        if is_last:
+            norm, (stop,) = updater.step(int(bool(job.stop)))
+            if norm is None:
+                names = [job.train_set.annotations.uid(int(row)) for row in batch["rows"][:4]]
+                print(
+                    f"warning: update {updater.update} skipped: loss or gradient not finite; samples {names}...",
+                    flush=True,
+                )
+            if args.save_step > 0 and updater.update % args.save_step == 0:
+                save_stage(job.run.folder / f"Epoch{epoch + 1}Step{updater.update}", model, updater)
+            if stop or updater.update % args.checkpoint_steps == 0:
+                save_training(job.run, model, updater, job.meters, args, epoch=epoch, batch=done)
+            if stop:
+                raise Interrupted(f"interrupted at update {updater.update} and saved; add --resume to go on")
+
+
+def add_losses(meters, outputs, losses):
+    """Losses weighted by their targets, so that a row of the log is a mean over targets and not over batches."""
+    for name, loss in losses.items():
+        targets = outputs[{"loss_mlm": "mlm_targets", "loss_itm": "match_targets", "loss_qa": "answer_targets"}[name]]
+        meters.add(name, loss, (targets >= 0).sum())
+
+
+def report_step(job, epoch):
+    """A row of the log over the micro-batches since the last one."""
+    losses = job.meters.means()
+    job.meters.clear()
+    now = time.perf_counter()
+    seconds, job.clock = now - job.clock, now
+    rates = {f"lr_{name}": rate for name, rate in job.updater.learning_rates().items()}
+    row = {"step": job.updater.update, "epoch": epoch + 1, "loss": sum(losses.values()), **losses, **rates}
+    job.run.log(**row, skipped=job.updater.skipped, samples=job.samples_per_row, seconds=seconds)
+
+
+@torch.no_grad()
+def evaluate(job, args):
+    """Losses and accuracies over the validation split: masked words, matching, and answers by source (percent).
+
+    Answers are asked of matched pairs; a prediction earns the annotators' score of its answer.
+    """
+    model, updater, valid = dist.unwrap(job.model).eval(), job.updater, job.valid_set.annotations
+    meters, answered = Meters(updater.device), []
+    loader = build_loader(job.valid_set, 0, list(job.valid_order), args, updater.device)
+    for name in ("loss_mlm", "loss_itm", "mlm_accuracy", "matched_accuracy", *(["loss_qa"] if args.task_qa else [])):
+        meters.add(name, 0.0, 0.0)  # every rank needs every name, also one without a batch
+    for batch in dist.progress(loader, "validation", args.tqdm):
+        refuse_damage(batch["damaged"])
+        batch = to_device(batch, updater.device)
+        with updater.autocast():
+            outputs, losses = forward(model, batch, job.tokenizer, batch["mask_uniform"], args)
+        add_losses(meters, outputs, losses)
+        add_accuracy(meters, "mlm_accuracy", outputs["mlm_logits"], outputs["mlm_targets"])
+        add_accuracy(meters, "matched_accuracy", outputs["match_logits"], outputs["match_targets"])
+        if args.task_qa:
+            rows = batch["rows"][batch["answer"].cpu() >= 0].tolist()
+            answered += zip(rows, outputs["answer_logits"].argmax(1).tolist())
+    return {f"valid_{name}": value for name, value in meters.means().items()} | qa_accuracy(valid, answered)
+
+
+def add_accuracy(meters, name, logits, targets):
+    known = targets >= 0
+    correct = (logits.argmax(1) == targets) & known
+    meters.add(name, 100 * correct.sum() / known.sum().clamp(min=1), known.sum())
+
+
+def qa_accuracy(annotations, answered):
+    """{valid_qa_accuracy...: percent}, overall and by source, from every rank's (row, predicted class) pairs."""
+    answered = sorted(pair for pairs in dist.gather(answered) for pair in pairs)
+    if not answered:
+        return {}
+    scores = [dict(zip(*map(list, annotations.answers(row)))).get(answer, 0.0) for row, answer in answered]
+    sources = [annotations.sources[annotations.source[row]] for row, _ in answered]
+    return {f"valid_qa_{name}": value for name, value in answer_report(scores, {"source": sources}).items()}
+
+
+def load_data(job, args):
+    """The training and validation samples, their order, and the vocabularies of words and answers."""
+    root = Path(args.data_root)
+    job.tokenizer = load_tokenizer(bert_folder(args))
+    job.answers = AnswerTable(root / "lxmert" / "all_ans.json", args.qa_sets.split(",") if args.qa_sets else None)
+    images = open_images(args)
+
+    def annotations(splits):
+        return dist.first_rank_builds(
+            lambda: build_pretrain_annotations(
+                split_paths(args, "lxmert", splits),
+                tokenizer=job.tokenizer,
+                answer_table=job.answers,
+                image_sizes=size_file(args),
+                cache_root=root / "cache",
+                limit_source=[source for source in args.limit_source.split(",") if source],
+                max_length=args.max_length,
+            )
+        )
+
+    train = annotations(args.train)
+    job.train_set = PretrainDataset(train, images, args, exchange_rate=args.exchange_rate * args.task_matched)
+    job.train_order = train_batches(train, args)
+    job.damage = DamageCount(train, args)
+    job.valid_set = None
+    if args.valid:
+        valid = annotations(args.valid)
+        job.valid_set = PretrainDataset(
+            valid, images, args, exchange_rate=args.exchange_rate * args.task_matched, evaluation=True
+        )
+        job.valid_order = eval_batches(valid, args)
+
+
+def build_model(job, args):
+    """The model on its device, with random, CLIP's and BERT's, or an earlier stage's weights."""
+    state, path = read_checkpoint(args.load or args.load_lxmert)
+    encoder = build_encoder(args, state)
+    model = VLPretrainer(encoder, num_answers=len(job.answers) if args.task_qa else 0)
+    if state is None:
+        load_pretrained_parts(model, encoder, args)
+    elif args.load:
+        new = [] if any(name.startswith("answer_head.") for name in state) else ["answer_head."]
+        ignore = [] if args.task_qa else ["answer_head."]
+        load_weights(model, state, new=new, ignore=ignore, allow_partial=args.allow_partial, source=path)
+    else:
+        load_encoder(encoder, state, path, args)
+    model.to(job.device, memory_format=torch.channels_last)
+    if args.compile:
+        compile_parts(model)
+    return dist.wrap(model, job.device)
+
+
+def build_updater(job, args):
+    job.updates_per_epoch = -(-len(job.train_order) // args.gradient_accumulation_steps)
+    updater = Updater(
+        job.model,
+        build_optimizers(job.model, args, job.updates_per_epoch),
+        device=job.device,
+        dtype=autocast_dtype(job.device, args.bf16, args.fp16),
+        max_grad_norm=args.max_grad_norm,
+        max_skipped=args.max_skipped,
+        seed=args.seed,
+    )
+    if args.load:
+        load_stage_optimizers(args.load, updater, args.not_load_adam_optimizer, args.not_load_scheduler)
+    return updater
+
+
+def main(args):
+    device = dist.setup()
+    check_fused_flags(args)
+    seed_step(args.seed, 0, 0)  # the same first weights on every rank
+    writer = dist.rank() if not args.dry_run else -1  # a dry run leaves nothing behind
+    job = SimpleNamespace(device=device, stop=StopRequest(), meters=Meters(device), clock=time.perf_counter())
+    job.run = run = Run(args.output, asdict(args), "pretrain", args.resume, args.overwrite, writer, str(device))
+    load_data(job, args)
+    job.model = build_model(job, args)
+    job.updater = build_updater(job, args)
+    job.samples_per_row = args.batch_size * dist.world_size() * args.report_step
+    position = {"epoch": args.start_epoch, "batch": 0}
+    if args.dry_run:
+        updates = (args.stop_after_epoch or args.epochs) * job.updates_per_epoch
+        return dry_run(lambda: train_one_epoch(job, 0, 0, args), updates, device)
+    position = restore_training(run, job.model, job.updater, job.meters, args) or position
+
+    result, last_epoch = position.get("result", {}), args.stop_after_epoch or args.epochs
+    for epoch in range(position["epoch"], last_epoch):
+        train_one_epoch(job, epoch, position["batch"] if epoch == position["epoch"] else 0, args)
+        if job.valid_set is not None:
+            result = evaluate(job, args)
+            run.log(step=job.updater.update, epoch=epoch + 1, **result)
+            job.clock = time.perf_counter()
+        save_stage(run.folder / f"Epoch{epoch + 1:02d}", job.model, job.updater)
+        save_training(run, job.model, job.updater, job.meters, args, epoch=epoch + 1, batch=0, result=result)
+
+    metrics = {name.removeprefix("valid_"): value for name, value in result.items()}
+    run.write_result(task="pretrain", split=args.valid, checkpoint=f"Epoch{last_epoch:02d}_LXRT.pth", **metrics)
+    if dist.rank() == 0:
+        print(f"report: {write_report(run.folder)}")
+
+
+if __name__ == "__main__":
+    dist.run_program(main, FLAGS)

@@ -1,0 +1,97 @@
+"""Shared fixtures: the smoke-sized built-in data set, and programs run as a user runs them."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
+
+# The smallest model and run that go through everything.
+TINY = ["--random_init", "--clip_model_name", "RN-tiny", "--llayers", "1", "--batchSize", "8",
+        "--sentences_per_image", "2", "--report_step", "3",
+        "--image_size_min", "64", "--image_size_max", "96", "--use_positional_embedding", "--no-bf16",
+        "--max_train_samples", "64", "--max_eval_samples", "24"]  # fmt: skip
+ONE_STREAM = ["--visualbert_style", "--xlayers", "0", "--rlayers", "0", "--input_raw_images"]
+PRETRAIN = [*ONE_STREAM, "--taskMaskLM", "--taskMatched"]
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real data, or a skip."""
+    folder = Path(os.environ.get("CLIP_VL_REAL_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data absent: {folder} (CLIP_VL_REAL_DATA)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shapes_root(tmp_path_factory):
+    """A data root with the built-in data set, smoke size. Tests that change it must copy it."""
+    root = tmp_path_factory.mktemp("data") / "shapes"
+    run_program("shapes", "--output", str(root), "--size", "smoke", "--workers", "1")
+    return root
+
+
+def run_program(name, *flags, check=True, nproc=1, environment=()):
+    """Run clip_vl.<name> to its end; returns the CompletedProcess with text output."""
+    done = subprocess.run(
+        command(name, *flags, nproc=nproc),
+        cwd=ROOT, env=ENVIRONMENT | dict(environment), capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    if check:
+        assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def command(name, *flags, nproc=1):
+    if nproc == 1:
+        return [sys.executable, "-m", f"clip_vl.{name}", *map(str, flags)]
+    return ["bash", "scripts/launch.bash", name, "cpu", "0", str(nproc), *map(str, flags)]
+
+
+def start(name, *flags, nproc=1):
+    """Start a program in a process group of its own."""
+    return subprocess.Popen(
+        command(name, *flags, nproc=nproc), cwd=ROOT, env=ENVIRONMENT, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+
+
+def wait_for_rows(output, rows, process):
+    deadline = time.monotonic() + 120
+    while len(log_rows(output)) < rows and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def interrupt(name, *flags, number, after, nproc=1):
+    """Start a program, send signal `number` once its log has `after` rows, and wait: (exit code, output).
+
+    SIGKILL goes to the whole process group; others go to the process that was started, as a scheduler sends them.
+    """
+    process = start(name, *flags, nproc=nproc)
+    wait_for_rows(Path(flags[flags.index("--output") + 1]), after, process)
+    if process.poll() is None:
+        (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
+    text = process.communicate(timeout=60)[0]
+    return process.returncode, text
+
+
+def log_rows(folder):
+    path = Path(folder) / "log.jsonl"
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+@pytest.fixture(scope="session")
+def programs():
+    """The helpers above, as a namespace: tests are imported one by one and cannot import each other."""
+    return SimpleNamespace(
+        run=run_program, start=start, interrupt=interrupt, log_rows=log_rows, wait_for_rows=wait_for_rows,
+        TINY=TINY, PRETRAIN=PRETRAIN, ONE_STREAM=ONE_STREAM, root=ROOT,
+    )  # fmt: skip

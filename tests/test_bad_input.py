@@ -1,0 +1,163 @@
+"""Mistakes end in one clear sentence and the exit code of their kind, and nothing is lost."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def root(shapes_root, tmp_path):
+    """A copy of the data root to damage (images are linked, not copied)."""
+    copy = tmp_path / "data"
+    shutil.copytree(shapes_root, copy, ignore=shutil.ignore_patterns("cache"), copy_function=os.link)
+    return copy
+
+
+def rewrite(path, text):
+    path.unlink()  # a link into the shared set: never write through it
+    path.write_text(text)
+
+
+def refused(programs, program, root, output, *more, code):
+    """Run with `more` flags; the exit code must be `code` and the error one sentence. Returns it."""
+    base = programs.PRETRAIN if program == "pretrain" else programs.ONE_STREAM
+    given = [*base, *programs.TINY, "--epochs", "1", "--data_root", str(root), "--output", str(output), *more]
+    done = programs.run(program, *given, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_broken_json_names_file_and_line(programs, root, tmp_path):
+    path = root / "vqa" / "train.json"
+    rewrite(path, path.read_text()[:2000])
+    assert "train.json:1:" in refused(programs, "vqa", root, tmp_path / "o", code=3)
+
+
+def test_a_missing_key_is_named(programs, root, tmp_path):
+    path = root / "lxmert" / "mscoco_train.json"
+    rows = json.loads(path.read_text())
+    del rows[3]["img_id"]
+    rewrite(path, json.dumps(rows))
+    error = refused(programs, "pretrain", root, tmp_path / "o", "--train", "mscoco_train", code=3)
+    assert "mscoco_train.json" in error and "img_id" in error
+
+
+def test_an_unknown_split_lists_the_known_ones(programs, root, tmp_path):
+    error = refused(programs, "vqa", root, tmp_path / "o", "--train", "trian", code=3)
+    assert "'trian'" in error and "minival" in error
+
+
+def test_an_empty_data_set_is_an_error(programs, root, tmp_path):
+    rewrite(root / "vqa" / "train.json", "[]")
+    assert "train.json" in refused(programs, "vqa", root, tmp_path / "o", "--train", "train", code=3)
+
+
+def test_damaged_training_images_are_named_and_tolerated_up_to_a_share(programs, root, tmp_path):
+    path = sorted((root / "mscoco" / "train2014").iterdir())[0]
+    data = path.read_bytes()
+    path.unlink()
+    path.write_bytes(data[: len(data) // 2])
+    error = refused(programs, "vqa", root, tmp_path / "strict", "--train", "train", code=3)
+    assert path.name in error and "--max_damaged" in error
+    more = ["--epochs", "1", "--data_root", str(root), "--output", str(tmp_path / "mild"), "--max_damaged", "0.1"]
+    done = programs.run("vqa", *programs.ONE_STREAM, *programs.TINY, *more)
+    assert done.stdout.count(f"warning: {path}") == 1
+
+
+def test_a_damaged_image_is_an_error_in_evaluation(programs, root, tmp_path):
+    for path in sorted((root / "mscoco" / "val2014").iterdir()):
+        path.unlink()
+        path.write_bytes(b"no image")
+    error = refused(programs, "vqa", root, tmp_path / "o", "--train", "train", code=3)
+    assert "evaluation needs every image" in error
+
+
+def test_a_checkpoint_of_another_shape_is_refused_with_a_table(programs, root, tmp_path):
+    common = ["--train", "train", "--valid", "", "--data_root", str(root), "--epochs", "1"]
+    programs.run("vqa", *programs.ONE_STREAM, *programs.TINY, *common, "--output", str(tmp_path / "a"))
+    error = refused(
+        programs, "vqa", root, tmp_path / "b", "--load", str(tmp_path / "a" / "LAST"), "--llayers", "2", code=2
+    )
+    assert "bert.encoder.layer.1." in error and "missing" in error
+
+
+def test_a_pickle_that_runs_code_is_refused(programs, root, tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.system, (f"touch {tmp_path / 'ran'}",)
+
+    torch.save({"weight": Hostile()}, tmp_path / "bad.pth")
+    error = refused(programs, "vqa", root, tmp_path / "o", "--load", str(tmp_path / "bad"), code=3)
+    assert "bad.pth" in error and not (tmp_path / "ran").exists()
+    (tmp_path / "raw.pth").write_bytes(pickle.dumps(Hostile()))
+    refused(programs, "vqa", root, tmp_path / "o2", "--load", str(tmp_path / "raw"), code=3)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_missing_weights_say_where_they_come_from(programs, root, tmp_path):
+    error = refused(programs, "vqa", root, tmp_path / "o", "--no-random_init", code=2)
+    assert "RN-tiny.pt" in error and "--clip_weights" in error and "--random_init" in error
+
+
+def test_a_run_name_in_use_is_refused_and_kept(programs, root, tmp_path):
+    (tmp_path / "o").mkdir()
+    (tmp_path / "o" / "args.json").write_text(json.dumps({"program": "vqa", "flags": {}}))
+    error = refused(programs, "vqa", root, tmp_path / "o", code=2)
+    assert "--resume" in error and "--overwrite" in error
+
+
+def test_a_folder_that_cannot_be_written_is_named(programs, root, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert str(tmp_path / "file") in refused(programs, "vqa", root, tmp_path / "file" / "run", code=2)
+
+
+def test_an_occupied_port_is_named(programs):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(["bash", "scripts/pretrain.bash", "cpu", "name", port, "2"], cwd=programs.root,
+                              capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 2 and f"port {port} is in use" in done.stderr
+
+
+def test_wrong_positionals_print_the_usage(programs):
+    done = subprocess.run(
+        ["bash", "scripts/pretrain.bash", "cpu", "name"], cwd=programs.root, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and done.stderr.startswith("usage")
+
+
+def test_a_dead_rank_ends_all_and_its_error_comes_first(programs, root, tmp_path):
+    """Rank 1 alone meets a damaged image: the run ends with rank 1's sentence and its exit code."""
+    for path in (root / "mscoco" / "val2014").iterdir():
+        path.unlink()
+        path.write_bytes(b"no image")
+    given = [*programs.ONE_STREAM, *programs.TINY, "--epochs", "1", "--data_root", str(root), "--train", "train"]
+    done = programs.run("vqa", *given, "--output", str(tmp_path / "o"), check=False, nproc=2)
+    assert done.returncode == 3
+    first = next(line for line in done.stderr.splitlines() if line.startswith("rank "))
+    assert "evaluation needs every image" in first
+    assert done.stderr.strip().splitlines()[-1].startswith("vqa ended with code 3: rank ")
+
+
+def test_a_dead_loader_worker_is_named(programs, root, tmp_path):
+    given = [*programs.ONE_STREAM, *programs.TINY, "--epochs", "200", "--data_root", str(root), "--train", "train",
+             "--num_workers", "1", "--valid", "", "--output", str(tmp_path / "o")]  # fmt: skip
+    process = programs.start("vqa", *given)
+    programs.wait_for_rows(tmp_path / "o", 2, process)
+    children = []
+    while not children and process.poll() is None:
+        text = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout
+        children = text.split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == 1 and "a loader worker died" in text and "Traceback" not in text

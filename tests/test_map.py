@@ -1,0 +1,75 @@
+"""The drawing of the house holds: who imports whom, every recipe parses, --help is quick."""
+
+import ast
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FILES = sorted((ROOT / "clip_vl").rglob("*.py"))
+PROGRAMS = {path.stem for path in FILES if path.parent.name == "clip_vl"} - {"__init__"}
+PARTS = ("datasets", "models", "losses", "evaluation")
+RECIPES = sorted((ROOT / "scripts" / "recipes").glob("*.bash"))
+
+
+def imported(path):
+    """Modules of clip_vl that a file imports, as tuples such as ("datasets", "images")."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        found |= {tuple(name.split(".")[1:]) for name in names if name.startswith("clip_vl.")}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_follow_the_drawing(path):
+    folder = path.parent.name
+    for module in imported(path):
+        assert module[0] not in PROGRAMS, f"{path} imports the program {module[0]}"
+        if folder == "engine":
+            assert module[0] == "engine", f"the engine knows nothing of {module}"
+        if folder in PARTS:
+            assert module[0] in (folder, "engine"), f"{path} imports {module}: parts do not know each other"
+
+
+def flags_of_script(path):
+    """The flags a launch script or recipe hands to its program."""
+    text = re.sub(r"\\\n", " ", path.read_text())
+    line = next(line for line in text.splitlines() if line.startswith("exec"))
+    return [word for word in shlex.split(line) if word.startswith("--") and not word.startswith("--$")]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_every_flag_of_every_recipe_exists(path):
+    from clip_vl.engine.flags import _build_parser, _complete
+    from clip_vl.pretrain import PretrainFlags
+    from clip_vl.vqa import VQAFlags
+
+    cls = PretrainFlags if "pretrain" in path.stem else VQAFlags
+    parser = _build_parser(cls, "doc")
+    script = ROOT / "scripts" / ("pretrain.bash" if cls is PretrainFlags else "finetune_vqa.bash")
+    for name in flags_of_script(path) + flags_of_script(script):
+        assert _complete([name], parser), name
+
+
+@pytest.mark.parametrize("program", sorted(PROGRAMS))
+def test_help_answers_before_torch_is_loaded(program):
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", f"clip_vl.{program}", "--help"], cwd=ROOT,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0 and done.stdout.startswith("usage")
+    assert not re.search(r"\| +torch$", done.stderr, re.MULTILINE)
+    assert time.perf_counter() - began < 10  # a second where nothing else runs
+
+
+def test_the_readme_is_short_and_its_files_exist():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 250
+    for name in re.findall(r"`((?:clip_vl|scripts|tests|benchmarks|data)/[\w/]+\.\w+)`", text):
+        assert (ROOT / name).exists(), name

@@ -1,0 +1,102 @@
+"""Fine-tuning and testing as a user runs them."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+from clip_vl.engine.checkpoint import load_latest
+
+
+def flags(programs, shapes_root, output, *more):
+    return [*programs.ONE_STREAM, *programs.TINY, "--data_root", str(shapes_root), "--output", str(output), *more]
+
+
+@pytest.fixture(scope="module")
+def tuned(programs, shapes_root, tmp_path_factory):
+    """A finished run of two epochs."""
+    output = tmp_path_factory.mktemp("vqa") / "tuned"
+    programs.run("vqa", *flags(programs, shapes_root, output, "--epochs", "2", "--checkpoint_steps", "3"))
+    return output
+
+
+def test_a_run_leaves_its_files(tuned):
+    assert {"BEST.pth", "LAST.pth", "log.jsonl", "result.json", "gallery.json", "report.html"} <= {
+        path.name for path in tuned.iterdir()
+    }
+    result = json.loads((tuned / "result.json").read_text())
+    assert result["accuracy_low"] <= result["accuracy"] <= result["accuracy_high"] and result["accuracy_n"] == 24
+    assert 0 <= result["majority_accuracy"] <= 100
+    assert len(json.loads((tuned / "gallery.json").read_text())["cards"]) == 24
+
+
+def test_minival_is_answered_once_each_and_scored_as_the_official_evaluator_does(programs, shapes_root, tuned):
+    more = ["--load", str(tuned / "BEST"), "--test", "minival", "--max_eval_samples", "100000"]
+    done = programs.run("vqa", *flags(programs, shapes_root, tuned, *more))
+    answers = json.loads((tuned / "minival_predict.json").read_text())
+    asked = json.loads((shapes_root / "vqa" / "minival.json").read_text())
+    assert sorted(row["question_id"] for row in answers) == sorted(row["question_id"] for row in asked)
+    result = json.loads((tuned / "result_minival.json").read_text())
+    labels = {row["question_id"]: row["label"] for row in asked}
+    by_hand = 100 * sum(labels[row["question_id"]].get(row["answer"], 0) for row in answers) / len(answers)
+    assert result["accuracy"] == pytest.approx(by_hand, abs=1e-4)
+    assert result["official_accuracy"] == pytest.approx(by_hand, abs=0.01)
+    assert "minival: 0." in done.stdout
+
+
+def test_the_test_split_has_no_labels_and_gets_its_submission_file(programs, shapes_root, tuned, tmp_path):
+    more = ["--load", str(tuned / "BEST"), "--test", "test", "--max_eval_samples", "100000"]
+    programs.run("vqa", *flags(programs, shapes_root, tmp_path / "out", *more))
+    rows = json.loads((tmp_path / "out" / "test_predict.json").read_text())
+    assert rows and all(set(row) == {"answer", "question_id"} and isinstance(row["answer"], str) for row in rows)
+    assert not (tmp_path / "out" / "result_test.json").exists()
+
+
+def test_two_processes_give_the_number_of_one(programs, shapes_root, tuned, tmp_path):
+    numbers = []
+    for nproc in (1, 2):
+        more = ["--load", str(tuned / "BEST"), "--test", "minival", "--max_eval_samples", "50"]
+        programs.run("vqa", *flags(programs, shapes_root, tmp_path / str(nproc), *more), nproc=nproc)
+        numbers.append([(tmp_path / str(nproc) / f"{name}").read_text() for name in
+                        ("minival_predict.json", "result_minival.json")])  # fmt: skip
+    assert numbers[0] == numbers[1]
+
+
+def test_two_interrupted_processes_resume_to_the_same_bits(programs, shapes_root, tmp_path):
+    def run(name):
+        return flags(programs, shapes_root, tmp_path / name, "--epochs", "2", "--checkpoint_steps", "2")
+
+    programs.run("vqa", *run("whole"), nproc=2)
+    code, text = programs.interrupt("vqa", *run("broken"), number=signal.SIGTERM, after=1, nproc=2)
+    assert code == 75, text
+    programs.run("vqa", *run("broken"), "--resume", nproc=2)
+    (_, whole, a), (_, broken, b) = (load_latest(tmp_path / n / "checkpoints") for n in ("whole", "broken"))
+    assert all(torch.equal(flat[name], broken[stem][name]) for stem, flat in whole.items() for name in flat)
+    assert a["updater"] == b["updater"]
+
+
+def test_the_pretrained_answer_head_is_found_by_text(programs, shapes_root, tmp_path):
+    one = [*programs.PRETRAIN, *programs.TINY, "--data_root", str(shapes_root), "--epochs", "1", "--valid", ""]
+    programs.run("pretrain", *one, "--taskQA", "--output", str(tmp_path / "pre"))
+    more = ["--loadLXMERTQA", str(tmp_path / "pre" / "Epoch01"), "--epochs", "1", "--lr", "0"]
+    done = programs.run("vqa", *flags(programs, shapes_root, tmp_path / "vqa", *more))
+    table = [row["ans"] for row in json.loads((shapes_root / "lxmert" / "all_ans.json").read_text())]
+    answers = json.loads((shapes_root / "vqa" / "trainval_label2ans.json").read_text())
+    assert f"{len(answers)} of {len(answers)} answers found" in done.stdout
+    pre = torch.load(tmp_path / "pre" / "Epoch01_LXRT.pth", weights_only=True)["module.answer_head.logit_fc.3.weight"]
+    tuned = torch.load(tmp_path / "vqa" / "LAST.pth", weights_only=True)["logit_fc.3.weight"]
+    assert torch.equal(tuned, pre[[table.index(answer) for answer in answers]])
+
+
+def test_the_question_only_model_sees_no_image(programs, shapes_root, tmp_path):
+    programs.run("vqa", *flags(programs, shapes_root, tmp_path / "q", "--question_only", "--epochs", "1"))
+    names = torch.load(tmp_path / "q" / "LAST.pth", weights_only=True)
+    assert not any("visual" in name or "visn" in name for name in names)
+
+
+def test_a_loss_falls_on_a_batch_it_can_memorise(programs, shapes_root, tmp_path):
+    more = ["--max_train_samples", "8", "--epochs", "30", "--lr", "2e-3", "--valid", "", "--report_step", "1"]
+    programs.run("vqa", *flags(programs, shapes_root, tmp_path / "m", *more))
+    losses = [json.loads(line)["loss"] for line in programs.log_rows(tmp_path / "m")]
+    assert losses[-1] < 0.3 * losses[0]
