@@ -11,6 +11,8 @@ import subprocess
 import pytest
 import torch
 
+from clip_vl.engine.errors import ProgramError
+
 
 @pytest.fixture
 def root(shapes_root, tmp_path):
@@ -26,13 +28,18 @@ def rewrite(path, text):
 
 
 def refused(programs, program, root, output, *more, code):
-    """Run with `more` flags; the exit code must be `code` and the error one sentence. Returns it."""
+    """Run with `more` flags; it must end in an error of exit code `code`, whose one sentence is returned."""
     base = programs.PRETRAIN if program == "pretrain" else programs.ONE_STREAM
     given = [*base, *programs.TINY, "--epochs", "1", "--data_root", str(root), "--output", str(output), *more]
-    done = programs.run(program, *given, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr
+    with pytest.raises(ProgramError) as error:
+        programs.run_here(program, *given)
+    assert error.value.exit_code == code, error.value
+    return str(error.value)
+
+
+def test_an_error_leaves_with_its_code_and_its_sentence_alone(programs, root, tmp_path):
+    done = programs.run("vqa", "--data_root", root, "--output", tmp_path / "o", check=False)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--visualbert_style" in done.stderr
 
 
 def test_broken_json_names_file_and_line(programs, root, tmp_path):

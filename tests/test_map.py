@@ -71,5 +71,5 @@ def test_help_answers_before_torch_is_loaded(program):
 def test_the_readme_is_short_and_its_files_exist():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) < 250
-    for name in re.findall(r"`((?:clip_vl|scripts|tests|benchmarks|data)/[\w/]+\.\w+)`", text):
+    for name in re.findall(r"`((?:clip_vl|scripts|tests|benchmarks)/[\w/]+\.\w+)`", text):
         assert (ROOT / name).exists(), name

@@ -20,7 +20,8 @@ TRIES = 20  # attempts at one family before another one is drawn
 CONFUSIONS = {
     "red": "orange", "orange": "red", "yellow": "orange", "green": "blue", "blue": "purple", "purple": "blue",
     "pink": "red", "black": "gray", "square": "box", "triangle": "arrow", "cross": "plus", "ring": "circle",
-    "small": "little", "large": "big", "solid": "plain", "striped": "lines", "dotted": "spots", "yes": "no", "no": "yes",
+    "small": "little", "large": "big", "solid": "plain", "striped": "lines", "dotted": "spots", "yes": "no",
+    "no": "yes",
 }  # fmt: skip
 CAREFUL = 0.93  # how often an annotator gives the right answer
 

@@ -11,15 +11,16 @@ THUMBNAIL = 320  # pixels of the longer side
 
 
 def build_gallery(annotations, predictions, scores, answers, read_image, count=24, seed=0):
-    """The cards of gallery.json: `count` questions drawn at random, half of them wrong answers where there are enough.
+    """The cards of gallery.json: `count` questions drawn at random, half right and half wrong where there are enough.
 
     predictions: (row, classes, probabilities) per question, best first; scores: the soft score each one earned
     answers:     the name of each class;  read_image: image id -> bytes of an image file, or None for cards without
     """
     order = numpy_rng(seed, "gallery").permutation(len(scores))
-    wrong = [i for i in order if scores[i] == 0][: count // 2]
-    right = [i for i in order if scores[i] > 0][: count - len(wrong)]
-    chosen = sorted([*right, *wrong], key=order.tolist().index)
+    wrong = [i for i in order if scores[i] == 0]
+    right = [i for i in order if scores[i] > 0]
+    some_wrong = max(count // 2, count - len(right))
+    chosen = sorted([*wrong[:some_wrong], *right[: count - min(some_wrong, len(wrong))]], key=order.tolist().index)
     return {"cards": [_card(annotations, *predictions[i], scores[i], answers, read_image) for i in chosen]}
 
 
@@ -27,7 +28,7 @@ def _card(annotations, row, classes, probabilities, score, answers, read_image):
     ids, values = annotations.answers(row)
     truth = sorted(zip([answers[i] for i in ids], np.asarray(values).tolist()), key=lambda pair: -pair[1])
     return {
-        "image": thumbnail(read_image(annotations.image_id(row))) if read_image else None,
+        "image": thumbnail(read_image(annotations.image_id(row))) if read_image else "",
         "title": annotations.sentence(row),
         "truth": [list(pair) for pair in truth],
         "predictions": [[answers[c], round(p, 4)] for c, p in zip(classes, probabilities)],

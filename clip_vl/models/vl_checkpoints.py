@@ -45,10 +45,11 @@ def load_encoder(encoder, state, path, args):
     load_weights(encoder, part, allow_partial=args.allow_partial, source=path)
 
 
-def load_answer_head(logit_fc, state, path, answers, table):
+def load_answer_head(logit_fc, state, path, answers, table, table_path):
     """The answer head of a pre-training checkpoint for another answer set: rows are found by the answer's text.
 
-    logit_fc: the new head; answers: its answers in order; table: the pre-training AnswerTable, complete
+    logit_fc: the new head; answers: its answers in order
+    table:    the pre-training AnswerTable, complete, read from table_path
     returns:  how many answers were found; the rows of the others are zero
     """
     prefix = "answer_head.logit_fc."
@@ -57,7 +58,7 @@ def load_answer_head(logit_fc, state, path, answers, table):
         raise UserError(f"{path} has no answer head: pass it as --loadLXMERT, or a checkpoint trained with --taskQA")
     if len(head["3.weight"]) != len(table):
         raise UserError(
-            f"{path} knows {len(head['3.weight'])} answers and {table.path} lists {len(table)}; they must be a pair"
+            f"{path} knows {len(head['3.weight'])} answers and {table_path} lists {len(table)}; they must be a pair"
         )
     found = [table.find(answer) for answer in answers]
     rows = torch.tensor([-1 if row is None else row for row in found])

@@ -1,0 +1,78 @@
+"""Saving and restoring a training: exact continuation, and refusal of what is not the same run."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from clip_vl.engine.errors import UserError
+from clip_vl.engine.meters import Meters
+from clip_vl.engine.optim import Updater
+from clip_vl.engine.resume import restore_training, save_training
+from clip_vl.engine.run import Run
+
+CPU = torch.device("cpu")
+
+
+def training(folder, resume=False):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
+    updater = Updater(model, {"adam": (optimizer, lambda update: 1 / (1 + update))}, device=CPU, seed=3)
+    return model, updater, Meters(CPU), Run(folder, {}, "test", resume=resume)
+
+
+def train(model, updater, meters, updates):
+    for _ in range(updates):
+        x = torch.randn(8, 3, generator=torch.Generator().manual_seed(updater.update))
+        with updater.micro_batch(True):
+            loss = model(x).pow(2).mean()
+            updater.backward(loss, 1)
+        meters.add("loss", loss)
+        updater.step()
+
+
+def test_a_restored_training_continues_to_the_same_bits(tmp_path):
+    args = SimpleNamespace(keep_last=2, lr=0.01)
+    whole, updater, meters, _ = training(tmp_path / "whole")
+    train(whole, updater, meters, 6)
+    model, updater, other_meters, run = training(tmp_path / "run")
+    train(model, updater, other_meters, 3)
+    save_training(run, model, updater, other_meters, args, epoch=1, batch=2)
+    model, updater, other_meters, run = training(tmp_path / "run", resume=True)
+    assert restore_training(run, model, updater, other_meters, args) == {"epoch": 1, "batch": 2}
+    train(model, updater, other_meters, 3)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), model.state_dict().values()))
+    assert other_meters.state() == meters.state()
+
+
+def test_other_flags_are_refused_and_free_ones_are_not(tmp_path):
+    model, updater, meters, run = training(tmp_path / "run")
+    save_training(run, model, updater, meters, SimpleNamespace(keep_last=2, lr=0.01), epoch=0, batch=0)
+    restore_training(run, model, updater, meters, SimpleNamespace(keep_last=5, lr=0.01))
+    with pytest.raises(UserError, match=r"lr: 0\.01 -> 0\.1"):
+        restore_training(run, model, updater, meters, SimpleNamespace(keep_last=2, lr=0.1))
+
+
+def test_another_number_of_processes_is_refused(tmp_path, monkeypatch):
+    model, updater, meters, run = training(tmp_path / "run")
+    args = SimpleNamespace(keep_last=2)
+    save_training(run, model, updater, meters, args, epoch=0, batch=0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="started with 1 processes and is resumed with 2"):
+        restore_training(run, model, updater, meters, args)
+
+
+def test_a_full_disk_costs_a_line_and_not_the_run(tmp_path, monkeypatch, capsys):
+    import errno
+
+    from clip_vl.engine import resume
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    model, updater, meters, run = training(tmp_path / "run")
+    monkeypatch.setattr(resume, "save_checkpoint", full)
+    save_training(run, model, updater, meters, SimpleNamespace(keep_last=2), epoch=0, batch=0)
+    assert "no checkpoint at update 0: No space left on device" in capsys.readouterr().out
