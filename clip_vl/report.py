@@ -1,7 +1,7 @@
-"""Reports: render a run's page again, or lay several runs side by side.
+"""Reports: render a run's page again, and print the scores of several runs side by side.
 
-    python -m clip_vl.report snap/vqa/NAME                            writes snap/vqa/NAME/report.html
-    python -m clip_vl.report snap/vqa/A snap/vqa/B --output ab.html   a table, and a page that compares the runs
+    python -m clip_vl.report snap/vqa/NAME             writes snap/vqa/NAME/report.html
+    python -m clip_vl.report snap/vqa/A snap/vqa/B     the same for both, and a table
 
 Reads what runs leave behind (args.json, log.jsonl, result.json, gallery.json) and never changes it.
 """
@@ -16,7 +16,6 @@ class ReportFlags:
     """Reports"""
 
     runs: list[str] = flag([], "Run folders.", positional=True)
-    output: str | None = flag(None, "Page that compares the runs.")
 
 
 FLAGS = parse(ReportFlags, __doc__) if __name__ == "__main__" else None
@@ -24,7 +23,7 @@ FLAGS = parse(ReportFlags, __doc__) if __name__ == "__main__" else None
 import sys
 
 from clip_vl.engine.errors import ProgramError, UserError
-from clip_vl.engine.report import read_run, write_comparison, write_report
+from clip_vl.engine.report import read_run, write_report
 
 
 def comparison_table(runs):
@@ -52,8 +51,6 @@ def main(args):
         page = write_report(folder)
     if len(args.runs) > 1:
         print("\n".join(comparison_table([read_run(folder) for folder in args.runs])))
-    if args.output:
-        page = write_comparison(args.output, args.runs)
     print(f"report: {page}")
 
 

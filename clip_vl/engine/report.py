@@ -9,7 +9,7 @@ import re
 from datetime import datetime
 from pathlib import Path
 
-from clip_vl.engine.curves import COMPANIONS, compact, draw, panels_of, series_of
+from clip_vl.engine.curves import COMPANIONS, compact, panels_of, series_of
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_write
 
@@ -34,13 +34,6 @@ def write_report(folder):
         cards=_cards(gallery, run["folder"] / "gallery.json"),
     )
     return _write(run["folder"] / "report.html", page)
-
-
-def write_comparison(path, folders):
-    """Render one page that lays several runs side by side: headline scores, shared curves, flags that differ."""
-    runs = [read_run(folder) for folder in folders]
-    page = _render("comparison.html", runs=runs, panels=_shared_panels(runs), flags=_differing_flags(runs))
-    return _write(Path(path), page)
 
 
 def read_run(folder):
@@ -153,21 +146,6 @@ def _card(card):
         "correct": bool(card["correct"]),
         "note": str(card.get("note", "")),
     }
-
-
-def _shared_panels(runs):
-    """A panel for every curve that at least two runs have, one line per run."""
-    names = dict.fromkeys(name for run in runs for name in run["series"])
-    lines = {name: {run["name"]: run["series"][name] for run in runs if name in run["series"]} for name in names}
-    return [draw(name, line) for name, line in lines.items() if len(line) > 1]
-
-
-def _differing_flags(runs):
-    """[(flag, [value in each run])] of the flags that are not the same everywhere."""
-    flags = [run["record"].get("args") or {} for run in runs]
-    names = sorted({name for args in flags for name in args} - {"output"})
-    values = [(name, [args.get(name) for args in flags]) for name in names]
-    return [(name, row) for name, row in values if any(value != row[0] for value in row)]
 
 
 # ---- files

@@ -1,0 +1,59 @@
+"""Report pages: everything is on them, nothing foreign runs, nothing is fetched."""
+
+import json
+
+import pytest
+
+from clip_vl.engine.report import write_report
+from clip_vl.engine.run import Run
+
+HOSTILE = "<script>alert(1)</script>"
+CARD = {
+    "image": "",
+    "title": HOSTILE,
+    "truth": [[HOSTILE, 1.0]],
+    "predictions": [["no", 0.5]],
+    "correct": False,
+    "note": "",
+}
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    folder = tmp_path / "first"
+    Run(folder, {"lr": 1e-4, "note": HOSTILE}, "vqa")
+    rows = [
+        {"step": i, "epoch": 1, "loss": 3.0 / (i + 1), "lr_adam": 1e-4, "seconds": 2.0, "samples": 64} for i in range(5)
+    ]
+    rows.append({"step": 5, "epoch": 1, "valid_accuracy": 61.5, "loss": None})
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = {"task": "vqa", "split": "minival", "accuracy": 61.5, "accuracy_n": 900, "accuracy_low": 58.0,
+              "accuracy_high": 64.0, "accuracy/answer_type/yes/no": 80.0, "majority_accuracy": 34.0}  # fmt: skip
+    (folder / "result.json").write_text(json.dumps(result))
+    (folder / "gallery.json").write_text(json.dumps({"cards": [CARD] * 24}))
+    return folder
+
+
+def test_foreign_text_is_escaped_and_nothing_is_fetched(run_folder):
+    page = write_report(run_folder).read_text()
+    assert HOSTILE not in page and "&lt;script&gt;alert(1)" in page
+    assert 'src="http' not in page and 'href="http' not in page and "61.5" in page and "yes/no" in page
+
+
+@pytest.mark.parametrize("log", ["", '{"step": 1, "loss": 2.0}\n', '{"step": 1, "loss": null}\n{"step'])
+def test_a_short_or_torn_log_makes_a_page_too(run_folder, log):
+    (run_folder / "log.jsonl").write_text(log)
+    (run_folder / "result.json").unlink()
+    assert "<html" in write_report(run_folder).read_text()
+
+
+def test_several_runs_make_a_table_with_the_majority_answer(programs, run_folder, tmp_path):
+    done = programs.run("report", run_folder, run_folder)
+    lines = done.stdout.splitlines()
+    assert lines[1].split()[:2] == ["majority", "answer"] and "34.00" in lines[1]
+    assert lines[2].split() == ["first", "minival", "61.50", "58.00", "to", "64.00", "900"]
+
+
+def test_a_folder_without_a_run_is_an_error(programs, tmp_path):
+    done = programs.run("report", tmp_path, check=False)
+    assert done.returncode == 2 and "args.json" in done.stderr
