@@ -310,7 +310,8 @@ def main(args):
         save_stage(run.folder / f"Epoch{epoch + 1:02d}", job.model, job.updater)
         save_training(run, job.model, job.updater, job.meters, args, epoch=epoch + 1, batch=0, result=result)
 
-    metrics = {name.removeprefix("valid_"): value for name, value in result.items()}
+    scores_first = sorted(result, key=lambda name: ("qa_accuracy" not in name, "loss" in name))
+    metrics = {name.removeprefix("valid_"): result[name] for name in scores_first}
     run.write_result(task="pretrain", split=args.valid, checkpoint=f"Epoch{last_epoch:02d}_LXRT.pth", **metrics)
     if dist.rank() == 0:
         print(f"report: {write_report(run.folder)}")

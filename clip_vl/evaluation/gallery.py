@@ -8,6 +8,7 @@ import numpy as np
 from clip_vl.engine.random import numpy_rng
 
 THUMBNAIL = 320  # pixels of the longer side
+RIGHT = 0.5  # soft score from which an answer counts as right: two of ten people said so
 
 
 def build_gallery(annotations, predictions, scores, answers, read_image, count=24, seed=0):
@@ -17,8 +18,8 @@ def build_gallery(annotations, predictions, scores, answers, read_image, count=2
     answers:     the name of each class;  read_image: image id -> bytes of an image file, or None for cards without
     """
     order = numpy_rng(seed, "gallery").permutation(len(scores))
-    wrong = [i for i in order if scores[i] == 0]
-    right = [i for i in order if scores[i] > 0]
+    wrong = [i for i in order if scores[i] < RIGHT]
+    right = [i for i in order if scores[i] >= RIGHT]
     some_wrong = max(count // 2, count - len(right))
     chosen = sorted([*wrong[:some_wrong], *right[: count - min(some_wrong, len(wrong))]], key=order.tolist().index)
     return {"cards": [_card(annotations, *predictions[i], scores[i], answers, read_image) for i in chosen]}
@@ -32,7 +33,7 @@ def _card(annotations, row, classes, probabilities, score, answers, read_image):
         "title": annotations.sentence(row),
         "truth": [list(pair) for pair in truth],
         "predictions": [[answers[c], round(p, 4)] for c, p in zip(classes, probabilities)],
-        "correct": score > 0,
+        "correct": score >= RIGHT,
         "note": annotations.question_type(row),
     }
 
