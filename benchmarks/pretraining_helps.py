@@ -21,8 +21,8 @@ def accuracy(name, seed, samples, start, args):
     """Fine-tune one model and return its minival accuracy in percent."""
     output = ROOT / "snap" / "vqa" / f"tenth_{name}_{seed}"
     command = ["bash", "scripts/finetune_vqa.bash", "cpu", output, "0", "1", "--data_root", args.data_root,
-               "--random_init", "--clip_model_name", "RN-tiny", "--llayers", "4", "--use_positional_embedding",
-               "--image_size_min", "96", "--image_size_max", "128", "--batchSize", "64", "--sentences_per_image", "4",
+               "--random_init", "--clip_model_name", "RN-tiny", "--llayers", "2", "--use_positional_embedding",
+               "--image_size_min", "96", "--image_size_max", "128", "--batchSize", "128", "--sentences_per_image", "4",
                "--numWorkers", "0", "--no-fp16", "--warmup_ratio", "0.05", "--report_step", "50", "--overwrite",
                "--epochs", args.epochs, "--seed", seed, "--max_train_samples", samples, *start]  # fmt: skip
     subprocess.run([*map(str, command)], cwd=ROOT, check=True)
@@ -32,7 +32,7 @@ def accuracy(name, seed, samples, start, args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data_root", default="data/shapes")
-    parser.add_argument("--pretrained", default="snap/pretrain/quickstart_stage_two/Epoch01")
+    parser.add_argument("--pretrained", default="snap/pretrain/quickstart_stage_two/Epoch02")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--epochs", type=int, default=4)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Draws scenes with Pillow: light backgrounds, outlined shapes with white stripes or dots, antialiased."""
+"""Draws scenes with Pillow: light backgrounds, shapes with a dark contour and white stripes or dots, antialiased."""
 
 import functools
 import math
@@ -9,11 +9,11 @@ from PIL import Image, ImageDraw
 from clip_vl.datasets.scenes import RGB, TINTS
 
 SCALE = 4  # each shape is drawn this many times larger and averaged down
-MARGIN = 3  # pixels around a shape's tile, for its outline and its shadow
-OUTLINE = 1.6  # pixels
-SHADOW = (2, 2, 46)  # right, down, opacity of 255
-PERIOD = {"striped": 7.6, "dotted": 8.6}  # pixels from one stripe or row of dots to the next
-HOLE = 0.5  # radius of a ring's hole, in radii of the ring
+MARGIN = 3  # pixels around a shape's tile, for its contour
+CONTOUR = 3.4  # pixels, in one dark ink whatever the colour: the shape is seen before the colour is known
+INK = (40, 44, 52)
+PERIOD = {"striped": 11.0, "dotted": 11.5}  # pixels from one stripe or row of dots to the next
+HOLE = 0.63  # radius of a ring's hole, in radii of the ring
 SPECKLE = 5.0  # standard deviation of a speckled background, in grey levels
 
 
@@ -37,42 +37,36 @@ def background(scene, noise_rng):
 
 
 def stamp(picture, thing):
-    """Draw one thing and its faint shadow onto the picture, to the nearest pixel."""
+    """Draw one thing onto the picture, to the nearest pixel."""
     half = math.ceil(thing.radius) + MARGIN
-    outer, face, color = tile(thing, half)
-    left, top = round(thing.x) - half, round(thing.y) - half
-    right, down, opacity = SHADOW
-    picture.paste((40, 40, 60), (left + right, top + down), outer.point(lambda v: v * opacity // 255))
-    rim = tuple(int(channel * 0.55) for channel in color)
-    picture.paste(rim, (left, top), outer)
-    picture.paste(face, (left, top), inner_mask(thing, half))
+    corner = round(thing.x) - half, round(thing.y) - half
+    filled, contour = masks(thing, half)
+    picture.paste(face(thing, half), corner, filled)
+    picture.paste(INK, corner, contour)
 
 
-def tile(thing, half):
-    """(mask of the whole shape, its textured face, its colour); squares of 2 * half pixels."""
+def face(thing, half):
+    """RGB square of 2 * half pixels: the thing's colour and texture, to be cut out."""
     side = 2 * half * SCALE
-    color = RGB[thing.color]
-    face = Image.new("RGB", (side, side), color)
-    draw_texture(ImageDraw.Draw(face), thing, side)
-    return mask(thing, half, thing.radius), face.reduce(SCALE), color
-
-
-def inner_mask(thing, half):
-    return mask(thing, half, thing.radius - OUTLINE)
-
-
-def mask(thing, half, radius):
-    """L picture of 2 * half pixels: the shape's outline scaled to `radius`, filled, antialiased."""
-    side = 2 * half * SCALE
-    image = Image.new("L", (side, side))
-    points = outline(thing.shape)
-    turn = math.radians(thing.angle)
-    cos, sin, size = math.cos(turn) * radius * SCALE, math.sin(turn) * radius * SCALE, side / 2
-    ImageDraw.Draw(image).polygon([(size + cos * x - sin * y, size + sin * x + cos * y) for x, y in points], fill=255)
-    if thing.shape == "ring":
-        hole = (HOLE * thing.radius + thing.radius - radius) * SCALE
-        ImageDraw.Draw(image).ellipse([size - hole, size - hole, size + hole, size + hole], fill=0)
+    image = Image.new("RGB", (side, side), RGB[thing.color])
+    draw_texture(ImageDraw.Draw(image), thing, side)
     return image.reduce(SCALE)
+
+
+def masks(thing, half):
+    """(filled, contour): L pictures of 2 * half pixels, antialiased."""
+    side, pen_width = 2 * half * SCALE, round(CONTOUR * SCALE)
+    filled, contour = Image.new("L", (side, side)), Image.new("L", (side, side))
+    turn, size, middle = math.radians(thing.angle), thing.radius * SCALE, side / 2
+    cos, sin = math.cos(turn) * size, math.sin(turn) * size
+    points = [(middle + cos * x - sin * y, middle + sin * x + cos * y) for x, y in outline(thing.shape)]
+    ImageDraw.Draw(filled).polygon(points, fill=255)
+    ImageDraw.Draw(contour).line([*points, *points[:2]], fill=255, width=pen_width, joint="curve")
+    if thing.shape == "ring":
+        hole = [middle - HOLE * size] * 2 + [middle + HOLE * size] * 2
+        ImageDraw.Draw(filled).ellipse(hole, fill=0)
+        ImageDraw.Draw(contour).ellipse(hole, outline=255, width=pen_width)
+    return filled.reduce(SCALE), contour.reduce(SCALE)
 
 
 def draw_texture(pen, thing, side):
@@ -106,7 +100,7 @@ def outline(shape):
         return [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)]
     if shape == "triangle":
         return [(0, -0.98), (0.94, 0.72), (-0.94, 0.72)]
-    arm, tip = 0.28, 0.94  # a cross: one quarter of its corners, turned four times
+    arm, tip = 0.21, 0.94  # a cross: one quarter of its corners, turned four times
     quarter = [(-arm, -tip), (arm, -tip), (arm, -arm)]
     return [(x * c - y * s, x * s + y * c) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1)) for x, y in quarter]
 
@@ -115,4 +109,3 @@ def circle_points(count, radius):
     """Points on a circle, clockwise from the top."""
     turns = [2 * math.pi * i / count for i in range(count)]
     return [(radius * math.sin(turn), -radius * math.cos(turn)) for turn in turns]
-

@@ -14,6 +14,7 @@ OPENINGS = ("", "there is ", "a picture of ", "we see ", "this image shows ")
 RELATIONS = {"left of": ("x", 1), "right of": ("x", -1), "above": ("y", 1), "below": ("y", -1)}
 MARGIN = 14.0  # pixels by which two centres must differ before a relation is spoken of
 MAX_WORDS = 18  # with [CLS] and [SEP], the twenty tokens that a sentence may have
+SAID = {"texture": 0.7, "size": 0.6}  # how often a description mentions it
 TRIES = 20  # attempts at one family before another one is drawn
 
 # What an annotator who is wrong, or sees it differently, says instead.
@@ -46,13 +47,25 @@ def article(words):
 # ---- statements
 
 
+def phrase(thing, extras):
+    """Colour and shape, and size or texture when among the extras: "small red striped ring".
+
+    Each word has a place of its own, so that a masked one leaves no doubt what it was about.
+    """
+    words = ("color", "shape", *extras)
+    return " ".join(getattr(thing, name) for name in ("size", "color", "texture", "shape") if name in words)
+
+
 def describe(thing, rng):
-    """A noun phrase with the colour, and size or texture now and then: "small striped red circle"."""
-    if rng.random() < 0.25:
+    """A noun phrase with the colour, and size or texture now and then."""
+    if rng.random() < 0.15:
         return f"{thing.color} thing"
-    words = [thing.size] if rng.random() < 0.4 else []
-    words += [thing.texture] if rng.random() < 0.4 else []
-    return " ".join([*words, thing.color, thing.shape])
+    return phrase(thing, mentioned(rng))
+
+
+def mentioned(rng):
+    """Which of size and texture a description speaks of."""
+    return [name for name, share in SAID.items() if rng.random() < share]
 
 
 def relation(first, second):
@@ -71,16 +84,11 @@ def captions(scene, rng, count=5):
 
 
 def survey(scene, rng):
-    """Up to three things with their places: "striped red circle top left, blue star bottom"."""
+    """Up to three things with their places: "red striped ring top left, blue square bottom"."""
     chosen = rng.sample(scene.things, min(len(scene.things), 3))
     room = (MAX_WORDS - (len(chosen) - 1)) // len(chosen)  # words per thing, after the commas
-    return ", ".join(f"{look(thing, rng, room - 2)} {place(scene, thing)}" for thing in chosen)
-
-
-def look(thing, rng, room):
-    """Colour and shape, with size and texture in front where `room` allows more than two words."""
-    extras = rng.sample(("size", "texture"), 2)[: max(0, room - 2)]
-    return " ".join(getattr(thing, name) for name in (*extras, "color", "shape"))
+    extras = max(0, room - 4)  # colour, shape and two words of place come first
+    return ", ".join(f"{phrase(thing, mentioned(rng)[:extras])} {place(scene, thing)}" for thing in chosen)
 
 
 def place(scene, thing):

@@ -24,10 +24,10 @@ TINTS = {
 }  # fmt: skip
 BACKDROPS = ("plain", "gradient", "speckled")
 
-RADII = {"small": (13.0, 15.0), "large": (24.0, 27.0)}  # pixels, in a picture whose short side is 128
-FRAMES = ((128, 128), (160, 128), (128, 160), (171, 128), (128, 171), (192, 128), (128, 192))  # width, height
-CROWDED_FRAMES = FRAMES[3:]  # five and six things need the room
-COUNT_WEIGHTS = {1: 5, 2: 5, 3: 3, 4: 1, 5: 1, 6: 1}  # mostly a few, from which the words are learnt
+RADII = {"small": (17.0, 19.0), "large": (28.0, 31.0)}  # pixels, in a picture whose short side is 128
+FRAMES = ((128, 128), (144, 128), (160, 128), (171, 128), (171, 120), (128, 160), (192, 128))  # width, height
+CROWDED_FRAMES = ((171, 128), (192, 128), (128, 192))  # five and six things need the room
+COUNT_WEIGHTS = {1: 8, 2: 5, 3: 3, 4: 1, 5: 1, 6: 1}  # mostly a few, from which the words are learnt
 GAP = 3.0  # least distance between two outlines, and to the edge
 HABIT = 0.5  # how often a thing takes after the scene's favourite shape or colour, so that there is something to count
 

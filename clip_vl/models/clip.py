@@ -33,7 +33,7 @@ GRID_ENCODERS = {
     "RN50": GridConfig((3, 4, 6, 3), 64),
     "RN101": GridConfig((3, 4, 23, 3), 64),
     "RN50x4": GridConfig((4, 6, 10, 6), 80),
-    "RN-tiny": GridConfig((1, 1, 1), 32),  # ours, for small pictures: one stage less, so stride 16
+    "RN-tiny": GridConfig((1, 1, 1, 1), 16),  # ours, for small pictures
 }
 
 

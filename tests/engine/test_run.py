@@ -1,0 +1,141 @@
+"""The run folder: whole rows, an honest record, and nothing of anybody else's lost."""
+
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from clip_vl.engine.errors import UserError
+from clip_vl.engine.run import Run
+
+ARGS = {"lr": 1e-3, "output": "x"}
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def close(run):
+    """What the end of the process would do: let go of the folder."""
+    run._lock.close()
+    run._file.close()
+
+
+def test_a_row_is_json_whatever_the_numbers(tmp_path, capsys):
+    run = Run(tmp_path / "a", ARGS, "vqa")
+    run.log(step=1, loss=torch.tensor(2.5), bad=math.nan, worse=float("inf"), note="late")
+    assert rows(tmp_path / "a") == [{"step": 1, "loss": 2.5, "bad": None, "worse": None, "note": "late"}]
+    assert "bad not finite" in capsys.readouterr().out
+
+
+def test_ranks_but_the_first_touch_nothing(tmp_path, capsys):
+    run = Run(tmp_path / "a", ARGS, "vqa", rank=1)
+    run.log(step=1, loss=1.0)
+    run.write_result(task="vqa")
+    run.write_predictions("minival_predict.json", [])
+    assert run.position() == 0 and list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
+
+
+def test_truncate_forgets_later_rows_and_half_of_one(tmp_path):
+    run = Run(tmp_path / "a", ARGS, "vqa")
+    run.log(step=1)
+    position = run.position()
+    run.log(step=2)
+    with (tmp_path / "a" / "log.jsonl").open("ab") as file:
+        file.write(b'{"step": 3, "lo')  # a writer was killed here
+    run.truncate(position)
+    run.log(step=4)
+    assert rows(tmp_path / "a") == [{"step": 1}, {"step": 4}]
+
+
+def test_a_log_shorter_than_the_checkpoint_says_is_told_and_kept(tmp_path, capsys):
+    run = Run(tmp_path / "a", ARGS, "vqa")
+    run.log(step=1)
+    run.truncate(10_000)
+    assert rows(tmp_path / "a") == [{"step": 1}] and "lost rows" in capsys.readouterr().out
+
+
+def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = Run(tmp_path / "a", ARGS, "vqa")
+    run.log(step=1, loss=3.0)
+    position = run.position()
+    run.log(step=2, loss=9.0)
+    run.truncate(position)
+    run.log(step=2, loss=2.0)
+    events = EventAccumulator(str(tmp_path / "a" / "tensorboard")).Reload().Scalars("loss")
+    assert [(e.step, e.value) for e in events] == [(1, 3.0), (2, 2.0)]
+
+
+def test_a_name_in_use_is_refused_and_a_resumed_run_notes_what_changed(tmp_path):
+    close(Run(tmp_path / "a", ARGS, "vqa"))
+    with pytest.raises(UserError, match="already holds a run"):
+        Run(tmp_path / "a", ARGS, "vqa")
+    with pytest.raises(UserError, match="holds a run of vqa, not of pretrain"):
+        Run(tmp_path / "a", ARGS, "pretrain", resume=True)
+    started = json.loads((tmp_path / "a" / "args.json").read_text())["started"]
+    close(Run(tmp_path / "a", ARGS | {"lr": 2e-3}, "vqa", resume=True))
+    record = json.loads((tmp_path / "a" / "args.json").read_text())
+    assert record["started"] == started and record["resumed"][0]["changed"] == ["lr: 0.001 -> 0.002"]
+
+
+def test_overwrite_deletes_what_a_run_wrote_and_nothing_else(tmp_path):
+    run = Run(tmp_path / "a", ARGS, "vqa")
+    run.log(step=1)
+    run.write_result(task="vqa")
+    (tmp_path / "a" / "checkpoints").mkdir()
+    (tmp_path / "a" / "notes.txt").write_text("mine")
+    close(run)
+    Run(tmp_path / "a", ARGS, "vqa", overwrite=True)
+    left = {path.name for path in (tmp_path / "a").iterdir()}
+    assert left == {".lock", "args.json", "log.jsonl", "notes.txt"} and rows(tmp_path / "a") == []
+
+
+def test_resume_and_overwrite_exclude_each_other(tmp_path):
+    with pytest.raises(UserError, match="one of them"):
+        Run(tmp_path / "a", ARGS, "vqa", resume=True, overwrite=True)
+
+
+def test_two_processes_do_not_write_one_folder(tmp_path):
+    run = Run(tmp_path / "a", ARGS, "vqa")
+    code = f"from clip_vl.engine.run import Run; Run({str(tmp_path / 'a')!r}, {{}}, 'vqa', resume=True)"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "Another process writes" in other.stderr
+    close(run)
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_a_full_disk_costs_whole_rows_and_one_warning(tmp_path, capsys):
+    run = Run(tmp_path / "a", ARGS, "vqa")
+    run.log(step=1)
+    whole = run._file
+
+    class Full:
+        """The file on a disk that takes five more bytes of each row."""
+
+        name = whole.name
+
+        def __getattr__(self, name):
+            return getattr(whole, name)
+
+        def write(self, line):
+            return whole.write(line[:5])
+
+    run._file = Full()
+    run.log(step=2)
+    run.log(step=3)
+    run._file = whole
+    run.log(step=4)
+    assert rows(tmp_path / "a") == [{"step": 1}, {"step": 4}]
+    assert capsys.readouterr().out.count("are lost") == 1
+
+
+def test_a_result_names_its_program_and_run(tmp_path):
+    run = Run(tmp_path / "a", ARGS, "vqa")
+    run.write_result(task="vqa", accuracy=torch.tensor(73.5), by_type={"number": math.nan})
+    result = json.loads((tmp_path / "a" / "result.json").read_text())
+    assert {"program": "vqa", "name": "a", "accuracy": 73.5, "by_type": {"number": None}}.items() <= result.items()
