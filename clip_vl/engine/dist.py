@@ -7,6 +7,7 @@ CPUs); small host-side values always travel through gloo. Rank 0 speaks and writ
 import datetime
 import multiprocessing
 import os
+import signal
 import sys
 import time
 import traceback
@@ -150,6 +151,7 @@ def _last_line(error):
 
 def _leave(code, sentence, quiet=False):
     """End now: no clean-up of process groups, which would wait for peers, but no orphaned loader workers either."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loader's handler would raise here for the workers killed below
     name = f"rank {rank()}: " if world_size() > 1 else ""
     first = _claim_exit_file(code, name + sentence)
     if first or not quiet:
