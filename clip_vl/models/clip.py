@@ -1,4 +1,7 @@
-"""CLIP's ResNet (arXiv:2103.00020, section 2.4) as a grid encoder: no attention pool, no text tower."""
+"""CLIP's image towers (arXiv:2103.00020, section 2.4) as grid encoders: no pooling, no text tower.
+
+The ResNets are here, the vision transformers in vit.py.
+"""
 
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -7,6 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+from clip_vl.engine.errors import UserError
+from clip_vl.models.vit import ViTConfig, VisionTransformer
 
 EXPANSION = 4  # output channels of a bottleneck per inner channel
 
@@ -33,8 +39,21 @@ GRID_ENCODERS = {
     "RN50": GridConfig((3, 4, 6, 3), 64),
     "RN101": GridConfig((3, 4, 23, 3), 64),
     "RN50x4": GridConfig((4, 6, 10, 6), 80),
+    "RN50x16": GridConfig((6, 8, 18, 8), 96),
     "RN-tiny": GridConfig((1, 1, 1, 1), 16),  # ours, for small pictures
+    "ViT-B/32": ViTConfig(12, 768, 32, 7),
+    "ViT-B/16": ViTConfig(12, 768, 16, 14),
+    "ViT-L/14": ViTConfig(24, 1024, 14, 16),
 }
+
+
+def build_grid_encoder(grid, bn_mode="train", checkpoint_backbone=False):
+    """The tower of a GridConfig or ViTConfig; a transformer has no batch norm, so bn_mode "frozen" is refused there."""
+    if isinstance(grid, GridConfig):
+        return ModifiedResNet(grid.layers, grid.width, bn_mode, checkpoint_backbone)
+    if bn_mode != "train":
+        raise UserError(f"--bn_mode {bn_mode} is for ResNets: a vision transformer has no BatchNorm; drop the flag")
+    return VisionTransformer(grid, checkpoint_backbone)
 
 
 class Bottleneck(nn.Module):

@@ -25,7 +25,7 @@ def build_encoder(args, state=None, with_images=True):
     name = args.clip_model_name
     found = detect_grid_encoder(state) if state else None
     if found and found != name:
-        dist.print0(f"the checkpoint holds an {found}: building that instead of --clip_model_name {name}")
+        dist.print0(f"the checkpoint holds {found}: building that instead of --clip_model_name {name}")
         name = found
     if name not in GRID_ENCODERS:
         raise UserError(f"--clip_model_name {name} is not a grid encoder; choose one of {', '.join(GRID_ENCODERS)}")
@@ -49,7 +49,7 @@ def load_pretrained_parts(model, encoder, args):
         return
     hint = "`python -m clip_vl.prepare check` says where it comes from; --random_init trains without it."
     if encoder.grid is not None:
-        path = Path(args.clip_weights or Path(args.data_root) / "clip" / f"{args.clip_model_name}.pt")
+        path = Path(args.clip_weights or Path(args.data_root) / "clip" / f"{args.clip_model_name.replace('/', '-')}.pt")
         load_clip_visual(
             encoder.encoder.visual_model.visual, path, f"Put it there or point --clip_weights to it; {hint}"
         )

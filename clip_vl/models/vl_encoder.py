@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from clip_vl.engine.errors import UserError
 from clip_vl.models.bert import BertEmbeddings, BertLayer, BertPooler, attention_bias
-from clip_vl.models.clip import ModifiedResNet
+from clip_vl.models.clip import build_grid_encoder
 from clip_vl.models.dropout import Dropout
 from clip_vl.models.heads import AnswerHead, PretrainHeads, answer_layers
 from clip_vl.models.weights import init_weights
@@ -23,7 +23,7 @@ class VisualTower(nn.Module):
 
     def __init__(self, grid, bn_mode="train", frozen=False, checkpoint_backbone=False):
         super().__init__()
-        self.visual = ModifiedResNet(grid.layers, grid.width, bn_mode, checkpoint_backbone)
+        self.visual = build_grid_encoder(grid, bn_mode, checkpoint_backbone)
         if frozen:
             self.visual.requires_grad_(False)
         # (x / 255 - mean) / std, written as scale * x + shift
@@ -159,7 +159,7 @@ class VLEncoder(nn.Module):
     """Text and image into one BERT stack; called `bert` in the published checkpoints.
 
     config:  BertConfig; num_layers (default config.num_hidden_layers) layers of it
-    grid:    GridConfig of the visual tower, or None for a model of text alone, which builds no visual part
+    grid:    GridConfig or ViTConfig of the visual tower, or None for a model of text alone, which builds no visual part
     positional_embedding, pos_num: learned positions for up to pos_num rows and columns of cells
     sub_feat_num:        cells drawn per sample in training (None: all); evaluation sees all
     max_pooling:         2x2 max pooling of the grid

@@ -81,7 +81,9 @@ class EncoderFlags:
     """Encoder"""
 
     bert: str | None = flag(None, "Folder of the BERT-shaped text model [<data_root>/bert-base-uncased].")
-    clip_model_name: str = flag("RN50", "Visual tower: RN50, RN101, RN50x4 or RN-tiny.")
+    clip_model_name: str = flag(
+        "RN50", "Visual tower: RN50, RN101, RN50x4, RN50x16, ViT-B/32, ViT-B/16, ViT-L/14 or RN-tiny."
+    )
     clip_weights: str | None = flag(
         None, "Weights of the visual tower: OpenAI, open_clip or safetensors [<data_root>/clip/<name>.pt]."
     )

@@ -12,16 +12,21 @@ from torch import nn
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.models.clip import GRID_ENCODERS, GridConfig
 from clip_vl.models.torchscript import check_archive, is_torchscript, read_torchscript
+from clip_vl.models.vit import ViTConfig
 
 OPENAI_SHA256 = {  # from https://openaipublic.azureedge.net/clip/models/<sha256>/<name>.pt
     "RN50": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
     "RN101": "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
     "RN50x4": "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd",
+    "RN50x16": "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa",
+    "ViT-B-32": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+    "ViT-B-16": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+    "ViT-L-14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
 }
 
 # Parts of the published models that never reach an output, and the copy of the tied decoder: not built here.
 UNUSED_KEYS = re.compile(
-    r"(^|\.)(visual_model\.(visual\.attnpool|positional_embedding|text_projection|logit_scale|token_embedding|ln_final"
+    r"(^|\.)(visual_model\.(visual\.(attnpool|proj)|positional_embedding|text_projection|logit_scale|token_embedding|ln_final"
     r"|transformer)|visn_fc\.box_(fc|layer_norm)|cls\.predictions\.decoder|embeddings\.position_ids)(\.|$)"
 )
 
@@ -172,24 +177,38 @@ def _modern_name(key):
 
 
 def load_clip_visual(tower, path, hint=""):
-    """Load the visual part of a CLIP file (OpenAI's archive, open_clip's, safetensors) into a ModifiedResNet.
+    """Load the visual part of a CLIP file (OpenAI's archive, open_clip's, safetensors) into a grid encoder.
 
-    The text tower and the attention pool are left out. Half precision becomes the tower's precision.
+    The text tower, the attention pool and the projection are left out. Half precision becomes the tower's precision.
     """
     state = read_state_dict(path, hint)
     found = detect_grid_encoder(state)
     if found is None:
-        raise UserError(f"{path} holds no CLIP ResNet among {', '.join(GRID_ENCODERS)}; vision transformers do not fit")
+        raise UserError(f"{path} holds none of CLIP's image towers that are known here: {', '.join(GRID_ENCODERS)}")
     if GRID_ENCODERS[found] != tower.config:
         wanted = next((name for name, grid in GRID_ENCODERS.items() if grid == tower.config), str(tower.config))
         raise UserError(f"{path} holds {found}, but the model's tower is {wanted}; pass --clip_model_name {found}")
     visual = {key.removeprefix("visual."): tensor for key, tensor in state.items() if key.startswith("visual.")}
     counters = {key: torch.tensor(0) for key in tower.state_dict() if key.endswith("num_batches_tracked")}
-    load_weights(tower, counters | visual, ignore=("attnpool.",), source=path)
+    load_weights(tower, counters | visual, ignore=("attnpool.", "proj"), source=path)
 
 
 def detect_grid_encoder(state):
     """Name of the grid encoder whose shapes a state dict holds, under any prefix; None when there is none."""
+    found = _detect_vit(state) or _detect_resnet(state)
+    return next((name for name, grid in GRID_ENCODERS.items() if grid == found), None)
+
+
+def _detect_vit(state):
+    prefix = next((key.removesuffix("class_embedding") for key in state if key.endswith("class_embedding")), None)
+    kernel, positions = state.get(f"{prefix}conv1.weight"), state.get(f"{prefix}positional_embedding")
+    if prefix is None or kernel is None or positions is None:
+        return None
+    layers = {m[1] for key in state if (m := re.match(re.escape(prefix) + r"transformer\.resblocks\.(\d+)\.", key))}
+    return ViTConfig(len(layers), kernel.shape[0], kernel.shape[-1], round((len(positions) - 1) ** 0.5))
+
+
+def _detect_resnet(state):
     matches = [m for m in (re.fullmatch(r"(.*\.)?layer(\d+)\.(\d+)\.conv1\.weight", key) for key in state) if m]
     if not matches:
         return None
@@ -198,8 +217,7 @@ def detect_grid_encoder(state):
     stages = [int(m[2]) for m in matches if (m[1] or "") == prefix]
     if stem is None:
         return None
-    found = GridConfig(tuple(stages.count(stage) for stage in sorted(set(stages))), stem.shape[0])
-    return next((name for name, grid in GRID_ENCODERS.items() if grid == found), None)
+    return GridConfig(tuple(stages.count(stage) for stage in sorted(set(stages))), stem.shape[0])
 
 
 def digest_warning(path):

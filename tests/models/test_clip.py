@@ -7,7 +7,9 @@ from open_clip.modified_resnet import ModifiedResNet as OpenClipResNet
 
 from clip_vl.models.clip import GRID_ENCODERS, GridConfig, ModifiedResNet
 
-PUBLISHED = {"RN50": (2048, 32), "RN101": (2048, 32), "RN50x4": (2560, 32), "RN-tiny": (512, 32)}
+PUBLISHED = {
+    "RN50": (2048, 32), "RN101": (2048, 32), "RN50x4": (2560, 32), "RN50x16": (3072, 32), "RN-tiny": (512, 32)
+}  # fmt: skip
 
 
 def randomised(tower):
@@ -29,7 +31,7 @@ def open_clip_tower(name):
     return OpenClipResNet(list(grid.layers), output_dim=64, heads=grid.width // 2, image_size=64, width=grid.width)
 
 
-@pytest.mark.parametrize("name", ["RN50", "RN101", "RN50x4"])
+@pytest.mark.parametrize("name", ["RN50", "RN101", "RN50x4", "RN50x16"])
 @torch.no_grad()
 def test_grid_features_agree_with_open_clip_before_its_attention_pool(name):
     theirs = randomised(open_clip_tower(name)).eval()
@@ -48,7 +50,7 @@ def test_grid_features_agree_with_open_clip_before_its_attention_pool(name):
     assert grid_features.abs().max() > 0.1
 
 
-@pytest.mark.parametrize("name", GRID_ENCODERS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_grid_dims_and_strides_are_the_published_ones(name):
     assert (GRID_ENCODERS[name].grid_dim, GRID_ENCODERS[name].stride) == PUBLISHED[name]
 

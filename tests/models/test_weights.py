@@ -12,7 +12,7 @@ from torch import nn
 
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.models.bert import BertConfig
-from clip_vl.models.clip import GRID_ENCODERS, GridConfig, ModifiedResNet
+from clip_vl.models.clip import GRID_ENCODERS, GridConfig, ModifiedResNet, build_grid_encoder
 from clip_vl.models.vl_encoder import VLClassifier, VLEncoder, VLPretrainer
 from clip_vl.models.weights import (
     OPENAI_SHA256,
@@ -328,17 +328,17 @@ def test_another_tower_is_named_with_the_flag_that_fits(tmp_path):
         load_clip_visual(tower, tmp_path / "clip.safetensors")
 
 
-def test_a_vision_transformer_is_not_taken_for_a_grid_encoder(tmp_path):
-    save_file({"visual.transformer.resblocks.0.ln_1.weight": torch.ones(2)}, tmp_path / "ViT-B-32.safetensors")
-    with pytest.raises(UserError, match=r"no CLIP ResNet among RN50, RN101, RN50x4, RN-tiny"):
-        load_clip_visual(ModifiedResNet(TINY.layers, TINY.width), tmp_path / "ViT-B-32.safetensors")
+def test_a_file_without_a_known_tower_is_refused_with_the_list(tmp_path):
+    save_file({"visual.transformer.resblocks.0.ln_1.weight": torch.ones(2)}, tmp_path / "mine.safetensors")
+    with pytest.raises(UserError, match=r"none of CLIP's image towers .*: RN50, RN101, RN50x4, RN50x16, RN-tiny, ViT"):
+        load_clip_visual(ModifiedResNet(TINY.layers, TINY.width), tmp_path / "mine.safetensors")
 
 
 @pytest.mark.parametrize("name", GRID_ENCODERS)
 @pytest.mark.parametrize("prefix", ["", "visual.", "lxrt_encoder.model.bert.encoder.visual_model.visual."])
 def test_a_grid_encoder_is_known_by_its_shapes(name, prefix):
     with torch.device("meta"):
-        tower = ModifiedResNet(GRID_ENCODERS[name].layers, GRID_ENCODERS[name].width)
+        tower = build_grid_encoder(GRID_ENCODERS[name])
     state = {prefix + key: tensor for key, tensor in tower.state_dict().items()}
     text = {"bert.encoder.layer.0.attention.self.query.weight": torch.ones(1)}
     assert detect_grid_encoder(state | text) == name
@@ -360,4 +360,8 @@ def test_a_file_named_as_a_published_one_but_different_is_warned_about(tmp_path)
         "RN50": "afeb0e10",
         "RN101": "8fa8567b",
         "RN50x4": "7e526bd1",
+        "RN50x16": "52378b40",
+        "ViT-B-32": "40d36571",
+        "ViT-B-16": "5806e77c",
+        "ViT-L-14": "b8cca3fd",
     }
