@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # The main job on the built-in data set: draw it, pre-train in two stages, fine-tune on VQA, score minival, compare.
 #
-#   bash scripts/quickstart.bash            about 10 minutes on 2 cores, under 4 GB of memory, no network after installation
-#   bash scripts/quickstart.bash --smoke    the same path on a fiftieth of the data, a minute or two; its scores mean nothing
+#   bash scripts/quickstart.bash            about 10 minutes on 2 cores, 2 GB of memory, no network after installation
+#   bash scripts/quickstart.bash --smoke    the same path on a fiftieth of the data, half a minute; its scores mean nothing
 #
 # Interrupt it and run it again: what is finished is recognised, what was interrupted goes on.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-size=full prefix=quickstart epochs1=5 epochs2=2 epochs_vqa=1 report=100
+size=full prefix=quickstart epochs1=5 epochs2=2 epochs_vqa=1 report=25
 if [[ ${1-} == --smoke ]]; then size=smoke prefix=smoke epochs1=1 epochs2=1 epochs_vqa=1 report=5; shift; fi
 if (($#)); then echo "usage: bash scripts/quickstart.bash [--smoke]" >&2; exit 2; fi
 

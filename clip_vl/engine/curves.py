@@ -13,6 +13,7 @@ MAX_POINTS = 400  # per curve, after thinning
 MAX_LINES = 8  # per panel
 SMOOTH_FROM = 40  # curves with fewer points are drawn as measured, with their points
 VALIDATION = ("valid", "val", "eval", "minival", "test")
+PANELS = ("Training loss", "Validation loss", "Validation score", "Learning rate", "Throughput")  # first, in this order
 POSITIONS = ("step", "epoch", "samples")  # where a row stands, not what was measured
 COMPANIONS = ("_n", "_low", "_high")  # count and interval that stand beside a score
 
@@ -36,14 +37,17 @@ def series_of(rows):
 
 
 def panels_of(series):
-    """Panels of the curves of one run: losses, validation, learning rates, throughput, then each other number alone."""
+    """Panels of the curves of one run: losses, validation, learning rates, throughput, then each other number alone.
+
+    A single point is no curve, and a count that never left zero says nothing: both are left out.
+    """
     groups = {}
     for name, line in series.items():
         title, label = _title_and_label(name)
-        groups.setdefault(title, {})[label] = line
-    order = ("Training loss", "Validation loss", "Validation score", "Learning rate", "Throughput")
-    ranks = {title: rank for rank, title in enumerate(order)}
-    return [draw(title, groups[title]) for title in sorted(groups, key=lambda title: ranks.get(title, len(order)))]
+        if len(line[0]) > 1 and (title in PANELS or np.any(line[1])):
+            groups.setdefault(title, {})[label] = line
+    ranks = {title: rank for rank, title in enumerate(PANELS)}
+    return [draw(title, groups[title]) for title in sorted(groups, key=lambda title: ranks.get(title, len(PANELS)))]
 
 
 def draw(title, lines):

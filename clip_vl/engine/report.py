@@ -74,7 +74,7 @@ def score_groups(result):
             continue
         metric, *rest = key.split("/", 2)
         title = f"{metric} by {rest[0]}".replace("_", " ").capitalize() if len(rest) == 2 else "Overall"
-        row = {"label": rest[1] if len(rest) == 2 else key, "value": value}
+        row = {"label": rest[1] if len(rest) == 2 else key.replace("_", " "), "value": value}
         row |= {end[1:]: result.get(key + end) for end in COMPANIONS}
         groups.setdefault(title, []).append(row)
     ordered = sorted(groups, key=lambda title: title != "Overall")
