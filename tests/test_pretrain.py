@@ -62,6 +62,16 @@ def test_stage_two_takes_over_the_weights_and_adds_the_answer_head(programs, sha
     assert "qa_accuracy" in json.loads((tmp_path / "two/result.json").read_text())
 
 
+def test_two_streams_train_on_two_processes_and_go_on_from_their_shapes(programs, shapes_root, tmp_path):
+    two = ["--no-visualbert_style", "--xlayers", "2", "--rlayers", "1", "--epochs", "1"]
+    programs.run("pretrain", *flags(programs, shapes_root, tmp_path / "a", *two), nproc=2)
+    state = read_state_dict(tmp_path / "a/Epoch01_LXRT.pth")
+    assert "bert.encoder.x_layers.1.visual_attention.att.query.weight" in state
+    more = ["--load", str(tmp_path / "a/Epoch01"), "--not_load_scheduler", "--not_load_adam_optimizer", "--epochs", "1"]
+    done = programs.run("pretrain", *flags(programs, shapes_root, tmp_path / "b", *more))  # asks for one stream
+    assert "'cross_layers': 2" in done.stdout and "matched_accuracy" in (tmp_path / "b/result.json").read_text()
+
+
 @pytest.mark.parametrize("rows", [1, 4])
 def test_a_killed_run_resumes_to_the_same_bits(programs, shapes_root, stage_one, tmp_path, rows):
     run = flags(programs, shapes_root, tmp_path / "run", "--epochs", "2", "--checkpoint_steps", "3", "--resume")

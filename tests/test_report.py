@@ -62,5 +62,7 @@ def test_a_folder_without_a_run_is_an_error(programs, tmp_path):
 def test_a_single_point_and_a_count_that_stays_zero_are_no_panels():
     from clip_vl.engine.curves import panels_of, series_of
 
-    rows = [{"step": s, "loss": 1.0, "skipped": 0, "late": s - 1} for s in (1, 2)] + [{"step": 2, "valid_accuracy": 9.0}]
+    rows = [{"step": s, "loss": 1.0, "skipped": 0, "late": s - 1} for s in (1, 2)] + [
+        {"step": 2, "valid_accuracy": 9.0}
+    ]
     assert [panel["title"] for panel in panels_of(series_of(rows))] == ["Training loss", "Late"]

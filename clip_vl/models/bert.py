@@ -105,11 +105,13 @@ class BertSelfAttention(nn.Module):
         self.query, self.key, self.value = nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, D)
         self.dropout = config.attention_probs_dropout_prob
 
-    def forward(self, x, bias):
-        """x: (B, L, D), bias as in `attend` -> (B, L, D)."""
+    def forward(self, x, bias, context=None):
+        """x: (B, L, D), bias as in `attend`; context: what to look at instead of x, (B, M, D) -> (B, L, D)."""
+        context = x if context is None else context
         query, key, value = (
-            linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for linear in (self.query, self.key, self.value)
-        )  # (B, heads, L, d) each
+            linear(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for linear, source in ((self.query, x), (self.key, context), (self.value, context))
+        )  # (B, heads, L or M, d) each
         context = attend(query, key, value, bias, self.dropout if self.training else 0.0)
         return context.transpose(1, 2).flatten(2)
 

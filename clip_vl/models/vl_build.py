@@ -11,7 +11,7 @@ from clip_vl.models.bert import BertConfig
 from clip_vl.models.clip import GRID_ENCODERS
 from clip_vl.models.vl_encoder import VLEncoder
 from clip_vl.models.vl_flags import milestones
-from clip_vl.models.weights import detect_grid_encoder, digest_warning, load_bert, load_clip_visual
+from clip_vl.models.weights import detect_grid_encoder, detect_layers, digest_warning, load_bert, load_clip_visual
 
 VISUAL = "visual_model."  # part of the name of every parameter of the visual tower
 
@@ -21,7 +21,7 @@ def bert_folder(args):
 
 
 def build_encoder(args, state=None, with_images=True):
-    """The encoder that the flags describe; a checkpoint `state` overrules --clip_model_name by its shapes."""
+    """The encoder that the flags describe; what a checkpoint `state` has overrules --clip_model_name and the layers."""
     name = args.clip_model_name
     found = detect_grid_encoder(state) if state else None
     if found and found != name:
@@ -29,10 +29,16 @@ def build_encoder(args, state=None, with_images=True):
         name = found
     if name not in GRID_ENCODERS:
         raise UserError(f"--clip_model_name {name} is not a grid encoder; choose one of {', '.join(GRID_ENCODERS)}")
+    layers = {"num_layers": args.llayers, "cross_layers": args.xlayers, "visual_layers": args.rlayers}
+    if args.visualbert_style:
+        layers |= {"cross_layers": 0, "visual_layers": 0}
+    found = detect_layers(state) if state else layers
+    if found != layers:
+        dist.print0(f"the checkpoint has {found}: building that instead of {layers}")
     return VLEncoder(
         BertConfig.from_folder(bert_folder(args)),
         GRID_ENCODERS[name] if with_images else None,
-        num_layers=args.llayers,
+        **found,
         positional_embedding=args.use_positional_embedding,
         pos_num=args.pos_num,
         sub_feat_num=args.sub_feat_num if args.sub_sampling else None,
@@ -59,8 +65,9 @@ def load_pretrained_parts(model, encoder, args):
 
 def compile_parts(model):
     """torch.compile the visual tower and each layer in place; the names of the weights do not change."""
-    model.bert.encoder.visual_model.compile()
-    for layer in model.bert.encoder.layer:
+    encoder = model.bert.encoder
+    encoder.visual_model.compile()
+    for layer in (*encoder.layer, *getattr(encoder, "r_layers", ()), *getattr(encoder, "x_layers", ())):
         layer.compile()
 
 

@@ -94,10 +94,10 @@ class EncoderFlags:
     )
     load_lxmert_qa: str | None = flag(None, "The same, and its answer head by answer text.", "--loadLXMERTQA")
     allow_partial: bool = flag(False, "Load what fits of a checkpoint and list the rest, instead of refusing it.")
-    llayers: int = flag(9, "Layers of the single stream (--visualbert_style).")
-    xlayers: int = flag(5, "Cross layers of the two-stream encoder; 0 with --visualbert_style.")
-    rlayers: int = flag(5, "Visual layers of the two-stream encoder; 0 with --visualbert_style.")
-    visualbert_style: bool = flag(False, "One stream of text and image tokens.")
+    llayers: int = flag(9, "Layers of the single stream (--visualbert_style), or of the text stream.")
+    xlayers: int = flag(5, "Cross layers of the two-stream encoder; none with --visualbert_style.")
+    rlayers: int = flag(5, "Visual layers of the two-stream encoder; none with --visualbert_style.")
+    visualbert_style: bool = flag(False, "One stream of text and image tokens; without it two, as in LXMERT.")
     use_clip: bool = flag(False, "CLIP visual tower (the only one).")
     use_positional_embedding: bool = flag(False, "Learned row and column positions added to the grid cells.")
     pos_num: int = flag(25, "Rows and columns that have a position.")
@@ -164,8 +164,8 @@ def check_fused_flags(args):
     """Refuse what cannot work, in one sentence, before anything is built."""
     from clip_vl.engine.errors import UserError
 
-    if not args.visualbert_style:
-        raise UserError("the two-stream encoder is not available; pass --visualbert_style with --xlayers 0 --rlayers 0")
+    if not args.visualbert_style and args.xlayers < 1:
+        raise UserError("--xlayers 0 is one stream: pass --visualbert_style, or --xlayers 5 for two streams that meet")
     if not args.input_raw_images:
         raise UserError("region features are not available; pass --input_raw_images to train on pixels")
     if args.fp16 and args.bf16:

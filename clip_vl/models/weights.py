@@ -158,7 +158,7 @@ def load_bert(model, folder, hint=""):
     state = {_modern_name(key): tensor for key, tensor in read_state_dict(path).items()}
     encoder = getattr(model, "bert", model)
     text = _text_parts(state, depth=len(encoder.encoder.layer))
-    load_weights(encoder, text, new=("encoder.vis", "pooler."), source=path)
+    load_weights(encoder, text, new=("encoder.vis", "encoder.x_layers.", "encoder.r_layers.", "pooler."), source=path)
     if hasattr(model, "cls"):
         heads = {key: tensor for key, tensor in state.items() if key.startswith("cls.")}
         load_weights(model, heads, new=("",), source=path)  # any part may be missing, none may differ
@@ -218,6 +218,16 @@ def _detect_resnet(state):
     if stem is None:
         return None
     return GridConfig(tuple(stages.count(stage) for stage in sorted(set(stages))), stem.shape[0])
+
+
+def detect_layers(state):
+    """How many layers of each kind a state dict has, as the arguments of `VLEncoder`, under any prefix."""
+    kinds = {"layer": "num_layers", "x_layers": "cross_layers", "r_layers": "visual_layers"}
+    numbers = {kind: set() for kind in kinds}
+    for key in state:
+        if match := re.search(r"(?:^|\.)encoder\.(layer|x_layers|r_layers)\.(\d+)\.", key):
+            numbers[match[1]].add(match[2])
+    return {kinds[kind]: len(found) for kind, found in numbers.items()}
 
 
 def digest_warning(path):

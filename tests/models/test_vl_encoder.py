@@ -10,15 +10,8 @@ from torch.nn import functional as F
 from clip_vl.engine.errors import UserError
 from clip_vl.models.bert import BertConfig
 from clip_vl.models.clip import GRID_ENCODERS, GridConfig
-from clip_vl.models.vl_encoder import (
-    CLIP_MEAN,
-    CLIP_STD,
-    VisualTower,
-    VLClassifier,
-    VLEncoder,
-    VLPretrainer,
-    picture_cells,
-)
+from clip_vl.models.visual_tokens import CLIP_MEAN, CLIP_STD, VisualTower, picture_cells
+from clip_vl.models.vl_encoder import VLClassifier, VLEncoder, VLPretrainer
 
 CONFIG = BertConfig(
     vocab_size=60,
@@ -161,13 +154,13 @@ def test_sub_sampling_draws_distinct_cells_of_the_right_image_in_training_only(m
     tokens_with_numbered_cells(model, monkeypatch)
     image_of_text = torch.tensor([2, 0, 2])
     images = torch.zeros(3, 3, H, W)
-    draws = [model.train().encoder._visual_tokens(images, image_of_text, None)[0][..., 0] for _ in range(2)]
+    draws = [model.train().encoder.visual_tokens(None, images, image_of_text, None)[0][..., 0] for _ in range(2)]
     assert draws[0].shape == (3, 10)
     for row, image in zip(draws[0], image_of_text):
         assert len(row.unique()) == 10
         assert torch.equal(row // 100, image.float().expand(10))
     assert not torch.equal(draws[0].sort().values, draws[1].sort().values)
-    everything = model.eval().encoder._visual_tokens(images, image_of_text, None)[0][..., 0]
+    everything = model.eval().encoder.visual_tokens(None, images, image_of_text, None)[0][..., 0]
     assert torch.equal(everything % 100, torch.arange(24.0).expand(3, 24))
 
 
@@ -175,7 +168,7 @@ def test_sub_sampling_is_uniform(monkeypatch):
     model = encoder(sub_feat_num=6)
     tokens_with_numbered_cells(model, monkeypatch, B=1)
     texts = torch.zeros(8000, dtype=torch.int64)
-    drawn = model.train().encoder._visual_tokens(torch.zeros(1, 3, H, W), texts, None)[0][..., 0]
+    drawn = model.train().encoder.visual_tokens(None, torch.zeros(1, 3, H, W), texts, None)[0][..., 0]
     counts = drawn.flatten().long().bincount(minlength=24)
     assert (counts - 2000).abs().max() < 5 * (2000 * 0.75) ** 0.5
 
@@ -184,7 +177,7 @@ def test_sub_sampling_prefers_cells_of_the_picture_and_masks_the_others(monkeypa
     model = encoder(sub_feat_num=10)
     tokens_with_numbered_cells(model, monkeypatch, B=2)
     boxes = torch.tensor([[0, 0, 8, 48], [0, 0, 32, 32]])  # 6 cells, fewer than 10; and 16 cells, more
-    tokens, visible = model.train().encoder._visual_tokens(torch.zeros(2, 3, H, W), torch.tensor([0, 1]), boxes)
+    tokens, visible = model.train().encoder.visual_tokens(None, torch.zeros(2, 3, H, W), torch.tensor([0, 1]), boxes)
     assert visible.sum(dim=1).tolist() == [6, 10]
     assert sorted(tokens[0, visible[0], 0].tolist()) == [0, 1, 2, 3, 4, 5]
 
