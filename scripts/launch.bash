@@ -3,6 +3,7 @@
 #
 # GPUS   device list such as 0,1,2,3, or `cpu`        PORT   rendezvous port, 0 for a free one
 # NPROC  processes on this node                       Several nodes: NNODES, NODE_RANK, MASTER_ADDR (and one PORT for all)
+# RESTARTS=N in the environment: start again after a crash or a killed process, up to N times; needs --resume.
 # Returns 0 done, 2 user error, 3 data error, 4 diverged, 75 interrupted after saving (requeue with --resume).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -11,6 +12,10 @@ usage="usage: bash scripts/<program>.bash GPUS NAME PORT NPROC flags...   (GPUS:
 if [[ $# -lt 4 || ! $3 =~ ^[0-9]+$ || ! $4 =~ ^[1-9][0-9]*$ ]]; then echo "$usage" >&2; exit 2; fi
 program=$1 gpus=$2 port=$3 nproc=$4
 shift 4
+
+if [[ ${RESTARTS:-0} != 0 && " $* " != *" --resume "* ]]; then
+    echo "RESTARTS=$RESTARTS needs --resume: each start would find the run folder in use" >&2; exit 2
+fi
 
 python=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || command -v python3)}
 nnodes=${NNODES:-1}
@@ -50,15 +55,23 @@ else
 fi
 
 # Signals go to the processes themselves: torchrun would give them thirty seconds and then kill them while they save.
-"${command[@]}" &
-pid=$!
-forward() { if ((nnodes * nproc > 1)); then pkill "-$1" -P "$pid" || true; else kill "-$1" "$pid" 2>/dev/null || true; fi; }
+stopped=""
+forward() {
+    stopped=1
+    if ((nnodes * nproc > 1)); then pkill "-$1" -P "$pid" || true; else kill "-$1" "$pid" 2>/dev/null || true; fi
+}
 for signal in TERM INT USR1; do trap "forward $signal" "$signal"; done
-code=0
-wait "$pid" || code=$?
-while kill -0 "$pid" 2>/dev/null; do code=0; wait "$pid" || code=$?; done
-if [[ -s $CLIP_VL_EXIT_FILE ]]; then
-    read -r code sentence <"$CLIP_VL_EXIT_FILE"
-    if ((nnodes * nproc > 1)); then echo "$program ended with code $code: $sentence" >&2; fi
-fi
-exit "$code"
+for ((restart = 0; ; restart++)); do
+    rm -f "$CLIP_VL_EXIT_FILE"
+    "${command[@]}" &
+    pid=$! code=0
+    wait "$pid" || code=$?
+    while kill -0 "$pid" 2>/dev/null; do code=0; wait "$pid" || code=$?; done
+    if [[ -s $CLIP_VL_EXIT_FILE ]]; then
+        read -r code sentence <"$CLIP_VL_EXIT_FILE"
+        if ((nnodes * nproc > 1)); then echo "$program ended with code $code: $sentence" >&2; fi
+    fi
+    # A crash or a killed process is worth another try; an error that would come again (2, 3, 4) and a stop (75) are not.
+    if [[ -n $stopped ]] || ((code != 1 && code < 128)) || ((restart >= ${RESTARTS:-0})); then exit "$code"; fi
+    echo "$program: restart $((restart + 1)) of $RESTARTS after code $code" >&2
+done
