@@ -81,10 +81,11 @@ def command(name, *flags, nproc=1):
     return ["bash", "scripts/launch.bash", name, "cpu", "0", str(nproc), *map(str, flags)]
 
 
-def start(name, *flags, nproc=1):
+def start(name, *flags, nproc=1, restarts=0):
     """Start a program in a process group of its own."""
     return subprocess.Popen(
-        command(name, *flags, nproc=nproc), cwd=ROOT, env=ENVIRONMENT, start_new_session=True,
+        command(name, *flags, nproc=nproc), cwd=ROOT, env=ENVIRONMENT | {"RESTARTS": str(restarts)},
+        start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
 

@@ -1,7 +1,9 @@
 """Pre-training as a user runs it: files, stages, exact resume, signals, many processes with one, and bad input."""
 
 import json
+import os
 import signal
+import subprocess
 
 import pytest
 import torch
@@ -60,6 +62,27 @@ def test_stage_two_takes_over_the_weights_and_adds_the_answer_head(programs, sha
     weight = "bert.encoder.layer.0.attention.self.query.weight"
     assert torch.equal(before[weight], after[weight]) and "answer_head.logit_fc.3.weight" in after
     assert "qa_accuracy" in json.loads((tmp_path / "two/result.json").read_text())
+
+
+def test_a_run_with_a_killed_rank_starts_again_and_loses_no_step(programs, shapes_root, tmp_path):
+    run = flags(programs, shapes_root, tmp_path / "run", "--epochs", "2", "--checkpoint_steps", "2", "--resume")
+    launcher = programs.start("pretrain", *run, "--report_step", "1", nproc=2, restarts=1)
+    programs.wait_for_rows(tmp_path / "run", 3, launcher)
+    children = ["pgrep", "-P", str(launcher.pid)]
+    for _ in range(2):  # the launcher's child is torchrun, torchrun's are the ranks
+        found = subprocess.run(children, capture_output=True, text=True).stdout.split()
+        children = ["pgrep", "-P", ",".join(found)]
+    os.kill(int(found[0]), signal.SIGKILL)
+    said = launcher.communicate(timeout=120)[0]
+    assert launcher.returncode == 0 and "restart 1 of 1" in said
+    steps = [row["step"] for row in map(json.loads, programs.log_rows(tmp_path / "run")) if "loss" in row]
+    assert steps == list(range(len(steps))) and len(steps) > 4
+
+
+def test_restarts_without_resume_are_refused(programs, tmp_path):
+    process = programs.start("pretrain", "--output", tmp_path / "run", nproc=2, restarts=1)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 2 and "needs --resume" in said
 
 
 def test_two_streams_train_on_two_processes_and_go_on_from_their_shapes(programs, shapes_root, tmp_path):
