@@ -139,6 +139,8 @@ def run_program(main, args):
         _leave(1, f"{type(error).__name__}: {_last_line(error)}")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        sys.stdout.flush()
+        os._exit(0)  # threads of gloo may outlive their group and, in torch 2.11, abort the interpreter's own way out
 
 
 def _is_peer_failure(error):
