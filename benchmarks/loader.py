@@ -66,9 +66,10 @@ def compare_readers(folder, rounds):
 def measure_waiting(data_root, workers):
     """Share of the time of a pre-training epoch (the quickstart's flags) that the loop spends waiting for batches."""
     from clip_vl import pretrain
+    from clip_vl.datasets import batches as loaders
     from clip_vl.engine.flags import parse
 
-    build, waited, arrived = pretrain.build_loader, [], []
+    build, waited, arrived = loaders.build_loader, [], []
 
     def timed(dataset, *args):
         def batches():
@@ -84,7 +85,7 @@ def measure_waiting(data_root, workers):
 
         return batches()
 
-    pretrain.build_loader = timed
+    loaders.build_loader = timed
     with tempfile.TemporaryDirectory() as output:
         flags = f"""--output {output}/run --data_root {data_root} --random_init --clip_model_name RN-tiny --llayers 2
             --visualbert_style --input_raw_images --use_positional_embedding --taskMaskLM --taskMatched --epochs 1

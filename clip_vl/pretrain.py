@@ -38,10 +38,7 @@ class PretrainFlags(FusedEncoderFlags):
 
 FLAGS = parse(PretrainFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
 
-import time
-from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
@@ -49,31 +46,32 @@ from clip_vl.datasets.annotations import build_pretrain_annotations
 from clip_vl.datasets.answers import AnswerTable
 from clip_vl.datasets.batches import (
     DamageCount,
-    build_loader,
     eval_batches,
+    evaluation_loader,
     open_images,
-    refuse_damage,
     size_file,
     split_paths,
-    to_device,
     train_batches,
+    training_loader,
 )
 from clip_vl.datasets.masking import mask_tokens
 from clip_vl.datasets.pretrain import PretrainDataset
 from clip_vl.datasets.text import load_tokenizer
 from clip_vl.engine import dist
 from clip_vl.engine.dry_run import dry_run
-from clip_vl.engine.errors import Interrupted
+from clip_vl.engine.job import Job
 from clip_vl.engine.meters import Meters
-from clip_vl.engine.optim import Updater, autocast_dtype
 from clip_vl.engine.random import seed_step, torch_generator
 from clip_vl.engine.report import write_report
-from clip_vl.engine.resume import restore_training, save_training
-from clip_vl.engine.run import Run
-from clip_vl.engine.signals import StopRequest
 from clip_vl.evaluation.answers import answer_report
 from clip_vl.losses.pretraining import answer_loss, masked_lm_loss, matched_loss
-from clip_vl.models.vl_build import bert_folder, build_encoder, build_optimizers, compile_parts, load_pretrained_parts
+from clip_vl.models.vl_build import (
+    bert_folder,
+    build_encoder,
+    build_updater,
+    compile_parts,
+    load_pretrained_parts,
+)
 from clip_vl.models.vl_checkpoints import load_encoder, load_stage_optimizers, read_checkpoint, save_stage
 from clip_vl.models.vl_encoder import VLPretrainer
 from clip_vl.models.weights import load_weights
@@ -122,38 +120,24 @@ def global_count(targets, args):
 
 def train_one_epoch(job, epoch, start, args):
     """The epoch's micro-batches from `start` on; updates every --gradient_accumulation_steps, and for what is left."""
-    model, updater = job.model.train(), job.updater
-    batches, accumulate = job.train_order.epoch(epoch), args.gradient_accumulation_steps
+    model, updater, batches = job.model.train(), job.updater, job.train_order.epoch(epoch)
     if args.dry_run or args.skip_training:
-        batches = batches[: accumulate if args.dry_run else 4]
-    loader = build_loader(job.train_set, epoch, batches[start:], args, updater.device)
-    for done, batch in enumerate(dist.progress(loader, f"epoch {epoch + 1}", args.tqdm), start + 1):
-        job.damage.add(batch["damaged"])
-        batch = to_device(batch, updater.device)
-        is_last = done % accumulate == 0 or done == len(batches)
-        in_this_update = min(accumulate, len(batches) - (done - 1) // accumulate * accumulate)
-        generator = torch_generator(args.seed, "mask", updater.micro_step, dist.rank(), device=updater.device)
-        uniform = torch.rand(3, *batch["input_ids"].shape, generator=generator, device=updater.device)
+        batches = batches[: args.gradient_accumulation_steps if args.dry_run else 4]
+    loader = training_loader(job.train_set, epoch, batches[start:], job.damage, job.device, args)
+    for done, batch in enumerate(loader, start + 1):
+        is_last, in_this_update = job.accumulation(done, len(batches))
+        generator = torch_generator(args.seed, "mask", updater.micro_step, dist.rank(), device=job.device)
+        uniform = torch.rand(3, *batch["input_ids"].shape, generator=generator, device=job.device)
         with updater.micro_batch(is_last):
             outputs, losses = forward(model, batch, job.tokenizer, uniform, args)
             updater.backward(sum(losses.values()), in_this_update)
         add_losses(job.meters, outputs, losses)
-        if updater.micro_step % args.report_step == 0:
-            report_step(job, epoch)
+        job.report(epoch, total=True)
         if is_last:
-            norm, (stop,) = updater.step(int(bool(job.stop)))
-            if norm is None:
-                names = [job.train_set.annotations.uid(int(row)) for row in batch["rows"][:4]]
-                print(
-                    f"warning: update {updater.update} skipped: loss or gradient not finite; samples {names}...",
-                    flush=True,
-                )
+            stop = job.step(lambda: [job.train_set.annotations.uid(int(row)) for row in batch["rows"][:4]])  # noqa: B023
             if args.save_step > 0 and updater.update % args.save_step == 0:
                 save_stage(job.run.folder / f"Epoch{epoch + 1}Step{updater.update}", model, updater)
-            if stop or updater.update % args.checkpoint_steps == 0:
-                save_training(job.run, model, updater, job.meters, args, epoch=epoch, batch=done)
-            if stop:
-                raise Interrupted(f"interrupted at update {updater.update} and saved; add --resume to go on")
+            job.save_if_due(stop, epoch=epoch, batch=done)
 
 
 def add_losses(meters, outputs, losses):
@@ -163,17 +147,6 @@ def add_losses(meters, outputs, losses):
         meters.add(name, loss, (targets >= 0).sum())
 
 
-def report_step(job, epoch):
-    """A row of the log over the micro-batches since the last one."""
-    losses = job.meters.means()
-    job.meters.clear()
-    now = time.perf_counter()
-    seconds, job.clock = now - job.clock, now
-    rates = {f"lr_{name}": rate for name, rate in job.updater.learning_rates().items()}
-    row = {"step": job.updater.update, "epoch": epoch + 1, "loss": sum(losses.values()), **losses, **rates}
-    job.run.log(**row, skipped=job.updater.skipped, samples=job.samples_per_row, seconds=seconds)
-
-
 @torch.no_grad()
 def evaluate(job, args):
     """Losses and accuracies over the validation split: masked words, matching, and answers by source (percent).
@@ -181,13 +154,10 @@ def evaluate(job, args):
     Answers are asked of matched pairs; a prediction earns the annotators' score of its answer.
     """
     model, updater, valid = dist.unwrap(job.model).eval(), job.updater, job.valid_set.annotations
-    meters, answered = Meters(updater.device), []
-    loader = build_loader(job.valid_set, 0, list(job.valid_order), args, updater.device)
+    meters, answered = Meters(job.device), []
     for name in ("loss_mlm", "loss_itm", "mlm_accuracy", "matched_accuracy", *(["loss_qa"] if args.task_qa else [])):
         meters.add(name, 0.0, 0.0)  # every rank needs every name, also one without a batch
-    for batch in dist.progress(loader, "validation", args.tqdm):
-        refuse_damage(batch["damaged"])
-        batch = to_device(batch, updater.device)
+    for batch in evaluation_loader(job.valid_set, job.valid_order, job.device, args):
         with updater.autocast():
             outputs, losses = forward(model, batch, job.tokenizer, batch["mask_uniform"], args)
         add_losses(meters, outputs, losses)
@@ -267,54 +237,36 @@ def build_model(job, args):
     return dist.wrap(model, job.device)
 
 
-def build_updater(job, args):
-    job.updates_per_epoch = -(-len(job.train_order) // args.gradient_accumulation_steps)
-    updater = Updater(
-        job.model,
-        build_optimizers(job.model, args, job.updates_per_epoch),
-        device=job.device,
-        dtype=autocast_dtype(job.device, args.bf16, args.fp16),
-        max_grad_norm=args.max_grad_norm,
-        max_skipped=args.max_skipped,
-        seed=args.seed,
-    )
-    if args.load:
-        load_stage_optimizers(args.load, updater, args.not_load_adam_optimizer, args.not_load_scheduler)
-    return updater
-
-
 def main(args):
     device = dist.setup()
     check_fused_flags(args)
     seed_step(args.seed, 0, 0)  # the same first weights on every rank
-    writer = dist.rank() if not args.dry_run else -1  # a dry run leaves nothing behind
-    job = SimpleNamespace(device=device, stop=StopRequest(), meters=Meters(device), clock=time.perf_counter())
-    job.run = run = Run(args.output, asdict(args), "pretrain", args.resume, args.overwrite, writer, str(device))
+    job = Job("pretrain", args, device)
     load_data(job, args)
     job.model = build_model(job, args)
-    job.updater = build_updater(job, args)
-    job.samples_per_row = args.batch_size * dist.world_size() * args.report_step
-    position = {"epoch": args.start_epoch, "batch": 0}
+    updates_per_epoch = -(-len(job.train_order) // args.gradient_accumulation_steps)
+    job.updater = build_updater(job.model, args, updates_per_epoch, device)
+    if args.load:
+        load_stage_optimizers(args.load, job.updater, args.not_load_adam_optimizer, args.not_load_scheduler)
+    last_epoch = args.stop_after_epoch or args.epochs
     if args.dry_run:
-        updates = (args.stop_after_epoch or args.epochs) * job.updates_per_epoch
-        return dry_run(lambda: train_one_epoch(job, 0, 0, args), updates, device)
-    position = restore_training(run, job.model, job.updater, job.meters, args) or position
+        return dry_run(lambda: train_one_epoch(job, 0, 0, args), last_epoch * updates_per_epoch, device)
+    position = job.restore() or {"epoch": args.start_epoch, "batch": 0}
 
-    result, last_epoch = position.get("result", {}), args.stop_after_epoch or args.epochs
+    result = position.get("result", {})
     for epoch in range(position["epoch"], last_epoch):
         train_one_epoch(job, epoch, position["batch"] if epoch == position["epoch"] else 0, args)
         if job.valid_set is not None:
             result = evaluate(job, args)
-            run.log(step=job.updater.update, epoch=epoch + 1, **result)
-            job.clock = time.perf_counter()
-        save_stage(run.folder / f"Epoch{epoch + 1:02d}", job.model, job.updater)
-        save_training(run, job.model, job.updater, job.meters, args, epoch=epoch + 1, batch=0, result=result)
+            job.log(epoch, **result)
+        save_stage(job.run.folder / f"Epoch{epoch + 1:02d}", job.model, job.updater)
+        job.save(epoch=epoch + 1, batch=0, result=result)
 
     scores_first = sorted(result, key=lambda name: ("qa_accuracy" not in name, "loss" in name))
     metrics = {name.removeprefix("valid_"): result[name] for name in scores_first}
-    run.write_result(task="pretrain", split=args.valid, checkpoint=f"Epoch{last_epoch:02d}_LXRT.pth", **metrics)
+    job.run.write_result(task="pretrain", split=args.valid, checkpoint=f"Epoch{last_epoch:02d}_LXRT.pth", **metrics)
     if dist.rank() == 0:
-        print(f"report: {write_report(run.folder)}")
+        print(f"report: {write_report(job.run.folder)}")
 
 
 if __name__ == "__main__":

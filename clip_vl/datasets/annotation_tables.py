@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from clip_vl.datasets.columns import ColumnWriter, RaggedWriter, TextWriter, WordWriter
-from clip_vl.datasets.images import relative_path, size_key
+from clip_vl.datasets.images import COCO_VG, relative_path, size_key
 from clip_vl.datasets.json_stream import iterate_json_list, read_json
 from clip_vl.engine.errors import DataError
 
@@ -21,12 +21,13 @@ EXAMPLES = 5  # names kept of what was left out
 class TableBuilder:
     """Writes the tables: items wait in `pending`, a list for each column, until a batch of them is tokenised."""
 
-    def __init__(self, folder, read, columns, num_answers, tokenizer, max_length, image_sizes):
+    def __init__(self, folder, read, columns, num_answers, tokenizer, max_length, image_sizes, collection=COCO_VG):
         """
         read:        entry of a file -> image id, list of `entries.Item`, number of unknown answers
         columns:     {name: (writer class, dtype)} of what the items hold beside sentence and answers
-        image_sizes: JSON file of {size key: [height, width]}
+        image_sizes: JSON file of {size key: [height, width]} of the images of `collection`
         """
+        self.collection = collection
         self.folder, self.read, self.tokenizer, self.max_length = Path(folder), read, tokenizer, max_length
         self.sizes_path, self.sizes = image_sizes, read_json(image_sizes)
         if not isinstance(self.sizes, dict):
@@ -73,7 +74,7 @@ class TableBuilder:
     def _image(self, img_id):
         """The image's row in the table of images, or None when its size is not known."""
         if img_id not in self.images:
-            key = size_key(relative_path(img_id))
+            key = size_key(relative_path(img_id, self.collection))
             size = self.sizes.get(key)
             if size is not None:
                 self.image_sizes.append(_checked_size(size, self.sizes_path, key))
@@ -120,7 +121,7 @@ class TableBuilder:
     def _why_empty(self, dropped):
         if not dropped:
             return "; ".join(["there are no sentences to read", *self.skipped_examples[:1]])
-        key = size_key(relative_path(dropped[0]))
+        key = size_key(relative_path(dropped[0], self.collection))
         return (
             f"none of the {len(dropped):,} images is listed in {self.sizes_path} (such as {key!r}); "
             "`python -m clip_vl.prepare check` finds the images and writes their sizes"

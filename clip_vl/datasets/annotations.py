@@ -18,6 +18,7 @@ from clip_vl.datasets.cache import build_once
 from clip_vl.datasets.columns import ColumnWriter, RaggedColumn, TextColumn, TextWriter, WordWriter, read_column
 from clip_vl.datasets.digests import file_digest
 from clip_vl.datasets.entries import read_pretrain_entry, read_vqa_entry
+from clip_vl.datasets.images import COCO_VG, Collection
 from clip_vl.engine.errors import DataError
 
 FORMAT = 1  # counts up when the tables change their form or meaning, so that older ones are built again
@@ -44,17 +45,37 @@ def build_pretrain_annotations(
     return PretrainAnnotations(_tables(kind, files, tokenizer, image_sizes, cache_root, max_length, skip_bad))
 
 
-def build_vqa_annotations(files, *, tokenizer, answers, image_sizes, cache_root, max_length=20, skip_bad=False):
-    """`VQAAnnotations` of VQA files: an item for each question. `answers` is the list of the task's answers, in the
-    order of their classes; everything else is as in `build_pretrain_annotations`.
+def build_vqa_annotations(
+    files,
+    *,
+    tokenizer,
+    answers,
+    image_sizes,
+    cache_root,
+    max_length=20,
+    skip_bad=False,
+    collection=COCO_VG,
+    read_entry=read_vqa_entry,
+):
+    """`VQAAnnotations` of VQA files: an item for each question, or each image that a question is about.
+
+    answers:    list of the task's answers, in the order of their classes
+    collection: the images that the questions are about
+    read_entry: reader of one entry, from `entries`
+    Everything else is as in `build_pretrain_annotations`.
     """
     words = (WordWriter, np.uint16)
     kind = _Kind(
         name="vqa",
-        read=functools.partial(read_vqa_entry, find={answer: label for label, answer in enumerate(answers)}.get),
+        read=functools.partial(read_entry, find={answer: label for label, answer in enumerate(answers)}.get),
         columns={"question_type": words, "answer_type": words, "question_id": (TextWriter, np.uint8)},
         num_answers=len(answers),
-        settings={"answers": hashlib.sha256(json.dumps(answers).encode()).hexdigest()},
+        settings={
+            "answers": hashlib.sha256(json.dumps(answers).encode()).hexdigest(),
+            "form": read_entry.__name__,
+            "collection": collection.name,
+        },
+        collection=collection,
     )
     return VQAAnnotations(_tables(kind, files, tokenizer, image_sizes, cache_root, max_length, skip_bad))
 
@@ -67,6 +88,7 @@ class _Kind(NamedTuple):
     columns: dict
     num_answers: int
     settings: dict  # what the items depend on, beside the files
+    collection: Collection = COCO_VG
 
 
 def _tables(kind, files, tokenizer, image_sizes, cache_root, max_length, skip_bad):
@@ -77,7 +99,9 @@ def _tables(kind, files, tokenizer, image_sizes, cache_root, max_length, skip_ba
     settings |= {"skip_bad": skip_bad, "inputs": digests}
 
     def build(folder):
-        builder = TableBuilder(folder, kind.read, kind.columns, kind.num_answers, tokenizer, max_length, image_sizes)
+        builder = TableBuilder(
+            folder, kind.read, kind.columns, kind.num_answers, tokenizer, max_length, image_sizes, kind.collection
+        )
         for path in files:
             builder.read_file(path, skip_bad)
         for path, digest in zip(inputs, digests):

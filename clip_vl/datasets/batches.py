@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from clip_vl.datasets.images import (
+    COCO_VG,
     DamagedImage,
     ImageSource,
     canvas_size,
@@ -32,17 +33,17 @@ def split_paths(args, folder, splits):
     return paths
 
 
-def open_images(args):
+def open_images(args, collection=COCO_VG):
     """The images of the data root: the folders, or with --use_lmdb what `python -m clip_vl.prepare images` wrote."""
     if not args.use_lmdb:
-        return ImageSource(args.data_root)
+        return ImageSource(args.data_root, collection)
     m, M = args.image_size_min, args.image_size_max
-    return ImageLMDB(store_path(args.data_root, m, M), m, M)
+    return ImageLMDB(store_path(args.data_root, m, M, collection), m, M, collection)
 
 
-def size_file(args):
+def size_file(args, collection=COCO_VG):
     """The file with the size of every image, by which images of like shape are batched."""
-    path = Path(args.data_root) / "mscoco" / "width_heigths.json"
+    path = Path(args.data_root) / collection.sizes
     if not path.is_file():
         raise DataError(
             f"{path} is not there; `python -m clip_vl.prepare check --data_root {args.data_root}` writes it"
@@ -125,6 +126,26 @@ def build_loader(dataset, epoch, batches, args, device):
     )
 
 
+def training_loader(dataset, epoch, batches, damage, device, args):
+    """Yields the batches of an epoch on `device`; `damage` (DamageCount) hears of each image that was not readable."""
+    loader = build_loader(dataset, epoch, batches, args, device)
+    for batch in dist.progress(loader, f"epoch {epoch + 1}", args.tqdm):
+        damage.add(batch.get("damaged", []))
+        yield to_device(batch, device)
+
+
+def evaluation_loader(dataset, order, device, args):
+    """Yields this process's share of the evaluation batches on `device`.
+
+    Evaluation needs every image: a score over the rest would be another score, so a damaged one raises DataError.
+    """
+    loader = build_loader(dataset, 0, list(order), args, device)
+    for batch in dist.progress(loader, "evaluation", args.tqdm):
+        for _, reason in batch.get("damaged", []):
+            raise DataError(f"evaluation needs every image: {reason}")
+        yield to_device(batch, device)
+
+
 def _start_worker(worker_id):
     torch.set_num_threads(1)
     ignore_in_worker(worker_id)
@@ -163,9 +184,3 @@ class DamageCount:
                 f"{len(self.names)} of {self.total} images are missing or damaged, more than --max_damaged "
                 f"{self.tolerated:g} allows; the last one: {damaged[-1][1]}"
             )
-
-
-def refuse_damage(damaged):
-    """Evaluation needs every image: a score over the rest would be another score."""
-    if damaged:
-        raise DataError(f"evaluation needs every image: {damaged[0][1]}")

@@ -9,6 +9,7 @@ import functools
 import io
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,21 +38,55 @@ class DamagedImage(DataError):
 # ---- where images lie ----
 
 
-def relative_path(img_id):
+class Collection(NamedTuple):
+    """The images of one data set.
+
+    folders: part of an image id -> folder under the data root; the first part found in the id counts
+    sizes:   the file that records [height, width] of every image
+    """
+
+    name: str
+    folders: dict
+    suffix: str
+    sizes: str
+
+
+COCO_VG = Collection(
+    "coco_vg",
+    {name: f"mscoco/{name}" for name in COCO_FOLDERS} | {"": VG_FOLDER},
+    ".jpg",
+    "mscoco/width_heigths.json",  # (sic) the published name; its values are [height, width]
+)
+GQA = Collection("gqa", {"": "gqa_raw_images/images"}, ".jpg", "gqa_raw_images/width_heigths.json")
+FLICKR30K = Collection("flickr30k", {"": "flickr30k_images"}, ".jpg", "flickr30k_images/width_heigths.json")
+NLVR2 = Collection(
+    "nlvr2",
+    {f"{name}-": f"nlvr2_raw_images/{name}" for name in ("train", "dev", "test1", "test2")},
+    ".png",
+    "nlvr2_raw_images/width_heigths.json",
+)
+NLVR = Collection("nlvr", {"": "nlvr_raw_images"}, ".png", "nlvr_raw_images/width_heigths.json")
+COLLECTIONS = (COCO_VG, GQA, FLICKR30K, NLVR2, NLVR)
+
+
+def relative_path(img_id, collection=COCO_VG):
     """The path of an image under the data root, for example mscoco/train2014/COCO_train2014_000000000009.jpg.
 
-    An id with the name of a COCO folder in it lies in that folder, any other is a Visual Genome number. Ids come from
-    annotation files: one that is not a plain file name is refused with DataError.
+    Of COCO and Visual Genome, an id with the name of a COCO folder in it lies in that folder, any other is a Visual
+    Genome number. Ids come from annotation files: one that is not a plain file name is refused with DataError.
     """
     if not img_id or not img_id.isprintable() or "/" in img_id or "\\" in img_id or len(img_id.encode()) > 240:
         raise DataError(f"img_id {img_id!r:.80} is not a plain file name; image ids name files of the image folders")
-    folder = next((f"mscoco/{name}" for name in COCO_FOLDERS if name in img_id), VG_FOLDER)
-    return f"{folder}/{img_id}.jpg"
+    folder = next((folder for part, folder in collection.folders.items() if part in img_id), None)
+    if folder is None:
+        parts = ", ".join(collection.folders)
+        raise DataError(f"img_id {img_id!r:.80} is in no folder of {collection.name}: one of {parts} must be in it")
+    return f"{folder}/{img_id}{collection.suffix}"
 
 
-def image_path(data_root, img_id):
+def image_path(data_root, img_id, collection=COCO_VG):
     """The file of an image; never outside its folder."""
-    return Path(data_root, relative_path(img_id))
+    return Path(data_root, relative_path(img_id, collection))
 
 
 def size_key(relative):
@@ -189,13 +224,13 @@ def _centre(length, room):
 class ImageSource:
     """The images in the folders of a data root. It holds no open file, so any worker can have a copy."""
 
-    def __init__(self, data_root):
-        self.data_root = Path(data_root)
+    def __init__(self, data_root, collection=COCO_VG):
+        self.data_root, self.collection = Path(data_root), collection
         jpeg_decoder()
 
     def read(self, img_id):
         """The bytes of the image file. Raises DamagedImage, also where the file is missing."""
-        path = image_path(self.data_root, img_id)
+        path = image_path(self.data_root, img_id, self.collection)
         try:
             return path.read_bytes()
         except OSError as error:
@@ -207,7 +242,7 @@ class ImageSource:
         recorded_size: (height, width) by which the batch was chosen. An image of another size would be cropped by the
         canvas of that batch, so it counts as damaged.
         """
-        path = image_path(self.data_root, img_id)
+        path = image_path(self.data_root, img_id, self.collection)
         image = decode_image(self.read(img_id), path)
         original = tuple(image.shape[1:])
         check_recorded(path, original, recorded_size)

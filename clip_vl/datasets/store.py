@@ -16,6 +16,7 @@ from pathlib import Path
 from PIL import Image
 
 from clip_vl.datasets.images import (
+    COCO_VG,
     DamagedImage,
     check_recorded,
     decode_image,
@@ -34,9 +35,10 @@ META_KEY = b"\0store"  # no file name has a NUL in it
 HEADER = struct.Struct("<II16s")  # original height, original width, digest
 
 
-def store_path(data_root, m, M):
-    """Where the store of a data root lies for short side m and long side M."""
-    return Path(data_root) / "cache" / f"images_{m}_{M}.lmdb"
+def store_path(data_root, m, M, collection=COCO_VG):
+    """Where the store of a collection of images lies in a data root, for short side m and long side M."""
+    name = "images" if collection == COCO_VG else f"images_{collection.name}"
+    return Path(data_root) / "cache" / f"{name}_{m}_{M}.lmdb"
 
 
 def _key(name):
@@ -204,10 +206,10 @@ class ImageLMDB:
     Raises UserError where there is no store of pictures for (m, M), DataError where its file was cut short.
     """
 
-    def __init__(self, path, m=384, M=640):
+    def __init__(self, path, m=384, M=640, collection=COCO_VG):
         import lmdb
 
-        self.path = Path(path)
+        self.path, self.collection = Path(path), collection
         jpeg_decoder()
         try:
             meta = self._get(META_KEY)
@@ -240,11 +242,11 @@ class ImageLMDB:
 
     def read(self, img_id):
         """The stored JPEG bytes of an image. Raises DamagedImage."""
-        return self.get(Path(relative_path(img_id)).name)[1]
+        return self.get(Path(relative_path(img_id, self.collection)).name)[1]
 
     def load(self, img_id, m=384, M=640, recorded_size=None):
         """The resized picture, uint8 (3, h, w), as `ImageSource.load` but for the JPEG's loss. Raises DamagedImage."""
-        name = Path(relative_path(img_id)).name
+        name = Path(relative_path(img_id, self.collection)).name
         original, jpeg = self.get(name)
         check_recorded(f"{self.path}/{name}", original, recorded_size)
         return resize(decode_image(jpeg, f"{self.path}/{name}"), resized_size(*original, m, M))

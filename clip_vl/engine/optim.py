@@ -63,6 +63,12 @@ def is_fast_at_bf16(device):
     return torch.cpu._is_avx512_bf16_supported() and "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
 
 
+def autocast(device, args):
+    """A context for a forward pass without an `Updater`, in the precision that the flags ask for."""
+    dtype = autocast_dtype(device, args.bf16, args.fp16)
+    return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
 class Updater:
     """Forward precision, gradient accumulation, the finite check, clipping and the step, for one or several optimizers.
 

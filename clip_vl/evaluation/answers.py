@@ -1,7 +1,9 @@
 """Answering accuracy, overall and for each kind of question, with the number of questions and an interval."""
 
 import numpy as np
+import torch
 
+from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError
 from clip_vl.evaluation.bootstrap import interval
 
@@ -26,6 +28,53 @@ def answer_report(scores, groupings=None):
             if name:
                 report |= _row(f"accuracy/{grouping}/{name}", scores[labels == name])
     return report
+
+
+@torch.no_grad()
+def predict(model, logits_of, batches, autocast, top=5):
+    """Answers to all questions, from all ranks: [(row, the best classes, their probabilities)], by row.
+
+    model:     put into evaluation mode, with rank 0's buffers everywhere; logits_of: (model, batch) -> (B, A)
+    batches:   this rank's, on the device, with their `rows`;  autocast: a context to compute in
+    The probabilities are sigmoids: each answer is judged apart, as the soft scores of VQA are.
+    """
+    model, found = dist.unwrap(model).eval(), []
+    for batch in batches:
+        with autocast:
+            logits = logits_of(model, batch)
+        best = logits.float().sigmoid().topk(min(top, logits.shape[1]), dim=1)
+        found += zip(batch["rows"].tolist(), best.indices.tolist(), best.values.tolist())
+    return sorted(row for rows in dist.gather(found) for row in rows)
+
+
+def soft_scores_of(annotations, predictions):
+    """The annotators' score (0..1) of the first answer of each prediction of `predict`."""
+    scores = []
+    for row, classes, _ in predictions:
+        ids, values = annotations.answers(row)
+        scores.append(float(values[ids == classes[0]].sum()))
+    return scores
+
+
+def batch_accuracy(logits, scores):
+    """Mean score of the best answer, a scalar in [0, 1] on the device. logits, scores: (B, A)."""
+    return scores.gather(1, logits.argmax(1, keepdim=True)).mean()
+
+
+def majority_accuracy(train, valid, num_answers):
+    """{"majority_accuracy": percent} of always giving the answer that earns most on the training questions."""
+    best = int(train.answer_totals(num_answers).argmax())
+    return {"majority_accuracy": 100 * float(valid.answer_totals(num_answers)[best]) / len(valid)}
+
+
+def headlines(report):
+    """What a row of the log holds of a report: the accuracy with its interval, and that of each answer type."""
+    wanted = ("accuracy", "accuracy_n", "accuracy_low", "accuracy_high")
+    return {f"valid_{name}": v for name, v in report.items() if name in wanted or _is_answer_type(name)}
+
+
+def _is_answer_type(name):
+    return name.startswith("accuracy/answer_type/") and not name.endswith(("_n", "_low", "_high"))
 
 
 def _row(name, scores):

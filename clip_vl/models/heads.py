@@ -7,11 +7,17 @@ from torch.nn import functional as F
 from clip_vl.models.weights import init_weights
 
 
-def answer_layers(config, num_answers):
-    """LXMERT's answer head (arXiv:1908.07490): pooled (B, D) -> logits (B, A). Its indices 0-3 name the parameters."""
+def answer_layers(config, num_answers, images_each=1):
+    """LXMERT's answer head (arXiv:1908.07490): pooled (B, images_each * D) -> logits (B, A).
+
+    Its indices 0-3 name the parameters.
+    """
     width = config.hidden_size
     layers = nn.Sequential(
-        nn.Linear(width, 2 * width), nn.GELU(), nn.LayerNorm(2 * width, eps=1e-12), nn.Linear(2 * width, num_answers)
+        nn.Linear(images_each * width, 2 * width),
+        nn.GELU(),
+        nn.LayerNorm(2 * width, eps=1e-12),
+        nn.Linear(2 * width, num_answers),
     )
     init_weights(layers, config.initializer_range)
     return layers

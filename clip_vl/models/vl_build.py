@@ -6,12 +6,20 @@ import torch
 
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
-from clip_vl.engine.optim import param_groups, step_decay, warmup_linear
+from clip_vl.engine.optim import Updater, autocast_dtype, param_groups, step_decay, warmup_linear
 from clip_vl.models.bert import BertConfig
 from clip_vl.models.clip import GRID_ENCODERS
-from clip_vl.models.vl_encoder import VLEncoder
+from clip_vl.models.vl_checkpoints import load_encoder, read_checkpoint
+from clip_vl.models.vl_encoder import VLClassifier, VLEncoder
 from clip_vl.models.vl_flags import milestones
-from clip_vl.models.weights import detect_grid_encoder, detect_layers, digest_warning, load_bert, load_clip_visual
+from clip_vl.models.weights import (
+    detect_grid_encoder,
+    detect_layers,
+    digest_warning,
+    load_bert,
+    load_clip_visual,
+    load_weights,
+)
 
 VISUAL = "visual_model."  # part of the name of every parameter of the visual tower
 
@@ -89,3 +97,37 @@ def build_optimizers(model, args, updates_per_epoch):
             optimizer = torch.optim.SGD(parameters, lr=args.sgd_lr, fused=True, **decay)
         optimizers["sgd"] = (optimizer, step_decay(milestones(args), updates_per_epoch, args.start_epoch))
     return optimizers
+
+
+def build_updater(model, args, updates_per_epoch, device):
+    """The `Updater` of a model, wrapped or not, with its optimizers, precision and limits from the flags."""
+    return Updater(
+        model,
+        build_optimizers(model, args, updates_per_epoch),
+        device=device,
+        dtype=autocast_dtype(device, args.bf16, args.fp16),
+        max_grad_norm=args.max_grad_norm,
+        max_skipped=args.max_skipped,
+        seed=args.seed,
+    )
+
+
+def build_classifier(num_answers, device, args, *, with_images=True, images_each=1):
+    """A `VLClassifier` on its device with a fine-tuned, a pre-trained, CLIP's and BERT's, or random weights.
+
+    returns: the model; the state dict of the pre-training checkpoint that its encoder came from, and its path, or Nones
+    """
+    fine_tuned, path = read_checkpoint(args.load, ".pth")
+    state = fine_tuned
+    if state is None:
+        state, path = read_checkpoint(args.load_lxmert_qa or args.load_lxmert)
+    encoder = build_encoder(args, state, with_images)
+    model = VLClassifier(encoder, num_answers, images_each)
+    if fine_tuned is not None:
+        load_weights(model, fine_tuned, allow_partial=args.allow_partial, source=path)
+        state = path = None
+    elif state is not None:
+        load_encoder(encoder, state, path, args)
+    else:
+        load_pretrained_parts(model, encoder, args)
+    return model.to(device, memory_format=torch.channels_last), state, path

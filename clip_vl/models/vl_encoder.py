@@ -132,18 +132,30 @@ def _with_targets(states, targets):
 
 
 class VLClassifier(nn.Module):
-    """An encoder with an answer head, under the names of the fine-tuned checkpoints."""
+    """An encoder with an answer head, under the names of the fine-tuned checkpoints.
 
-    def __init__(self, encoder, num_answers):
+    images_each: how many images a text is about (NLVR2: two); it is encoded with each, and the head sees all of them
+    """
+
+    def __init__(self, encoder, num_answers, images_each=1):
         super().__init__()
+        self.images_each = images_each
         self.lxrt_encoder = nn.ModuleDict({"model": nn.ModuleDict({"bert": encoder})})
-        self.logit_fc = answer_layers(encoder.config, num_answers)
+        self.logit_fc = answer_layers(encoder.config, num_answers, images_each)
 
     @property
     def bert(self):
         return self.lxrt_encoder["model"]["bert"]
 
     def forward(self, images, input_ids, attention_mask, image_of_text=None, image_boxes=None):
-        """Arguments as in `VLEncoder` -> logits (B, A)."""
+        """Arguments as in `VLEncoder`, a text with each of its images in turn -> logits (B / images_each, A)."""
         _, _, pooled = self.bert(images, input_ids, attention_mask, image_of_text, image_boxes)
-        return self.logit_fc(pooled)
+        return self.logit_fc(pooled.unflatten(0, (-1, self.images_each)).flatten(1))
+
+
+def classify(model, batch, mask_padding=False):
+    """The logits of a VLClassifier, wrapped or not, for a batch of `datasets.batches`; images may be absent from it."""
+    boxes = batch.get("image_boxes") if mask_padding else None
+    return model(
+        batch.get("images"), batch["input_ids"], batch["attention_mask"], batch.get("image_of_text"), image_boxes=boxes
+    )
