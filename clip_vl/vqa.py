@@ -66,9 +66,8 @@ from clip_vl.evaluation.gallery import build_gallery
 from clip_vl.evaluation.vqa_score import official_accuracy
 from clip_vl.losses.answering import soft_answer_loss
 from clip_vl.models.vl_build import bert_folder, build_classifier, build_updater, compile_parts
-from clip_vl.models.vl_checkpoints import load_answer_head, save_plain
+from clip_vl.models.vl_checkpoints import load_answer_head, save_task
 from clip_vl.models.vl_encoder import classify
-from clip_vl.models.weights import state_for_exchange
 
 
 def train_one_epoch(job, epoch, start, best, args):
@@ -144,20 +143,17 @@ def train(device, args):
     best = position["best"]
     for epoch in range(position["epoch"], last_epoch):
         train_one_epoch(job, epoch, position["batch"] if epoch == position["epoch"] else 0, best, args)
-        weights = state_for_exchange(model) if dist.rank() == 0 else None
+        is_best = False
         if valid is not None:
             predictions = answer(job.model, valid_set, valid_order, device, args)
             scores, report = score(valid, predictions)
             job.log(epoch, **headlines(report))
-            if report["accuracy"] > best.get("accuracy", -1):
-                best = report | {"epoch": epoch + 1}
-                if dist.rank() == 0:
-                    save_plain(job.run.folder / "BEST.pth", weights)
-                    read = images.read if sees else None
-                    cards = build_gallery(valid, predictions, scores, answers, read)
-                    atomic_json(job.run.folder / "gallery.json", cards)
-        if dist.rank() == 0:
-            save_plain(job.run.folder / "LAST.pth", weights)
+            is_best = report["accuracy"] > best.get("accuracy", -1)
+        if is_best:
+            best = report | {"epoch": epoch + 1}
+            picture_of = (lambda row: images.read(valid.image_id(row))) if sees else None
+            job.write_gallery(lambda: build_gallery(valid, predictions, scores, answers, picture_of))  # noqa: B023
+        save_task(job.run.folder, model, is_best)
         job.save(epoch=epoch + 1, batch=0, best=best)
 
     majority = majority_accuracy(annotations, valid, len(answers)) if valid is not None else {}

@@ -1,6 +1,7 @@
 """The drawing of the house holds: who imports whom, every recipe parses, --help is quick."""
 
 import ast
+import importlib
 import re
 import shlex
 import subprocess
@@ -48,12 +49,12 @@ def flags_of_script(path):
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_flag_of_every_recipe_exists(path):
     from clip_vl.engine.flags import _build_parser, _complete
-    from clip_vl.pretrain import PretrainFlags
-    from clip_vl.vqa import VQAFlags
 
-    cls = PretrainFlags if "pretrain" in path.stem else VQAFlags
+    script = ROOT / "scripts" / re.search(r"\.\./(\w+\.bash)", path.read_text())[1]
+    program = re.search(r'launch\.bash" (\w+)', script.read_text())[1]
+    module = importlib.import_module(f"clip_vl.{program}")
+    cls = next(v for k, v in vars(module).items() if k.endswith("Flags") and v.__module__ == module.__name__)
     parser = _build_parser(cls, "doc")
-    script = ROOT / "scripts" / ("pretrain.bash" if cls is PretrainFlags else "finetune_vqa.bash")
     for name in flags_of_script(path) + flags_of_script(script):
         assert _complete([name], parser), name
 

@@ -23,7 +23,8 @@ class TableBuilder:
 
     def __init__(self, folder, read, columns, num_answers, tokenizer, max_length, image_sizes, collection=COCO_VG):
         """
-        read:        entry of a file -> image id, list of `entries.Item`, number of unknown answers
+        read:        entry of a file -> image id, or a tuple of them, each of which gets the items; list of
+                     `entries.Item`; number of unknown answers
         columns:     {name: (writer class, dtype)} of what the items hold beside sentence and answers
         image_sizes: JSON file of {size key: [height, width]} of the images of `collection`
         """
@@ -52,17 +53,18 @@ class TableBuilder:
         progress = tqdm(iterate_json_list(path), desc=f"reading {path}", unit=" entries", disable=None)
         for number, (line, entry) in enumerate(progress, start=1):
             try:
-                img_id, items, unknown = self.read(entry)
-                image = self._image(img_id) if items else None
+                img_ids, items, unknown = self.read(entry)
+                images = self._images(img_ids) if items else None
             except DataError as error:
                 self._complain(f"{path}:{line}: entry {number:,}{_name(entry)}: {error}", skip_bad)
                 continue
-            if image is None:
+            if images is None:
                 self.counts["dropped_items"] += len(items)
                 continue
             self.counts["unknown_answers"] += unknown
             for item in items:
-                self._add(image, item)
+                for image in images:
+                    self._add(image, item)
         self._flush()
 
     def _complain(self, sentence, skip_bad):
@@ -70,6 +72,11 @@ class TableBuilder:
             raise DataError(sentence) from None
         self.counts["skipped"] += 1
         self.skipped_examples = [*self.skipped_examples, sentence][:EXAMPLES]
+
+    def _images(self, img_ids):
+        """The rows of one image id, or of each of a tuple of them; None when a size is not known."""
+        rows = [self._image(img_id) for img_id in ((img_ids,) if isinstance(img_ids, str) else img_ids)]
+        return None if None in rows else rows
 
     def _image(self, img_id):
         """The image's row in the table of images, or None when its size is not known."""

@@ -1,5 +1,6 @@
 """Batches: the images of a batch decoded once each and placed on one canvas, its texts padded to the longest."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -51,32 +52,39 @@ def size_file(args, collection=COCO_VG):
     return path
 
 
-def train_batches(annotations, args):
-    """The order of training: batches of images of like shape on one canvas, over the first --max_train_samples."""
-    sizes = np.asarray(annotations.image_sizes)
-    index = np.asarray(annotations.image_index[: args.max_train_samples])
-    groups = aspect_groups(sizes[:, 0], sizes[:, 1], args.aspect_ratio_group_factor)
-    return TrainBatches(groups[index], canvases(annotations, args)[index], args.batch_size, rank=dist.rank(),
-                        world_size=dist.world_size(), seed=args.seed, image_of_item=index,
-                        sentences_per_image=args.sentences_per_image)  # fmt: skip
+def train_batches(annotations, args, images_each=1):
+    """The order of training: batches of images of like shape on one canvas, over the first --max_train_samples.
+
+    images_each: how many consecutive items make one sample, such as a statement about two images; samples are numbered
+    """
+    index, groups, canvases = _shapes(annotations, args, args.max_train_samples, images_each)
+    return TrainBatches(groups, canvases, args.batch_size, rank=dist.rank(), world_size=dist.world_size(),
+                        seed=args.seed, image_of_item=index, sentences_per_image=args.sentences_per_image)  # fmt: skip
 
 
-def eval_batches(annotations, args):
+def eval_batches(annotations, args, images_each=1):
     """Fixed batches of the first --max_eval_samples, each evaluated by one rank, every sample exactly once."""
-    index = np.asarray(annotations.image_index[: args.max_eval_samples])
-    return EvalBatches(
-        canvases(annotations, args)[index],
-        args.batch_size,
-        rank=dist.rank(),
-        world_size=dist.world_size(),
-        image_of_item=index,
-    )
+    index, _, canvases = _shapes(annotations, args, args.max_eval_samples, images_each)
+    ranks = {"rank": dist.rank(), "world_size": dist.world_size()}
+    return EvalBatches(canvases, args.batch_size, **ranks, image_of_item=index)
 
 
-def canvases(annotations, args):
-    """Which canvas each image goes on, (M,): one number for all with --dynamic_padding, else portrait or landscape."""
-    sizes = np.asarray(annotations.image_sizes)
-    return is_portrait(sizes[:, 0], sizes[:, 1]).astype(np.int16) * (not args.dynamic_padding)
+def _shapes(annotations, args, limit, images_each):
+    """(first image, aspect group, canvas) of each sample, (N,) each, of the first `limit` samples.
+
+    There is one canvas for all with --dynamic_padding, else portrait and landscape, or each combination of them.
+    """
+    heights, widths = np.asarray(annotations.image_sizes).T
+    groups = aspect_groups(heights, widths, args.aspect_ratio_group_factor)
+    canvases = is_portrait(heights, widths).astype(np.int16) * (not args.dynamic_padding)
+    index = np.asarray(annotations.image_index[: limit and limit * images_each]).reshape(-1, images_each)
+    return index[:, 0], _joint(groups[index]), _joint(canvases[index])
+
+
+def _joint(classes):
+    """One class for the images of a sample together: (N, n) small integers -> (N,)."""
+    base = int(classes.max(initial=0)) + 1
+    return functools.reduce(lambda joint, each: joint * base + each, classes.T)
 
 
 def load_images(source, annotations, rows, args):
@@ -100,7 +108,8 @@ def load_images(source, annotations, rows, args):
     if args.dynamic_padding:
         canvas = dynamic_canvas([tuple(p.shape[1:]) for p in pictures], args.image_size_max)
     else:
-        canvas = canvas_size(int(sizes[0, 0]), int(sizes[0, 1]), args.image_size_min, args.image_size_max)
+        m, M = args.image_size_min, args.image_size_max
+        canvas = tuple(map(max, *(canvas_size(int(h), int(w), m, M) for h, w in sizes), (0, 0)))
     images, boxes = place_on_canvas(pictures, canvas)
     return {
         "images": images,

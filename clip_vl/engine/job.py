@@ -5,6 +5,7 @@ from dataclasses import asdict
 
 from clip_vl.engine import dist
 from clip_vl.engine.errors import Interrupted
+from clip_vl.engine.files import atomic_json
 from clip_vl.engine.meters import Meters
 from clip_vl.engine.resume import restore_training, save_training
 from clip_vl.engine.run import Run
@@ -77,3 +78,8 @@ class Job:
         """A row of the log that took time of its own, such as a validation."""
         self.run.log(step=self.updater.update, epoch=epoch + 1, **values)
         self.clock = time.perf_counter()
+
+    def write_gallery(self, build):
+        """gallery.json, the pictures of the report; `build` is called on rank 0 alone."""
+        if dist.rank() == 0:
+            atomic_json(self.run.folder / "gallery.json", build())

@@ -30,6 +30,17 @@ def answer_report(scores, groupings=None):
     return report
 
 
+def consistency(scores, groups):
+    """Share of the groups in which every score is 1, in percent, as a flat dict like `answer_report`'s.
+
+    scores: (N,) 0 or 1;  groups: N labels, such as the statement that a row is about
+    """
+    whole = {}
+    for score, group in zip(scores, groups):
+        whole[group] = whole.get(group, True) and score == 1
+    return _row("consistency", np.array(list(whole.values()), dtype=np.float64))
+
+
 @torch.no_grad()
 def predict(model, logits_of, batches, autocast, top=5):
     """Answers to all questions, from all ranks: [(row, the best classes, their probabilities)], by row.

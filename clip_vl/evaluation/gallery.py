@@ -11,25 +11,25 @@ THUMBNAIL = 320  # pixels of the longer side
 RIGHT = 0.5  # soft score from which an answer counts as right: two of ten people said so
 
 
-def build_gallery(annotations, predictions, scores, answers, read_image, count=24, seed=0):
+def build_gallery(annotations, predictions, scores, answers, picture_of=None, count=24, seed=0):
     """The cards of gallery.json: `count` questions drawn at random, half right and half wrong where there are enough.
 
     predictions: (row, classes, probabilities) per question, best first; scores: the soft score each one earned
-    answers:     the name of each class;  read_image: image id -> bytes of an image file, or None for cards without
+    answers:     the name of each class;  picture_of: row -> bytes of an image file, or None for cards without
     """
     order = numpy_rng(seed, "gallery").permutation(len(scores))
     wrong = [i for i in order if scores[i] < RIGHT]
     right = [i for i in order if scores[i] >= RIGHT]
     some_wrong = max(count // 2, count - len(right))
     chosen = sorted([*wrong[:some_wrong], *right[: count - min(some_wrong, len(wrong))]], key=order.tolist().index)
-    return {"cards": [_card(annotations, *predictions[i], scores[i], answers, read_image) for i in chosen]}
+    return {"cards": [_card(annotations, *predictions[i], scores[i], answers, picture_of) for i in chosen]}
 
 
-def _card(annotations, row, classes, probabilities, score, answers, read_image):
+def _card(annotations, row, classes, probabilities, score, answers, picture_of):
     ids, values = annotations.answers(row)
     truth = sorted(zip([answers[i] for i in ids], np.asarray(values).tolist()), key=lambda pair: -pair[1])
     return {
-        "image": thumbnail(read_image(annotations.image_id(row))) if read_image else "",
+        "image": thumbnail(picture_of(row)) if picture_of else "",
         "title": annotations.sentence(row),
         "truth": [list(pair) for pair in truth],
         "predictions": [[answers[c], round(p, 4)] for c, p in zip(classes, probabilities)],

@@ -83,6 +83,14 @@ def save_stage(stem, model, updater):
         save_plain(f"{stem}{suffix}", value)
 
 
+def save_task(folder, model, is_best):
+    """Rank 0 writes the fine-tuned weights as LAST.pth and, when they are the best so far, as BEST.pth."""
+    if dist.rank() == 0:
+        weights = state_for_exchange(model)
+        for name in ("BEST.pth", "LAST.pth") if is_best else ("LAST.pth",):
+            save_plain(folder / name, weights)
+
+
 def save_plain(path, value):
     """Write with torch.save, atomically; a full disk costs one line and the file, never the run."""
     try:
