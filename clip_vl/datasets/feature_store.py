@@ -249,15 +249,15 @@ def exists(path):
 
 
 def _remove(path):
-    """Delete a store. Its data goes in one step, so that no half of it is left to be taken for a store."""
-    _close_readers(path)
-    (path / "data.mdb" if is_lmdb(path) else path).unlink()
+    """Delete a complete store. Its data goes in one step, so that no half of it is left to be taken for a store."""
     if is_lmdb(path):
+        store._close_reader(path)
+        (path / "data.mdb").unlink()
         shutil.rmtree(path)
-
-
-def _close_readers(path):
-    store._close_reader(path) if is_lmdb(path) else _close_hdf5(path)
+    else:
+        _close_hdf5(path)
+        shutil.rmtree(_parts(path), ignore_errors=True)
+        path.unlink()
 
 
 @contextmanager
@@ -423,7 +423,7 @@ class LMDBFeatures:
     def keys(self):
         """The ids of all images, sorted."""
         with store._reader(self.path).begin() as transaction:
-            return [key.decode() for key in transaction.cursor().iternext(values=False) if key != META_KEY]
+            return [os.fsdecode(key) for key in transaction.cursor().iternext(values=False) if key != META_KEY]
 
     def __len__(self):
         return store._reader(self.path).stat()["entries"] - (self.meta["format"] > 0)
@@ -548,7 +548,8 @@ def _write_group(file, img_id, record):
 
 
 def _is_whole(file, img_id):
-    return img_id in file and "digest" in file[img_id].attrs
+    group = hdf5_group(file, img_id)
+    return group is not None and "digest" in group.attrs
 
 
 def hdf5_group(file, img_id):
