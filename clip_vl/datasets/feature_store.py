@@ -401,6 +401,7 @@ def _lmdb_meta(path):
     if first is None:
         return None
     if not first[1].startswith(LZ4_MAGIC):
+        store._close_reader(path)
         raise UserError(f"{path} is an LMDB of something else than features")
     return {"format": 0, "complete": True}  # CLIP-ViL's tool, which says nothing of what it wrote
 
@@ -416,6 +417,7 @@ class LMDBFeatures:
         self.path = Path(path)
         if not _has_data(self.path):
             raise UserError(f"there is no feature store at {path}")
+        store._close_reader(self.path)  # opened before the store grew, it would not see all of it
         self.meta = _lmdb_meta(self.path)
         if self.meta is None:
             raise UserError(f"{path} is empty: its writer was killed before it began; run it again")
@@ -650,6 +652,7 @@ class HDF5Features:
         self.path = Path(path)
         if not exists(self.path):
             raise UserError(f"there is no feature store at {path}")
+        _close_hdf5(self.path)  # opened before the store grew, it would not see all of it
         self.meta = _hdf5_meta(self.path)
 
     def keys(self):
