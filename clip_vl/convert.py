@@ -1,12 +1,15 @@
-"""Convert checkpoints of the fused encoder: the published form, safetensors, and a transformers BERT folder.
+"""Convert checkpoints of the fused encoder: the published form, safetensors, and transformers' BERT and LXMERT folders.
 
     python -m clip_vl.convert snap/pretrain/NAME/Epoch09_LXRT.pth model.safetensors     plain names, nothing to unpickle
     python -m clip_vl.convert model.safetensors Epoch09_LXRT.pth                        and back, to the published form
     python -m clip_vl.convert Epoch09_LXRT.pth bert/ --bert data/bert-base-uncased      its text half, for transformers
+    python -m clip_vl.convert Epoch20_LXRT.pth lxmert/ --bert data/bert-base-uncased    a two-stream model of regions
+    python -m clip_vl.convert lxmert/ Epoch20_LXRT.pth                                  and back, from such a folder
 
-The ending of the target says which. The published form puts "module." before the names of a pre-training checkpoint.
-Every form loads again: .pth and .safetensors with --load, a BERT folder with --bert. transformers puts a tanh behind
-the pooler, which a single stream has not: hidden states and masked words are the same, its pooled vector is not.
+The ending of the target says which; a folder becomes a BERT one, or for two streams with boxes an LXMERT one. The
+published form puts "module." before the names of a pre-training checkpoint. Every form loads again: .pth and
+.safetensors with --load, a BERT folder with --bert. transformers puts a tanh behind the pooler, which a single stream
+has not: hidden states and masked words are the same, its pooled vector is not. LXMERT's is the same in all.
 """
 
 from dataclasses import dataclass
@@ -18,7 +21,7 @@ from clip_vl.engine.flags import flag, parse
 class ConvertFlags:
     """Conversion"""
 
-    source: str = flag("", "A .pth or .safetensors file.", positional=True)
+    source: str = flag("", "A .pth or .safetensors file, or a transformers folder.", positional=True)
     target: str = flag("", "A .pth or .safetensors file, or a folder; it must not exist.", positional=True)
     bert: str = flag("data/bert-base-uncased", "For a folder: where config.json and vocab.txt come from.")
 
@@ -39,7 +42,12 @@ from clip_vl.engine.files import atomic_file, atomic_json, temporary_name
 from clip_vl.models.bert import BertConfig
 from clip_vl.models.weights import detect_layers, read_state_dict
 
-PRETRAINED = ("bert.", "cls.", "answer_head.")  # how the names of a pre-training checkpoint begin
+BOX_WEIGHT = "encoder.visn_fc.box_fc.weight"
+FINE_TUNED = "lxrt_encoder.model."
+TO_LXMERT = {"lxrt_encoder.model.bert.": "lxmert.", "bert.": "lxmert.", "logit_fc.": "answer_head.logit_fc."}
+FROM_LXMERT = {"lxmert.": "bert."}
+FROM_LXMERT_TUNED = {"lxmert.": "lxrt_encoder.model.bert.", "answer_head.logit_fc.": "logit_fc."}
+PRETRAINED = ("bert.", "cls.", "answer_head.", "obj_predict_head.")  # how the names of a pre-training checkpoint begin
 TEXT_PARTS = re.compile(
     r"(lxrt_encoder\.model\.)?((bert\.(embeddings|pooler|encoder\.layer)\.|cls\.(predictions|seq_relationship)\.).*)"
 )
@@ -64,20 +72,13 @@ def write_safetensors(state, target):
         temporary.unlink(missing_ok=True)
 
 
-def write_bert_folder(state, target, bert):
-    """config.json, vocab.txt and model.safetensors with the text half of `state`, as `BertForPreTraining` names it.
+def write_folder(state, target, bert, architecture, values):
+    """config.json, vocab.txt and model.safetensors, whole or not at all.
 
-    bert: folder of the BERT that the model was built from; its sizes must be those of the checkpoint
+    bert:   folder of the BERT that the model was built from; its sizes must be those of the checkpoint
+    values: what config.json says beside that BERT's own
     """
-    layers = detect_layers(state)
-    if layers["cross_layers"]:
-        raise UserError(
-            "a two-stream encoder is no BERT: its text goes through cross layers; convert it to .safetensors"
-        )
-    text = {match[2]: tensor for name, tensor in state.items() if (match := TEXT_PARTS.fullmatch(name))}
-    words = text.get("bert.embeddings.word_embeddings.weight")
-    if words is None:
-        raise UserError("the checkpoint holds no BERT embeddings, so there is no text half to convert")
+    words = state[next(name for name in state if name.endswith("word_embeddings.weight"))]
     config = BertConfig.from_folder(bert, hint="--bert points to the folder that the model was built from.")
     if (config.vocab_size, config.hidden_size) != tuple(words.shape):
         raise UserError(
@@ -87,13 +88,81 @@ def write_bert_folder(state, target, bert):
     temporary = temporary_name(target)
     try:
         temporary.mkdir(parents=True)
-        values = json.loads((Path(bert) / "config.json").read_text()) | {"num_hidden_layers": layers["num_layers"]}
-        atomic_json(temporary / "config.json", values | {"architectures": ["BertForPreTraining"]})
+        values = json.loads((Path(bert) / "config.json").read_text()) | values
+        atomic_json(temporary / "config.json", values | {"architectures": [architecture]})
         shutil.copyfile(Path(bert) / "vocab.txt", temporary / "vocab.txt")
-        write_safetensors(text, temporary / "model.safetensors")
+        write_safetensors(state, temporary / "model.safetensors")
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_bert_folder(state, target, bert):
+    """The text half of `state` as transformers' BertForPreTraining."""
+    text = {match[2]: tensor for name, tensor in state.items() if (match := TEXT_PARTS.fullmatch(name))}
+    if "bert.embeddings.word_embeddings.weight" not in text:
+        raise UserError("the checkpoint holds no BERT embeddings, so there is no text half to convert")
+    layers = detect_layers(state)["num_layers"]
+    write_folder(text, target, bert, "BertForPreTraining", {"num_hidden_layers": layers})
+
+
+def write_lxmert_folder(state, target, bert):
+    """A two-stream model of regions as transformers' LxmertForPreTraining, or fine-tuned LxmertForQuestionAnswering."""
+    if not any(BOX_WEIGHT in name for name in state):
+        raise UserError(
+            "transformers knows two streams over a detector's regions alone, and this checkpoint's are over a grid or "
+            "without boxes; convert it to .safetensors"
+        )
+    tuned = any(name.startswith(FINE_TUNED) for name in state)
+    state = {_rename(name, TO_LXMERT): tensor for name, tensor in state.items()}
+    write_folder(
+        state,
+        target,
+        bert,
+        "LxmertForQuestionAnswering" if tuned else "LxmertForPreTraining",
+        {"model_type": "lxmert"} | _lxmert_sizes(state),
+    )
+
+
+def _lxmert_sizes(state):
+    """What transformers' LXMERT config says of the layers and heads, from the shapes."""
+    layers = detect_layers(state)
+
+    def rows(name):
+        return len(state[name]) if name in state else 0
+
+    head = "obj_predict_head.decoder_dict."
+    regions = {name: rows(f"{head}{name}.weight") for name in ("obj", "attr", "feat")}
+    answers = rows("answer_head.logit_fc.3.weight")
+    return {
+        "l_layers": layers["num_layers"],
+        "x_layers": layers["cross_layers"],
+        "r_layers": layers["visual_layers"],
+        "visual_feat_dim": state["lxmert.encoder.visn_fc.visn_fc.weight"].shape[1],
+        "num_qa_labels": answers or 1,
+        "num_object_labels": regions["obj"] or 1,
+        "num_attr_labels": regions["attr"] or 1,
+        "task_qa": answers > 0,
+        "task_obj_predict": any(regions.values()),
+    } | {f"visual_{name}_loss": count > 0 for name, count in regions.items()}
+
+
+def read_source(path):
+    """The state dict of a file, or of a transformers folder under our names."""
+    path = Path(path)
+    if not path.is_dir():
+        return read_state_dict(path)
+    file = next((path / name for name in ("model.safetensors", "pytorch_model.bin") if (path / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{path} holds neither model.safetensors nor pytorch_model.bin; is it a transformers folder?")
+    state = read_state_dict(file)
+    tuned = not any(name.startswith("cls.") for name in state) and any("answer_head." in name for name in state)
+    return {_rename(name, FROM_LXMERT_TUNED if tuned else FROM_LXMERT): tensor for name, tensor in state.items()}
+
+
+def _rename(name, prefixes):
+    old = next((old for old in prefixes if name.startswith(old)), "")
+    return prefixes.get(old, "") + name.removeprefix(old)
 
 
 def main(args):
@@ -102,7 +171,7 @@ def main(args):
     target = Path(args.target)
     if target.exists():
         raise UserError(f"{target} exists already; remove it or choose another target")
-    state = read_state_dict(args.source)
+    state = read_source(args.source)
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.suffix == ".pth":
         write_published(state, target)
@@ -110,6 +179,8 @@ def main(args):
         write_safetensors(state, target)
     elif target.suffix:
         raise UserError(f"{target} ends in {target.suffix}; a target ends in .pth or .safetensors, or is a folder")
+    elif detect_layers(state)["cross_layers"]:
+        write_lxmert_folder(state, target, args.bert)
     else:
         write_bert_folder(state, target, args.bert)
     print(f"{target}: {len(state)} tensors read")

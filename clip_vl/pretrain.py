@@ -31,9 +31,9 @@ class PretrainFlags(FusedEncoderFlags):
     qa_sets: str | None = flag(None, "Answer sets (vqa, gqa, visual7w) to keep, separated by commas [all].", "--qaSets")
     not_load_scheduler: bool = flag(False, "With --load: start the schedule anew.")
     not_load_adam_optimizer: bool = flag(False, "With --load: start AdamW anew.")
-    task_obj_predict: bool = flag(False, "Published flag.", "--taskObjPredict", dead="it applies to region features")
-    visual_losses: str = flag("obj,attr,feat", "Published flag of the region losses.", "--visualLosses")
-    obj_mask_rate: float = flag(0.0, "Published flag; raw images need 0.", "--objMaskRate")
+    task_obj_predict: bool = flag(False, "Predict what is at the regions; needs region features.", "--taskObjPredict")
+    visual_losses: str = flag("obj,attr,feat", "What of it: objects, attributes, features.", "--visualLosses")
+    obj_mask_rate: float = flag(0.0, "Share of the regions that are masked; images need 0.", "--objMaskRate")
 
 
 FLAGS = parse(PretrainFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
@@ -54,17 +54,18 @@ from clip_vl.datasets.batches import (
     train_batches,
     training_loader,
 )
-from clip_vl.datasets.masking import mask_tokens
+from clip_vl.datasets.masking import mask_regions, mask_tokens
 from clip_vl.datasets.pretrain import PretrainDataset
 from clip_vl.datasets.text import load_tokenizer
 from clip_vl.engine import dist
 from clip_vl.engine.dry_run import dry_run
+from clip_vl.engine.errors import UserError
 from clip_vl.engine.job import Job
 from clip_vl.engine.meters import Meters
 from clip_vl.engine.random import seed_step, torch_generator
 from clip_vl.engine.report import write_report
 from clip_vl.evaluation.answers import answer_report
-from clip_vl.losses.pretraining import answer_loss, masked_lm_loss, matched_loss
+from clip_vl.losses.pretraining import answer_loss, masked_lm_loss, matched_loss, region_losses
 from clip_vl.models.vl_build import (
     bert_folder,
     build_encoder,
@@ -73,12 +74,15 @@ from clip_vl.models.vl_build import (
     load_pretrained_parts,
 )
 from clip_vl.models.vl_checkpoints import load_encoder, load_stage_optimizers, read_checkpoint, save_stage
-from clip_vl.models.vl_encoder import VLPretrainer
+from clip_vl.models.visual_tokens import Regions
+from clip_vl.models.vl_encoder import VLPretrainer, visual_input
 from clip_vl.models.weights import load_weights
+
+REGION_OBJECTS, REGION_ATTRIBUTES = 1600, 400  # classes of the detector behind LXMERT's regions (Visual Genome)
 
 
 def forward(model, batch, tokenizer, uniform, args):
-    """One batch through the model -> its outputs and its losses, zero for a task without targets in the batch.
+    """One batch through the model -> outputs; losses, zero for a task without targets; the number of targets of each.
 
     uniform: (3, B, L) in [0, 1), the draws that decide which words are masked
     """
@@ -87,28 +91,46 @@ def forward(model, batch, tokenizer, uniform, args):
     input_ids, mlm_targets = mask_tokens(ids, mask, uniform, rate, tokenizer.mask_id, tokenizer.vocab_size)
     if args.mask_matched_only:  # the words stay masked: a sentence without masks would give its exchange away
         mlm_targets = mlm_targets.masked_fill(batch["matched"][:, None] != 1, -1)
+    visual, image_of_text, regions, masked = show(batch, args)
     outputs = model(
-        batch["images"],
+        visual,
         input_ids,
         batch["attention_mask"],
         mlm_targets=mlm_targets,
         answer=batch["answer"],
-        image_of_text=batch["image_of_text"],
+        image_of_text=image_of_text,
         image_boxes=batch["image_boxes"] if args.mask_padding else None,
     )
-    outputs["match_targets"] = batch["matched"] if args.task_matched else torch.full_like(batch["matched"], -1)
-    losses = {
-        "loss_mlm": masked_lm_loss(
-            outputs["mlm_logits"], outputs["mlm_targets"], global_count(outputs["mlm_targets"], args)
-        ),
-        "loss_itm": matched_loss(
-            outputs["match_logits"], outputs["match_targets"], global_count(outputs["match_targets"], args)
-        ),
+    match_targets = batch["matched"] if args.task_matched else torch.full_like(batch["matched"], -1)
+    tasks = {
+        "loss_mlm": (masked_lm_loss, outputs["mlm_logits"], outputs["mlm_targets"]),
+        "loss_itm": (matched_loss, outputs["match_logits"], match_targets),
     }
     if args.task_qa:
-        targets = outputs["answer_targets"]
-        losses["loss_qa"] = answer_loss(outputs["answer_logits"], targets, global_count(targets, args))
-    return outputs, losses
+        tasks["loss_qa"] = (answer_loss, outputs["answer_logits"], outputs["answer_targets"])
+    outputs["match_targets"] = match_targets
+    losses = {name: loss(logits, y, global_count(y, args)) for name, (loss, logits, y) in tasks.items()}
+    counts = {name: (y >= 0).sum() for name, (_, _, y) in tasks.items()}
+    if args.task_obj_predict:
+        labels, confidences = ({n: batch[f"region_{n}{end}"][batch["image_of_text"]] for n in ("obj", "attr")}
+                               for end in ("", "_conf"))  # fmt: skip
+        found = region_losses(outputs["regions"], regions.features, labels, confidences, masked, regions.visible)
+        losses |= found
+        counts |= dict.fromkeys(found, regions.visible.sum())
+    return outputs, losses, counts
+
+
+def show(batch, args):
+    """What the model sees -> visual input; its row for each text; and the regions as they are, and which are masked.
+
+    Each text has its image's regions for itself, masked by its own draws; with pixels or a grid there are none.
+    """
+    visual, image_of_text = visual_input(batch), batch["image_of_text"]
+    if not isinstance(visual, Regions):
+        return visual, image_of_text, None, None
+    regions = Regions(*(part[image_of_text] for part in visual))
+    features, masked = mask_regions(regions.features, regions.visible, batch["region_uniform"], args.obj_mask_rate)
+    return regions._replace(features=features), None, regions, masked
 
 
 def global_count(targets, args):
@@ -128,23 +150,20 @@ def train_one_epoch(job, epoch, start, args):
         is_last, in_this_update = job.accumulation(done, len(batches))
         generator = torch_generator(args.seed, "mask", updater.micro_step, dist.rank(), device=job.device)
         uniform = torch.rand(3, *batch["input_ids"].shape, generator=generator, device=job.device)
+        if "region_visible" in batch:
+            shape = len(batch["input_ids"]), batch["region_visible"].shape[1]
+            batch["region_uniform"] = torch.rand(3, *shape, generator=generator, device=job.device)
         with updater.micro_batch(is_last):
-            outputs, losses = forward(model, batch, job.tokenizer, uniform, args)
+            _, losses, counts = forward(model, batch, job.tokenizer, uniform, args)
             updater.backward(sum(losses.values()), in_this_update)
-        add_losses(job.meters, outputs, losses)
+        for name, loss in losses.items():  # a row of the log is a mean over targets and not over batches
+            job.meters.add(name, loss, counts[name])
         job.report(epoch, total=True)
         if is_last:
             stop = job.step(lambda: [job.train_set.annotations.uid(int(row)) for row in batch["rows"][:4]])  # noqa: B023
             if args.save_step > 0 and updater.update % args.save_step == 0:
                 save_stage(job.run.folder / f"Epoch{epoch + 1}Step{updater.update}", model, updater)
             job.save_if_due(stop, epoch=epoch, batch=done)
-
-
-def add_losses(meters, outputs, losses):
-    """Losses weighted by their targets, so that a row of the log is a mean over targets and not over batches."""
-    for name, loss in losses.items():
-        targets = outputs[{"loss_mlm": "mlm_targets", "loss_itm": "match_targets", "loss_qa": "answer_targets"}[name]]
-        meters.add(name, loss, (targets >= 0).sum())
 
 
 @torch.no_grad()
@@ -155,12 +174,14 @@ def evaluate(job, args):
     """
     model, updater, valid = dist.unwrap(job.model).eval(), job.updater, job.valid_set.annotations
     meters, answered = Meters(job.device), []
-    for name in ("loss_mlm", "loss_itm", "mlm_accuracy", "matched_accuracy", *(["loss_qa"] if args.task_qa else [])):
+    names = ["loss_mlm", "loss_itm", "mlm_accuracy", "matched_accuracy"] + ["loss_qa"] * args.task_qa
+    for name in names + [f"loss_{name}" for name in region_tasks(args)]:
         meters.add(name, 0.0, 0.0)  # every rank needs every name, also one without a batch
     for batch in evaluation_loader(job.valid_set, job.valid_order, job.device, args):
         with updater.autocast():
-            outputs, losses = forward(model, batch, job.tokenizer, batch["mask_uniform"], args)
-        add_losses(meters, outputs, losses)
+            outputs, losses, counts = forward(model, batch, job.tokenizer, batch["mask_uniform"], args)
+        for name, loss in losses.items():
+            meters.add(name, loss, counts[name])
         add_accuracy(meters, "mlm_accuracy", outputs["mlm_logits"], outputs["mlm_targets"])
         add_accuracy(meters, "matched_accuracy", outputs["match_logits"], outputs["match_targets"])
         if args.task_qa:
@@ -183,6 +204,23 @@ def qa_accuracy(annotations, answered):
     scores = [dict(zip(*map(list, annotations.answers(row)))).get(answer, 0.0) for row, answer in answered]
     sources = [annotations.sources[annotations.source[row]] for row, _ in answered]
     return {f"valid_qa_{name}": value for name, value in answer_report(scores, {"source": sources}).items()}
+
+
+def region_tasks(args):
+    """{loss: width of its prediction} of --visualLosses, {} without --taskObjPredict."""
+    names = [name for name in args.visual_losses.split(",") if name] if args.task_obj_predict else []
+    widths = {"obj": REGION_OBJECTS, "attr": REGION_ATTRIBUTES, "feat": args.region_dim}
+    if unknown := set(names) - set(widths):
+        raise UserError(f"--visualLosses {','.join(sorted(unknown))} is not among {', '.join(widths)}")
+    return {name: widths[name] for name in names}
+
+
+def check_flags(args):
+    """Refuse what cannot work, in one sentence, before anything is built."""
+    check_fused_flags(args)
+    region_tasks(args)
+    if args.input_raw_images and (args.task_obj_predict or args.obj_mask_rate):
+        raise UserError("--taskObjPredict and --objMaskRate are about a detector's regions: pass --no-input_raw_images")
 
 
 def load_data(job, args):
@@ -222,12 +260,13 @@ def build_model(job, args):
     """The model on its device, with random, CLIP's and BERT's, or an earlier stage's weights."""
     state, path = read_checkpoint(args.load or args.load_lxmert)
     encoder = build_encoder(args, state)
-    model = VLPretrainer(encoder, num_answers=len(job.answers) if args.task_qa else 0)
+    model = VLPretrainer(encoder, len(job.answers) if args.task_qa else 0, region_tasks(args))
     if state is None:
         load_pretrained_parts(model, encoder, args)
     elif args.load:
-        new = [] if any(name.startswith("answer_head.") for name in state) else ["answer_head."]
-        ignore = [] if args.task_qa else ["answer_head."]
+        heads = {"answer_head.": args.task_qa, "obj_predict_head.": args.task_obj_predict}
+        new = [head for head in heads if not any(name.startswith(head) for name in state)]
+        ignore = [head for head, wanted in heads.items() if not wanted]
         load_weights(model, state, new=new, ignore=ignore, allow_partial=args.allow_partial, source=path)
     else:
         load_encoder(encoder, state, path, args)
@@ -239,7 +278,7 @@ def build_model(job, args):
 
 def main(args):
     device = dist.setup()
-    check_fused_flags(args)
+    check_flags(args)
     seed_step(args.seed, 0, 0)  # the same first weights on every rank
     job = Job("pretrain", args, device)
     load_data(job, args)

@@ -8,7 +8,8 @@ from safetensors import safe_open
 from clip_vl.engine.errors import UserError
 from clip_vl.models.bert import BertConfig
 from clip_vl.models.clip import GridConfig
-from clip_vl.models.vl_encoder import VLEncoder, VLPretrainer
+from clip_vl.models.visual_tokens import RegionConfig, Regions
+from clip_vl.models.vl_encoder import VLClassifier, VLEncoder, VLPretrainer
 from clip_vl.models.weights import load_bert, read_state_dict, state_for_exchange
 
 GRID = GridConfig((1, 1), 8)
@@ -63,6 +64,62 @@ def test_a_converted_folder_starts_another_model(programs, published, shapes_roo
     assert torch.equal(other.state_dict()[weight], model.state_dict()[weight])
 
 
+REGION_HEADS = {"obj": 7, "attr": 5, "feat": 12}
+
+
+def lxmert(folder):
+    """A two-stream model of regions with all heads, every weight random."""
+    layers = {"num_layers": 2, "cross_layers": 2, "visual_layers": 1}
+    torch.manual_seed(0)
+    encoder = VLEncoder(BertConfig.from_folder(folder), RegionConfig(12), **layers)
+    model = VLPretrainer(encoder, num_answers=3, region_losses=REGION_HEADS)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_transformers_lxmert_computes_the_same_with_boxes_and_all_heads(programs, shapes_root, tmp_path):
+    bert = shapes_root / "bert-base-uncased"
+    model = lxmert(bert)
+    torch.save({f"module.{n}": tensor for n, tensor in state_for_exchange(model).items()}, tmp_path / "Epoch1_LXRT.pth")
+    programs.run("convert", tmp_path / "Epoch1_LXRT.pth", tmp_path / "lxmert", "--bert", bert)
+    theirs, report = transformers.LxmertForPreTraining.from_pretrained(tmp_path / "lxmert", output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    ids = torch.randint(5, 60, (2, 9))
+    mask = torch.tensor([[1] * 9, [1] * 6 + [0] * 3])
+    regions = Regions(torch.randn(2, 4, 12), torch.rand(2, 4, 4), torch.tensor([[True] * 4, [True] * 3 + [False]]))
+    targets = torch.where(mask == 1, ids, -1)
+    ours = model(regions, ids, mask, targets, answer=torch.tensor([0, 2]))
+    out = theirs.eval()(ids, regions.features, regions.boxes, mask, visual_attention_mask=regions.visible.float())
+    assert torch.allclose(ours["mlm_logits"], out.prediction_logits[mask == 1], atol=1e-5)
+    assert torch.allclose(ours["match_logits"], out.cross_relationship_score, atol=1e-5)
+    assert torch.allclose(ours["answer_logits"], out.question_answering_score, atol=1e-5)
+    _, states, _ = model.bert(regions, ids, mask)
+    heads = theirs.obj_predict_head(states)
+    assert all(torch.allclose(ours["regions"][name], heads[name], atol=1e-5) for name in REGION_HEADS)
+
+    programs.run("convert", tmp_path / "lxmert", tmp_path / "again.pth")
+    before, after = (torch.load(tmp_path / f"{n}.pth", weights_only=True) for n in ("Epoch1_LXRT", "again"))
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+@torch.no_grad()
+def test_a_fine_tuned_lxmert_answers_the_same_in_transformers(programs, shapes_root, tmp_path):
+    bert = shapes_root / "bert-base-uncased"
+    model = VLClassifier(lxmert(bert).bert, num_answers=6).eval()
+    torch.save(state_for_exchange(model), tmp_path / "BEST.pth")
+    programs.run("convert", tmp_path / "BEST.pth", tmp_path / "lxmert", "--bert", bert)
+    theirs = transformers.LxmertForQuestionAnswering.from_pretrained(tmp_path / "lxmert").eval()
+    ids, features, boxes = torch.randint(5, 60, (2, 9)), torch.randn(2, 4, 12), torch.rand(2, 4, 4)
+    mask = torch.ones(2, 9, dtype=torch.long)
+    ours = model(Regions(features, boxes, torch.ones(2, 4, dtype=torch.bool)), ids, mask)
+    assert torch.allclose(ours, theirs(ids, features, boxes, mask).question_answering_score, atol=1e-5)
+    programs.run("convert", tmp_path / "lxmert", tmp_path / "again.pth")
+    again = torch.load(tmp_path / "again.pth", weights_only=True)
+    assert again.keys() == model.state_dict().keys()
+
+
 def test_what_cannot_be_converted_is_refused_and_leaves_nothing(programs, published, shapes_root, tmp_path):
     _, path = published
     two = pretrainer(shapes_root / "bert-base-uncased", cross_layers=1)
@@ -72,7 +129,7 @@ def test_what_cannot_be_converted_is_refused_and_leaves_nothing(programs, publis
     for source, target, sentence in (
         (path, "model.bin", "ends in .bin"),
         (path, "there.pth", "exists already"),
-        (tmp_path / "two.pth", "bert", "two-stream"),
+        (tmp_path / "two.pth", "bert", "over a detector's regions alone"),
         (tmp_path / "missing.pth", "x.pth", "missing"),
     ):
         with pytest.raises(UserError, match=sentence):

@@ -18,6 +18,7 @@ from clip_vl.datasets.vqa import VQADataset
 def args(shapes_root):
     return SimpleNamespace(
         data_root=str(shapes_root), seed=1, image_size_min=64, image_size_max=96, dynamic_padding=False, use_lmdb=False,
+        features=None,
         aspect_ratio_group_factor=0, batch_size=8, sentences_per_image=2, max_train_samples=None, max_eval_samples=None,
         num_workers=0,
     )  # fmt: skip

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from clip_vl.datasets.features import open_stored
 from clip_vl.datasets.images import (
     COCO_VG,
     DamagedImage,
@@ -14,6 +15,7 @@ from clip_vl.datasets.images import (
     canvas_size,
     dynamic_canvas,
     is_portrait,
+    picture_box,
     place_on_canvas,
     resized_size,
 )
@@ -35,7 +37,11 @@ def split_paths(args, folder, splits):
 
 
 def open_images(args, collection=COCO_VG):
-    """The images of the data root: the folders, or with --use_lmdb what `python -m clip_vl.prepare images` wrote."""
+    """What stands for the images of the data root: the folders, with --use_lmdb what `python -m clip_vl.prepare images`
+    wrote, or with --features what a visual tower or a detector made of them.
+    """
+    if args.features:
+        return open_stored(args, collection)
     if not args.use_lmdb:
         return ImageSource(args.data_root, collection)
     m, M = args.image_size_min, args.image_size_max
@@ -88,36 +94,69 @@ def _joint(classes):
 
 
 def load_images(source, annotations, rows, args):
-    """Decode the images of `rows` and place them on one canvas.
+    """What the images of `rows` show: pixels on one canvas, stored grid features, or regions.
 
-    returns a dict: images uint8 (N, 3, H, W), image_boxes (N, 4), image_of_text (B,), and damaged, a list of
-    (image id, reason); a damaged image is a black canvas, and its texts must be left out of every loss
+    returns a dict of what `place_pictures`, `stack_grids` or `pad_regions` gives, and image_of_text (B,), usable bool
+    (B,), texts whose image could be read, and damaged, a list of (image id, reason); a damaged image is all zeros, and
+    its texts must be left out of every loss
     """
     unique, image_of_text = np.unique(np.asarray(annotations.image_index[rows]), return_inverse=True)
-    sizes = np.asarray(annotations.image_sizes[unique])
-    pictures, damaged, bad = [], [], []
-    for place, (index, (height, width)) in enumerate(zip(unique, sizes)):
+    sizes = np.asarray(annotations.image_sizes[unique]).tolist()
+    loaded, damaged, bad = [], [], []
+    for place, (index, size) in enumerate(zip(unique, sizes)):
         image_id = annotations.image_ids[int(index)]
         try:
-            pictures.append(source.load(image_id, args.image_size_min, args.image_size_max, (height, width)))
+            loaded.append(source.load(image_id, args.image_size_min, args.image_size_max, size))
         except DamagedImage as error:
             damaged.append((image_id, str(error)))
             bad.append(place)
-            small = resized_size(int(height), int(width), args.image_size_min, args.image_size_max)
-            pictures.append(torch.zeros((3, *small), dtype=torch.uint8))
-    if args.dynamic_padding:
-        canvas = dynamic_canvas([tuple(p.shape[1:]) for p in pictures], args.image_size_max)
-    else:
-        m, M = args.image_size_min, args.image_size_max
-        canvas = tuple(map(max, *(canvas_size(int(h), int(w), m, M) for h, w in sizes), (0, 0)))
-    images, boxes = place_on_canvas(pictures, canvas)
-    return {
-        "images": images,
-        "image_boxes": boxes,
+            loaded.append(source.blank(args.image_size_min, args.image_size_max, size))
+    collate = {"pictures": place_pictures, "grids": stack_grids, "regions": pad_regions}[source.kind]
+    return collate(loaded, sizes, args) | {
         "image_of_text": torch.from_numpy(image_of_text.astype(np.int64)),
         "damaged": damaged,
-        "usable": torch.from_numpy(~np.isin(image_of_text, bad)),  # (B,) texts whose image could be read
+        "usable": torch.from_numpy(~np.isin(image_of_text, bad)),
     }
+
+
+def place_pictures(pictures, sizes, args):
+    """uint8 pictures (3, h, w) of images of these sizes -> images uint8 (N, 3, H, W), image_boxes (N, 4)."""
+    m, M = args.image_size_min, args.image_size_max
+    if args.dynamic_padding:
+        canvas = dynamic_canvas([tuple(p.shape[1:]) for p in pictures], M)
+    else:
+        canvas = tuple(map(max, *(canvas_size(*size, m, M) for size in sizes), (0, 0)))
+    images, boxes = place_on_canvas(pictures, canvas)
+    return {"images": images, "image_boxes": boxes}
+
+
+def stack_grids(grids, sizes, args):
+    """float16 grids (C, h, w) -> grid_features (N, C, h, w), zeros below and right of a smaller one, image_boxes."""
+    m, M = args.image_size_min, args.image_size_max
+    rows, columns = (max(grid.shape[axis] for grid in grids) for axis in (1, 2))
+    features = torch.zeros(len(grids), grids[0].shape[0], rows, columns, dtype=grids[0].dtype)
+    for place, grid in zip(features, grids):
+        place[:, : grid.shape[1], : grid.shape[2]] = grid
+    boxes = [picture_box(resized_size(*size, m, M), canvas_size(*size, m, M)) for size in sizes]
+    return {"grid_features": features, "image_boxes": torch.tensor(boxes)}
+
+
+def pad_regions(records, _sizes, _args):
+    """Records of `RegionSource` -> region_features (N, K, F), region_boxes (N, K, 4), region_visible (N, K), and the
+    detector's labels and confidences region_{obj,attr} and region_{obj,attr}_conf (N, K).
+    """
+    K = max(len(record["features"]) for record in records)
+
+    def padded(name):
+        first = torch.as_tensor(records[0][name])
+        rows = torch.zeros(len(records), K, *first.shape[1:], dtype=first.dtype)
+        for row, record in zip(rows, records):
+            row[: len(record[name])] = torch.as_tensor(record[name])
+        return rows
+
+    counts = torch.tensor([len(record["features"]) for record in records])
+    batch = {f"region_{name}": padded(name) for name in records[0]}
+    return batch | {"region_visible": torch.arange(K) < counts[:, None]}
 
 
 def build_loader(dataset, epoch, batches, args, device):

@@ -212,6 +212,12 @@ def place_on_canvas(pictures, canvas):
     return images, torch.tensor(boxes)
 
 
+def picture_box(size, canvas):
+    """(top, left, height, width) of what is seen of a resized picture (h, w) on its canvas (H, W)."""
+    (top, _, height), (left, _, width) = map(_centre, size, canvas)
+    return top, left, height, width
+
+
 def _centre(length, room):
     """(start on the canvas, start in the picture, visible length) along one axis."""
     start = (room - length) - (room - length) // 2
@@ -223,6 +229,8 @@ def _centre(length, room):
 
 class ImageSource:
     """The images in the folders of a data root. It holds no open file, so any worker can have a copy."""
+
+    kind = "pictures"
 
     def __init__(self, data_root, collection=COCO_VG):
         self.data_root, self.collection = Path(data_root), collection
@@ -247,6 +255,11 @@ class ImageSource:
         original = tuple(image.shape[1:])
         check_recorded(path, original, recorded_size)
         return resize(image, resized_size(*original, m, M))
+
+    @staticmethod
+    def blank(m, M, size):
+        """A black picture in the place of a damaged one of that (height, width)."""
+        return torch.zeros((3, *resized_size(*size, m, M)), dtype=torch.uint8)
 
 
 def check_recorded(name, size, recorded_size):

@@ -21,3 +21,20 @@ def mask_tokens(input_ids, attention_mask, uniform, rate, mask_id, vocab_size):
     random_ids = (uniform[2] * vocab_size).long()
     masked_ids = torch.where(hidden, mask_id, torch.where(replaced, random_ids, input_ids))
     return masked_ids, torch.where(chosen, input_ids, -1)
+
+
+def mask_regions(features, visible, uniform, rate):
+    """Choose each region with probability `rate`; 80 % of these become zeros, 10 % another region, 10 % stay (LXMERT).
+
+    features: (B, K, F);  visible: bool (B, K), False for padding, which is never chosen
+    uniform:  (3, B, K) floats in [0, 1): decides which regions are chosen, how each is hidden, and by which other one
+    returns:  masked features, and bool (B, K), which were chosen
+    """
+    chosen = visible & (uniform[0] < rate)
+    zero = chosen & (uniform[1] < HIDDEN)
+    replaced = chosen & (uniform[1] >= HIDDEN) & (uniform[1] < HIDDEN + RANDOM)
+    flat = features.flatten(0, 1)
+    regions = visible.flatten().nonzero().squeeze(1)  # of the whole batch
+    others = flat[regions[(uniform[2] * len(regions)).long()]] if len(regions) else features
+    masked = torch.where(replaced[..., None], others, features)
+    return masked.masked_fill(zero[..., None], 0), chosen

@@ -15,7 +15,8 @@ class PretrainDataset:
 
     matched is 1 for a sentence of the image, 0 for a random one of another image (a share `exchange_rate`), -1
     where the image could not be read; answer is a class id drawn in proportion to the annotators' scores, or -1.
-    Evaluation adds mask_uniform float32 (3, B, L): its masks must not depend on the device or on who evaluates what.
+    Evaluation adds mask_uniform float32 (3, B, L), and region_uniform (3, B, K) for regions: its masks must not depend
+    on the device or on who evaluates what.
     """
 
     def __init__(self, annotations, image_source, args, *, exchange_rate, evaluation=False):
@@ -39,6 +40,10 @@ class PretrainDataset:
             length = batch["input_ids"].shape[1]
             uniform = np.stack([rng.random((3, length), dtype=np.float32) for rng in rngs], axis=1)
             batch["mask_uniform"] = torch.from_numpy(uniform)
+            if "region_visible" in batch:  # drawn region by region: how many others of the batch have is no matter
+                K = batch["region_visible"].shape[1]
+                uniform = np.stack([rng.random((K, 3), dtype=np.float32) for rng in rngs])
+                batch["region_uniform"] = torch.from_numpy(uniform).permute(2, 0, 1)
         return batch | {"rows": torch.from_numpy(np.asarray(rows)), "source": self._sources(rows)}
 
     def _sources(self, rows):

@@ -18,6 +18,7 @@ from PIL import Image
 from clip_vl.datasets.images import (
     COCO_VG,
     DamagedImage,
+    ImageSource,
     check_recorded,
     decode_image,
     jpeg_decoder,
@@ -205,6 +206,8 @@ class ImageLMDB:
 
     Raises UserError where there is no store of pictures for (m, M), DataError where its file was cut short.
     """
+
+    kind, blank = ImageSource.kind, ImageSource.blank
 
     def __init__(self, path, m=384, M=640, collection=COCO_VG):
         import lmdb

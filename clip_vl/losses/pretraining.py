@@ -30,3 +30,27 @@ def mean_cross_entropy(logits, targets, count=None):
     total = F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction="sum")
     count = (targets >= 0).sum() if count is None else torch.as_tensor(count, device=logits.device)
     return total / count.where(count > 0, torch.ones_like(count))
+
+
+REGION_WEIGHT = 1 / 0.15  # of each region loss: as many as if every region, and not 15 %, were asked for
+
+
+def region_losses(predictions, features, labels, confidences, masked, visible):
+    """LXMERT's losses of what is at the regions (arXiv:1908.07490, section 3.1), as its program computes them.
+
+    predictions: {"obj": (B, K, C), "attr": (B, K, C), "feat": (B, K, F)} or some of them
+    features:    (B, K, F) before masking;  labels, confidences: {"obj", "attr": (B, K)} of the detector
+    masked:      bool (B, K), the regions whose features were masked;  visible: bool (B, K), False for padding
+    returns:     {"loss_obj", ...}: cross entropy times the detector's confidence, over all regions; smooth L1 of the
+                 features over the masked ones; both divided by the number of all regions, times 1 / 0.15
+    """
+    count = visible.sum().clamp(min=1)
+    losses = {}
+    for name, predicted in predictions.items():
+        if name == "feat":
+            each = F.smooth_l1_loss(predicted.float(), features.float(), reduction="none").mean(-1) * masked
+        else:
+            each = F.cross_entropy(predicted.float().flatten(0, 1), labels[name].flatten(), reduction="none")
+            each = each.view_as(visible) * confidences[name]
+        losses[f"loss_{name}"] = (each * visible).sum() / count * REGION_WEIGHT
+    return losses

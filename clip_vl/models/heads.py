@@ -66,3 +66,19 @@ class PretrainHeads(nn.Module):
         self.predictions = MaskedLMHead(config)
         self.seq_relationship = nn.Linear(config.hidden_size, 2)
         init_weights(self, config.initializer_range)
+
+
+class RegionHead(nn.Module):
+    """What is at a region: object and attribute classes, and its feature (LXMERT, arXiv:1908.07490, section 3.1)."""
+
+    def __init__(self, config, outputs):
+        """outputs: {name: width}, such as {"obj": 1600, "attr": 400, "feat": 2048}."""
+        super().__init__()
+        self.transform = HeadTransform(config)
+        self.decoder_dict = nn.ModuleDict({name: nn.Linear(config.hidden_size, n) for name, n in outputs.items()})
+        init_weights(self, config.initializer_range)
+
+    def forward(self, states):
+        """states: (B, K, D) -> {name: (B, K, width)}."""
+        states = self.transform(states)
+        return {name: decoder(states) for name, decoder in self.decoder_dict.items()}

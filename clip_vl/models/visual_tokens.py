@@ -1,4 +1,6 @@
-"""Pixels to visual tokens: the tower, the grid's positions, the projection to the transformer's width, and sampling."""
+"""Visual tokens: from pixels through the tower, from its features stored before, or from a detector's regions."""
+
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -10,6 +12,21 @@ from clip_vl.models.dropout import Dropout
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+class RegionConfig(NamedTuple):
+    """In the place of a tower: features of a detector's boxes, such as LXMERT's 36 with 2,048 numbers each."""
+
+    grid_dim: int = 2048
+    use_boxes: bool = True
+
+
+class Regions(NamedTuple):
+    """features (N, K, F); boxes (N, K, 4): left, top, right, bottom in 0..1; visible bool (N, K), False for padding."""
+
+    features: torch.Tensor
+    boxes: torch.Tensor
+    visible: torch.Tensor
 
 
 class VisualTower(nn.Module):
@@ -53,41 +70,66 @@ class GridPosition(nn.Module):
 
 
 class VisualEmbeddings(nn.Module):
-    """Grid cells to visual tokens: LayerNorm(Linear(cell)); no segment and no BERT position."""
+    """Grid cells or regions to visual tokens: LayerNorm(Linear(feature)); no segment and no BERT position.
 
-    def __init__(self, config, grid_dim):
+    With boxes (LXMERT, arXiv:1908.07490, section 2.1) the mean of that and of LayerNorm(Linear(box)).
+    """
+
+    def __init__(self, config, grid_dim, use_boxes=False):
         super().__init__()
         self.visn_fc = nn.Linear(grid_dim, config.hidden_size)
         self.visn_layer_norm = nn.LayerNorm(config.hidden_size, eps=1e-12)
+        if use_boxes:
+            self.box_fc = nn.Linear(4, config.hidden_size)
+            self.box_layer_norm = nn.LayerNorm(config.hidden_size, eps=1e-12)
 
-    def forward(self, cells):
-        """cells: (..., C) -> (..., D)."""
-        return self.visn_layer_norm(self.visn_fc(cells))
+    def forward(self, features, boxes=None):
+        """features: (..., C), boxes: (..., 4) or None -> (..., D)."""
+        x = self.visn_layer_norm(self.visn_fc(features))
+        return x if boxes is None else (x + self.box_layer_norm(self.box_fc(boxes))) / 2
 
 
 class VisualTokens(nn.Module):
     """What both kinds of encoder stack have in common: their layers, and how pixels become tokens beside the text.
 
-    stacks: {published name: layers};  grid: None builds no visual part, for text alone;  the rest as in `VLEncoder`
+    stacks: {published name: layers};  the rest as in `VLEncoder`
     """
 
-    def __init__(self, stacks, config, grid, positional_embedding, pos_num, sub_feat_num, max_pooling, **tower):
+    def __init__(
+        self,
+        stacks,
+        config,
+        grid,
+        stored_features,
+        positional_embedding,
+        pos_num,
+        sub_feat_num,
+        max_pooling,
+        **tower,
+    ):
         super().__init__()
         for name, layers in stacks.items():
             setattr(self, name, nn.ModuleList(layers))
         self.sub_feat_num, self.max_pooling = sub_feat_num, max_pooling
         if grid is None:
             return
-        self.stride = grid.stride * (2 if max_pooling else 1)  # pixels per cell
-        self.visual_model = VisualTower(grid, **tower)
-        self.visual_pos = GridPosition(pos_num, grid.grid_dim) if positional_embedding else None
-        self.visn_fc = VisualEmbeddings(config, grid.grid_dim)
+        regions = isinstance(grid, RegionConfig)
+        self.grid_dim = grid.grid_dim
+        self.use_boxes = regions and grid.use_boxes
+        self.visn_fc = VisualEmbeddings(config, grid.grid_dim, self.use_boxes)
         self.dropout = Dropout(config.hidden_dropout_prob)
+        if regions:
+            return
+        self.stride = grid.stride * (2 if max_pooling else 1)  # pixels per cell
+        self.visual_model = None if stored_features else VisualTower(grid, **tower)
+        self.visual_pos = GridPosition(pos_num, grid.grid_dim) if positional_embedding else None
 
     def visual_tokens(self, text, images, image_of_text, image_boxes):
         """-> tokens (B, V, D) and their visibility (B, V), one row per text; none (V = 0) without images."""
         if images is None:
             return text.new_empty(len(text), 0, text.shape[-1]), torch.ones(len(text), 0, device=text.device)
+        if isinstance(images, Regions):
+            return self._regions(images, image_of_text)
         cells, visible = self._cells(images, image_boxes)  # (N, V, C), (N, V)
         if image_of_text is None:
             image_of_text = torch.arange(len(images), device=images.device)
@@ -101,9 +143,26 @@ class VisualTokens(nn.Module):
             visible = visible[image_of_text]
         return self.dropout(tokens), visible
 
+    def _regions(self, regions, image_of_text):
+        """A token per region and whether it is one, (N, K, D) and (N, K), or a row per text."""
+        if regions.features.shape[-1] != self.grid_dim:
+            raise UserError(
+                f"the region features have {regions.features.shape[-1]} numbers and the model takes {self.grid_dim}; "
+                f"pass --region_dim {regions.features.shape[-1]}"
+            )
+        tokens = self.dropout(self.visn_fc(regions.features.float(), regions.boxes if self.use_boxes else None))
+        if image_of_text is None:
+            return tokens, regions.visible
+        return tokens.index_select(0, image_of_text), regions.visible[image_of_text]
+
     def _cells(self, images, image_boxes):
         """Grid cells with their positions added, (N, V, C) row-major, and which of them show the picture, (N, V)."""
-        grid_features = self.visual_model(images)
+        grid_features = images.float() if self.visual_model is None else self.visual_model(images)
+        if grid_features.shape[1] != self.grid_dim:
+            raise UserError(
+                f"the stored features have {grid_features.shape[1]} numbers per cell and the model takes "
+                f"{self.grid_dim}; pass the --clip_model_name that they were extracted with"
+            )
         if self.max_pooling:
             grid_features = F.max_pool2d(grid_features, 2)
         rows, columns = grid_features.shape[-2:]

@@ -11,6 +11,7 @@ from clip_vl.models.bert import BertConfig
 from clip_vl.models.clip import GRID_ENCODERS
 from clip_vl.models.vl_checkpoints import load_encoder, read_checkpoint
 from clip_vl.models.vl_encoder import VLClassifier, VLEncoder
+from clip_vl.models.visual_tokens import RegionConfig
 from clip_vl.models.vl_flags import milestones
 from clip_vl.models.weights import (
     detect_grid_encoder,
@@ -31,7 +32,7 @@ def bert_folder(args):
 def build_encoder(args, state=None, with_images=True):
     """The encoder that the flags describe; what a checkpoint `state` has overrules --clip_model_name and the layers."""
     name = args.clip_model_name
-    found = detect_grid_encoder(state) if state else None
+    found = detect_grid_encoder(state) if state and args.input_raw_images else None
     if found and found != name:
         dist.print0(f"the checkpoint holds {found}: building that instead of --clip_model_name {name}")
         name = found
@@ -43,10 +44,12 @@ def build_encoder(args, state=None, with_images=True):
     found = detect_layers(state) if state else layers
     if found != layers:
         dist.print0(f"the checkpoint has {found}: building that instead of {layers}")
+    grid = GRID_ENCODERS[name] if args.input_raw_images else RegionConfig(args.region_dim, not args.drop_boxes)
     return VLEncoder(
         BertConfig.from_folder(bert_folder(args)),
-        GRID_ENCODERS[name] if with_images else None,
+        grid if with_images else None,
         **found,
+        stored_features=bool(args.features),
         positional_embedding=args.use_positional_embedding,
         pos_num=args.pos_num,
         sub_feat_num=args.sub_feat_num if args.sub_sampling else None,
@@ -62,7 +65,7 @@ def load_pretrained_parts(model, encoder, args):
     if args.random_init or args.from_scratch:
         return
     hint = "`python -m clip_vl.prepare check` says where it comes from; --random_init trains without it."
-    if encoder.grid is not None:
+    if getattr(encoder.encoder, "visual_model", None) is not None:
         path = Path(args.clip_weights or Path(args.data_root) / "clip" / f"{args.clip_model_name.replace('/', '-')}.pt")
         load_clip_visual(
             encoder.encoder.visual_model.visual, path, f"Put it there or point --clip_weights to it; {hint}"
@@ -74,7 +77,8 @@ def load_pretrained_parts(model, encoder, args):
 def compile_parts(model):
     """torch.compile the visual tower and each layer in place; the names of the weights do not change."""
     encoder = model.bert.encoder
-    encoder.visual_model.compile()
+    if getattr(encoder, "visual_model", None) is not None:
+        encoder.visual_model.compile()
     for layer in (*encoder.layer, *getattr(encoder, "r_layers", ()), *getattr(encoder, "x_layers", ())):
         layer.compile()
 

@@ -15,6 +15,7 @@ from clip_vl.engine.files import atomic_file
 from clip_vl.models.weights import load_weights, read_state_dict, state_for_exchange
 
 ENCODER = re.compile(r"^(lxrt_encoder\.model\.)?bert\.")
+LXMERT = re.compile(r"^lxmert\.")
 OPTIMIZER_FILES = {"adam": "_LXRT_AdamOptim.pth", "sgd": "_LXRT_SGDOptim.pth"}
 SCHEDULER_FILE = "_LXRT_Scheduler.pth"
 
@@ -32,11 +33,14 @@ def checkpoint_path(stem, suffix):
 
 
 def read_checkpoint(stem, suffix="_LXRT.pth"):
-    """(state dict, path) of the checkpoint named by a stem; (None, None) without a stem."""
+    """(state dict, path) of the checkpoint named by a stem; (None, None) without a stem.
+
+    What transformers calls `lxmert` is `bert` here, as in LXMERT's own files.
+    """
     if not stem:
         return None, None
     path = checkpoint_path(stem, suffix)
-    return read_state_dict(path), path
+    return {LXMERT.sub("bert.", name): tensor for name, tensor in read_state_dict(path).items()}, path
 
 
 def load_encoder(encoder, state, path, args):

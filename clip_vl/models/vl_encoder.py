@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from clip_vl.models.bert import BertEmbeddings, BertLayer, BertPooler, attention_bias
-from clip_vl.models.heads import AnswerHead, PretrainHeads, answer_layers
+from clip_vl.models.heads import AnswerHead, PretrainHeads, RegionHead, answer_layers
 from clip_vl.models.two_stream import TwoStream
-from clip_vl.models.visual_tokens import VisualTokens
+from clip_vl.models.visual_tokens import Regions, VisualTokens
 from clip_vl.models.weights import init_weights
 
 
@@ -36,7 +36,9 @@ class VLEncoder(nn.Module):
 
     config:  BertConfig; num_layers (default config.num_hidden_layers) layers of it
     cross_layers, visual_layers: with any of the first, two streams as in LXMERT, the text's of num_layers; else one
-    grid:    GridConfig or ViTConfig of the visual tower, or None for a model of text alone, which builds no visual part
+    grid:    GridConfig or ViTConfig of the visual tower, RegionConfig for a detector's regions, or None for a model of
+             text alone, which builds no visual part
+    stored_features: take the tower's features instead of pixels, and build no tower
     positional_embedding, pos_num: learned positions for up to pos_num rows and columns of cells
     sub_feat_num:        cells drawn per sample in training (None: all); evaluation sees all
     max_pooling:         2x2 max pooling of the grid
@@ -51,6 +53,7 @@ class VLEncoder(nn.Module):
         num_layers=None,
         cross_layers=0,
         visual_layers=0,
+        stored_features=False,
         positional_embedding=False,
         pos_num=25,
         sub_feat_num=None,
@@ -65,6 +68,7 @@ class VLEncoder(nn.Module):
         num_layers = config.num_hidden_layers if num_layers is None else num_layers
         visual = {
             "grid": grid,
+            "stored_features": stored_features,
             "positional_embedding": positional_embedding,
             "pos_num": pos_num,
             "sub_feat_num": sub_feat_num,
@@ -83,7 +87,7 @@ class VLEncoder(nn.Module):
     def forward(self, images, input_ids, attention_mask, image_of_text=None, image_boxes=None):
         """Encode B texts, each with one of N images.
 
-        images:         uint8 (N, 3, H, W), or None: text only
+        images:         uint8 (N, 3, H, W), grid features (N, C, h, w) stored before, `Regions`, or None: text only
         input_ids:      (B, L), starting with [CLS]
         attention_mask: (B, L), 1 keep, 0 padding
         image_of_text:  (B,), row of `images` for each text; None means row b for text b
@@ -97,22 +101,25 @@ class VLEncoder(nn.Module):
 
 
 class VLPretrainer(nn.Module):
-    """An encoder with the pre-training heads: masked words, matching and, with num_answers > 0, answers."""
+    """An encoder with the pre-training heads: masked words, matching, with num_answers > 0 answers, and with regions
+    those of `region_losses`, {"obj": classes, "attr": classes, "feat": width} or some of them.
+    """
 
-    def __init__(self, encoder, num_answers=0):
+    def __init__(self, encoder, num_answers=0, region_losses=None):
         super().__init__()
         self.bert = encoder
         self.cls = PretrainHeads(encoder.config)
         self.answer_head = AnswerHead(encoder.config, num_answers) if num_answers else None
+        self.obj_predict_head = RegionHead(encoder.config, region_losses) if region_losses else None
 
     def forward(self, images, input_ids, attention_mask, mlm_targets, answer, image_of_text=None, image_boxes=None):
         """Logits where there are targets; zero rows still give zero gradients, so that all ranks exchange the same.
 
         mlm_targets: (B, L), token or -1;  answer: (B,), class or -1;  the rest as in `VLEncoder`
         returns:     mlm_logits (N_masked, V), mlm_targets (N_masked,), match_logits (B, 2) and, with an answer head,
-                     answer_logits (N_qa, A), answer_targets (N_qa,)
+                     answer_logits (N_qa, A), answer_targets (N_qa,), with region heads regions {loss: (B, K, ...)}
         """
-        states, _, pooled = self.bert(images, input_ids, attention_mask, image_of_text, image_boxes)
+        states, visual_states, pooled = self.bert(images, input_ids, attention_mask, image_of_text, image_boxes)
         mlm_states, mlm_targets = _with_targets(states.flatten(0, 1), mlm_targets.flatten())
         outputs = {
             "mlm_logits": self.cls.predictions(mlm_states, self.bert.embeddings.word_embeddings.weight),
@@ -122,6 +129,8 @@ class VLPretrainer(nn.Module):
         if self.answer_head is not None:
             answer_states, outputs["answer_targets"] = _with_targets(pooled, answer)
             outputs["answer_logits"] = self.answer_head(answer_states)
+        if self.obj_predict_head is not None:
+            outputs["regions"] = self.obj_predict_head(visual_states)
         return outputs
 
 
@@ -153,9 +162,15 @@ class VLClassifier(nn.Module):
         return self.logit_fc(pooled.unflatten(0, (-1, self.images_each)).flatten(1))
 
 
+def visual_input(batch):
+    """What a batch of `datasets.batches` shows: `Regions`, stored grid features, pixels, or None."""
+    if "region_features" in batch:
+        return Regions(batch["region_features"], batch["region_boxes"], batch["region_visible"])
+    return batch.get("grid_features", batch.get("images"))
+
+
 def classify(model, batch, mask_padding=False):
-    """The logits of a VLClassifier, wrapped or not, for a batch of `datasets.batches`; images may be absent from it."""
+    """The logits of a VLClassifier, wrapped or not, for a batch of `datasets.batches`."""
     boxes = batch.get("image_boxes") if mask_padding else None
-    return model(
-        batch.get("images"), batch["input_ids"], batch["attention_mask"], batch.get("image_of_text"), image_boxes=boxes
-    )
+    texts = batch["input_ids"], batch["attention_mask"], batch.get("image_of_text")
+    return model(visual_input(batch), *texts, image_boxes=boxes)

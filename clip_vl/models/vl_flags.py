@@ -64,14 +64,20 @@ class DataFlags:
     )
     limit_source: str = flag("", "Sentence categories to leave out, separated by commas.")
     max_length: int = flag(20, "Tokens of a sentence, [CLS] and [SEP] included.")
-    input_raw_images: bool = flag(False, "Read pixels (the only input so far; region features are not).")
+    input_raw_images: bool = flag(False, "Read images; without it a detector's regions, from --features.")
+    features: str | None = flag(
+        None,
+        "Instead of pixels: stores of `python -m clip_vl.extract_features`; without --input_raw_images regions: LXMERT's "
+        ".tsv, .h5 or .lmdb. Several separated by commas.",
+    )
+    region_dim: int = flag(2048, "Width of the region features.")
+    drop_boxes: bool = flag(False, "Regions without their boxes.")
     vqa_style_transform: bool = flag(False, "Published flag: resize, pad, normalise; there is no other transform.")
     add_zero_padding: bool = flag(False, "Published flag: black canvas around the image; always on.")
     compress_data: bool = flag(False, "Published flag: annotations shared by all processes; always on.")
-    fast: bool = flag(False, "Published flag.", dead="it applies to region features; use --max_train_samples 5000")
-    tiny: bool = flag(False, "Published flag.", dead="it applies to region features; use --max_train_samples 500")
-    use_h5_file: bool = flag(False, "Published flag.", dead="it applies to region features")
-    drop_boxes: bool = flag(False, "Published flag.", dead="it applies to region features")
+    fast: bool = flag(False, "Published flag.", dead="use --max_train_samples 5000")
+    tiny: bool = flag(False, "Published flag.", dead="use --max_train_samples 500")
+    use_h5_file: bool = flag(False, "Published flag.", dead="--features says which file, and its name of which form")
     pad_square: bool = flag(False, "Published flag.", dead="the original never read it")
     separate_image: bool = flag(False, "Published flag.", dead="the original never read it")
 
@@ -166,8 +172,16 @@ def check_fused_flags(args):
 
     if not args.visualbert_style and args.xlayers < 1:
         raise UserError("--xlayers 0 is one stream: pass --visualbert_style, or --xlayers 5 for two streams that meet")
-    if not args.input_raw_images:
-        raise UserError("region features are not available; pass --input_raw_images to train on pixels")
+    if not args.input_raw_images and not args.features:
+        raise UserError(
+            "no --input_raw_images means a detector's regions, and these need --features, such as train2014_obj36.tsv"
+        )
+    for name in ("use_lmdb", "dynamic_padding") if args.features else ():
+        if getattr(args, name):
+            raise UserError(f"--{name} is about pixels, but --features {args.features} stands in their place")
+    for name in ("sub_sampling", "use_positional_embedding", "use_max_pooling") if not args.input_raw_images else ():
+        if getattr(args, name):
+            raise UserError(f"--{name} is about grid cells, but without --input_raw_images there are regions")
     if args.fp16 and args.bf16:
         raise UserError("--fp16 and --bf16 exclude each other; pass one of them")
     for name in ("batch_size", "epochs", "gradient_accumulation_steps", "report_step", "checkpoint_steps", "keep_last"):

@@ -113,8 +113,10 @@ def load_weights(model, state, *, new=(), ignore=(), allow_partial=False, source
     allow_partial: take what fits and return the table of what did not ("" when all did), instead of raising it
     """
     own = model.state_dict()
+    has_tower = any("visual_model." in key for key in own)  # a model of stored features has none
     unwanted = tuple(ignore)
-    state = {k: v for k, v in state.items() if not UNUSED_KEYS.search(k) and not k.startswith(unwanted)}
+    state = {k: v for k, v in state.items() if k in own or not (UNUSED_KEYS.search(k) or k.startswith(unwanted))}
+    state = {k: v for k, v in state.items() if has_tower or "visual_model." not in k}
     fitting = {key: tensor for key, tensor in state.items() if key in own and tensor.shape == own[key].shape}
     required = [key for key in own if not key.startswith(tuple(new))]
     table = mismatch_table(state, own, required)
