@@ -9,6 +9,7 @@ import torch
 from clip_vl.datasets.feature_store import open_features
 from clip_vl.datasets.images import DamagedImage, ImageSource, canvas_size, check_recorded
 from clip_vl.datasets.regions import normalised_boxes, open_regions
+from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
 
 
@@ -66,6 +67,8 @@ class GridSource(StoredSource):
                     f"{name} {found[name]} and not {wanted[name]}" for name in wanted if found[name] != wanted[name]
                 ]
                 raise UserError(f"{path} holds features of {', '.join(differences)}; extract them with the same flags")
+            if not store.meta["complete"]:
+                dist.print0(f"warning: {path} is not complete; extract_features goes on with it where it stopped")
         self.channels, self.stride = self.stores[0].meta["channels"], self.stores[0].meta["stride"]
 
     def load(self, img_id, m, M, recorded_size=None):
