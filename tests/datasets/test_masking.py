@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from clip_vl.datasets.masking import mask_tokens
+from clip_vl.datasets.masking import mask_regions, mask_tokens
 
 MASK, VOCAB = 103, 30522
 
@@ -88,3 +88,23 @@ def test_the_masks_are_a_function_of_the_numbers_drawn():
     alone = [mask_tokens(ids[i : i + 1], mask[i : i + 1], uniform[:, i : i + 1], 0.5, MASK, VOCAB) for i in range(3)]
     for k in range(2):
         assert torch.equal(first[k], again[k]) and torch.equal(first[k], torch.cat([part[k] for part in alone]))
+
+
+def test_regions_worked_by_hand():
+    features = torch.arange(8.0).view(1, 4, 2) + 1
+    visible = torch.tensor([[True, True, True, False]])
+    #                               zero    other  kept  padding
+    uniform = torch.tensor([[[0.0, 0.1499, 0.1, 0.0]], [[0.79, 0.85, 0.95, 0.0]], [[0.0, 0.99, 0.0, 0.0]]])
+    masked, chosen = mask_regions(features, visible, uniform, 0.15)
+    assert chosen.tolist() == [[True, True, True, False]]
+    assert masked.tolist() == [[[0, 0], [5, 6], [5, 6], [7, 8]]]  # the other one is the last that is no padding
+    assert not mask_regions(features, visible, uniform, 0.0)[1].any()
+
+
+def test_regions_are_chosen_and_hidden_in_the_published_shares():
+    features, visible = torch.rand(200, 36, 3) + 1, torch.ones(200, 36, dtype=torch.bool)
+    masked, chosen = mask_regions(features, visible, torch.rand(3, 200, 36), 0.15)
+    changed = (masked != features).any(-1)
+    assert chosen.float().mean() == pytest.approx(0.15, abs=0.015)
+    assert (masked == 0).all(-1).sum() / chosen.sum() == pytest.approx(0.8, abs=0.04)
+    assert changed.sum() / chosen.sum() == pytest.approx(0.9, abs=0.03) and not (changed & ~chosen).any()
