@@ -141,7 +141,7 @@ def is_there(scene, rng, wanted):
 
 
 def color_and_shape(scene, rng, wanted):
-    """"red ring": those of a thing, or else near ones that no thing has; None where the near ones are there too."""
+    """Such as "red ring": a thing's, or, not wanted, near ones that nothing has; None where something has them."""
     thing = rng.choice(scene.things)
     color, shape = thing.color, thing.shape
     if not wanted:

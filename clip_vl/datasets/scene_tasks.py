@@ -1,4 +1,4 @@
-"""The drawn siblings of VQA: questions (GQA), hypotheses (SNLI-VE), and statements about two pictures (NLVR2).
+"""The drawn siblings of VQA, sentences and annotations: questions (GQA), hypotheses (SNLI-VE), and statements about two pictures (NLVR2).
 
 Each maker thinks up the pictures of one unit and returns the rows of its annotation file, in LXMERT's forms:
 
@@ -11,11 +11,7 @@ each is true of two pairs of its set and false of the other two. The words and o
 such as "both images contain a ring", which is false wherever one is missing.
 """
 
-import operator
-from collections import Counter, defaultdict
-from collections.abc import Callable
-from typing import NamedTuple
-
+from clip_vl.datasets.scene_pairs import PAIRS, statements
 from clip_vl.datasets.scene_sentences import (
     TRIES,
     article,
@@ -28,6 +24,7 @@ from clip_vl.datasets.scene_sentences import (
 )
 from clip_vl.datasets.scenes import ATTRIBUTES, think_up_scene
 
+FOLDERS = {"gqa": "gqa_raw_images/images", "snli_ve": "flickr30k_images", "nlvr2": "nlvr2_raw_images"}
 NUMBERS = {2: "two", 3: "three"}
 
 # ---- GQA
@@ -45,7 +42,7 @@ def gqa_picture(split, number, rng):
             row |= {"question_type": question.question_type, "answer_type": question.answer_type}
             row["label"] = {question.answer: 1.0}
         rows.append(row)
-    return {f"gqa_raw_images/images/{img_id}.jpg": (img_id, scene)}, rows
+    return {f"{FOLDERS['gqa']}/{img_id}.jpg": (img_id, scene)}, rows
 
 
 # ---- SNLI-VE: a claim that the picture decides, alone or with a part that no picture shows
@@ -77,7 +74,7 @@ def snli_ve_picture(split, number, rng):
         {"question_id": f"{img_id}.jpg#{place}r1{label[0]}", "img_id": img_id, "sent": text, "label": {label: 1.0}}
         for place, (text, label) in enumerate(hypotheses(scene, rng))
     ]
-    return {f"flickr30k_images/{img_id}.jpg": (img_id, scene)}, rows
+    return {f"{FOLDERS['snli_ve']}/{img_id}.jpg": (img_id, scene)}, rows
 
 
 def hypotheses(scene, rng):
@@ -132,7 +129,7 @@ def outnumbers(scene, rng, holds):
     return claim, UNSEEN_CLAUSES
 
 
-def counts(scene, rng, holds):
+def numbers(scene, rng, holds):
     """The number is drawn first and must fit some kind of thing and not another: no number is truer than the rest."""
     name, number = rng.choice(("shape", "color")), rng.randint(1, 3)
     values = {True: [], False: []}
@@ -144,7 +141,7 @@ def counts(scene, rng, holds):
     return exactly(number, value if name == "shape" else f"{value} thing"), UNSEEN_CLAUSES
 
 
-CLAIMS = {looks: 45, exists: 20, stands: 15, outnumbers: 8, counts: 12}  # claim maker -> share of the claims
+CLAIMS = {looks: 45, exists: 20, stands: 15, outnumbers: 8, numbers: 12}  # claim maker -> share of the claims
 
 
 def exactly(number, noun):
@@ -154,66 +151,7 @@ def exactly(number, noun):
 
 # ---- NLVR2: eight pictures in four pairs; each statement is true of two pairs and false of the other two
 
-PAIRS = 4
 STATEMENTS = 5  # per set of pictures
-KIND_NAMES = ("", "shape", "color", "color shape", "texture", "size", "texture shape", "size shape")
-
-
-def kinds_of_things():
-    """{which attributes: [(noun, wanted), ...]}, such as ("striped ring", {"texture": "striped", "shape": "ring"})."""
-    kinds = {}
-    for names in KIND_NAMES:
-        wanted = [{}]
-        for name in names.split():
-            wanted = [w | {name: value} for w in wanted for value in ATTRIBUTES[name]]
-        kinds[names] = [(" ".join([*w.values()] + ["thing"] * ("shape" not in w)), w) for w in wanted]
-    return kinds
-
-
-KINDS = kinds_of_things()
-
-
-def only_first(a, b):
-    return a and not b
-
-
-def only_second(a, b):
-    return b and not a
-
-
-class Form(NamedTuple):
-    """A way of speaking about two pictures."""
-
-    subject: str  # what it is about; the statements of a set differ in it
-    text: str
-    of_count: Callable  # what matters of how many things there are in a picture
-    truth: Callable  # of what matters of the left and of the right one
-    allowed: int  # how many of four pairs may be got right from one picture of each: 2 is a coin, 3 the least for some
-
-
-class Statement(NamedTuple):
-    form: Form
-    kind: str  # of KINDS
-    noun: str
-    text: str
-    labels: list  # truth per pair
-
-
-FORMS_OF_TWO = (
-    Form("exactly one", "exactly one image contains {one}", bool, operator.ne, 2),
-    Form("only one", "only one of the two images contains {one}", bool, operator.ne, 2),
-    Form("same", "the number of {many} is the same in both images", int, operator.eq, 2),
-    Form("not the same", "the number of {many} is not the same in both images", int, operator.ne, 2),
-    Form("total", "there are exactly two {many} in total", int, lambda a, b: a + b == 2, 3),
-    Form("total", "there are exactly three {many} in total", int, lambda a, b: a + b == 3, 3),
-    Form("total", "there are exactly four {many} in total", int, lambda a, b: a + b == 4, 3),
-    Form("presence", "both images contain {one}", bool, operator.and_, 3),
-    Form("presence", "at least one of the images contains {one}", bool, operator.or_, 3),
-    Form("side", "the left image contains {one} and the right image does not", bool, operator.gt, 3),
-    Form("side", "the right image contains {one} and the left image does not", bool, operator.lt, 3),
-    Form("more", "there are more {many} in the left image than in the right image", int, operator.gt, 3),
-    Form("more", "there are more {many} in the right image than in the left image", int, operator.lt, 3),
-)
 
 
 def nlvr2_set(split, number, rng):
@@ -230,7 +168,7 @@ def nlvr2_set(split, number, rng):
     for place, pair in enumerate(pairs):
         for side, scene in enumerate(pair):
             img_id = f"{split}-{number}-{place}-img{side}"
-            pictures[f"nlvr2_raw_images/{split}/{img_id}.png"] = img_id, scene
+            pictures[f"{FOLDERS['nlvr2']}/{split}/{img_id}.png"] = img_id, scene
     rows = []
     for which, statement in enumerate(stated):
         for place, label in enumerate(statement.labels):
@@ -240,51 +178,6 @@ def nlvr2_set(split, number, rng):
                 "sent": statement.text, "uid": f"nlvr2_{pair}-{which}",
             })  # fmt: skip
     return pictures, rows
-
-
-def statements(pairs, rng, count):
-    """At most `count` statements, each about another subject and another kind of thing.
-
-    Subjects that one picture says nothing about come first. Then each form is as likely as the others, and each kind
-    of thing: the many coloured shapes would crowd out the rest.
-    """
-    options, chosen = fitting(pairs), []
-    while options and len(chosen) < count:
-        least = min(option.form.allowed for option in options)
-        left = [option for option in options if option.form.allowed == least]
-        for part in (lambda s: s.form.subject, lambda s: s.form.text, lambda s: s.kind, lambda s: s.noun):
-            value = rng.choice(sorted({part(option) for option in left}))
-            left = [option for option in left if part(option) == value]
-        (one,) = left
-        chosen.append(one)
-        options = [o for o in options if o.form.subject != one.form.subject and o.noun != one.noun]
-    return chosen
-
-
-def fitting(pairs):
-    """The statements that are true of half of the pairs and that one picture of each pair does not give away."""
-    found = []
-    for kind, things in KINDS.items():
-        for noun, wanted in things:
-            counts = [[len(scene.matching(**wanted)) for scene in side] for side in zip(*pairs)]
-            if sum(map(bool, counts[0] + counts[1])) < 2:
-                continue  # most kinds: no form can be true of two pairs and false of two
-            for form in FORMS_OF_TWO:
-                left, right = ([form.of_count(count) for count in side] for side in counts)
-                labels = [form.truth(a, b) for a, b in zip(left, right)]
-                one_sided = max(given_away(left, labels), given_away(right, labels))
-                if sum(labels) == PAIRS // 2 and one_sided <= form.allowed:
-                    text = form.text.format(one=article(noun), many=plural(noun))
-                    found.append(Statement(form, kind, noun, text, labels))
-    return found
-
-
-def given_away(values, labels):
-    """How many labels the best guess from the values alone gets right."""
-    given = defaultdict(list)
-    for value, label in zip(values, labels):
-        given[value].append(label)
-    return sum(max(sum(answers), len(answers) - sum(answers)) for answers in given.values())
 
 
 MAKERS = {"gqa": gqa_picture, "snli_ve": snli_ve_picture, "nlvr2": nlvr2_set}
