@@ -5,7 +5,8 @@
 
 Writes a data root (data/README.md): LXMERT and VQA JSON, the official VQA v2 files of minival, answer tables, COCO and
 Visual Genome image folders, image sizes, a Karpathy split, a small BERT vocabulary and configuration, and the scene
-graphs. GQA, SNLI-VE and NLVR2 have pictures, annotations, answers and image sizes of their own. The same seed gives the same bytes. A finished set is recognised, an interrupted one is drawn again.
+graphs; and pictures, annotations, answers and image sizes of GQA, SNLI-VE and NLVR2. The same seed gives the same
+bytes. A finished set is recognised, an interrupted one is drawn again.
 """
 
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ from tqdm import tqdm
 from clip_vl.datasets.images import relative_path, size_key
 from clip_vl.datasets.scene_drawing import draw_scene
 from clip_vl.datasets.scene_sentences import annotate, captions, questions, regions
-from clip_vl.datasets.scene_tasks import ENTAILMENTS, MAKERS
+from clip_vl.datasets.scene_tasks import ENTAILMENTS, FOLDERS, MAKERS
 from clip_vl.datasets.scenes import scene_to_json, think_up_scene
 from clip_vl.engine.dist import run_program
 from clip_vl.engine.errors import UserError
@@ -69,12 +70,11 @@ SPLITS = (
     Split("test", "COCO_test2015_{:012d}", 150, 8, {"vqa": 12}),
     Split("vgnococo", "{}", 1000, 16, {"vg": 8, "gqa": 4, "visual7w": 4}),
 )
-TASKS = {  # task -> split -> (full size, smoke): pictures, for nlvr2 sets of eight
+TASKS = {  # task -> split -> (full size, smoke), in pictures or, for nlvr2, sets of eight
     "gqa": {"train": (400, 16), "valid": (60, 8), "testdev": (100, 8), "submit": (30, 8)},
     "snli_ve": {"train": (600, 16), "dev": (80, 8), "test": (120, 8)},
     "nlvr2": {"train": (140, 2), "dev": (16, 1), "test1": (24, 1)},
 }
-TASK_FOLDERS = {"gqa": "gqa_raw_images", "snli_ve": "flickr30k_images", "nlvr2": "nlvr2_raw_images"}
 QUESTION_SOURCES = ("vqa", "gqa", "visual7w")
 KARPATHY = {"mscoco_train": "train", "mscoco_nominival": "restval", "mscoco_minival": "test"}
 BERT = {
@@ -85,13 +85,13 @@ BERT = {
 }  # fmt: skip
 
 
-def make_picture(task):
+def make_picture(job):
     """Think up, draw and describe one picture; everything follows from (seed, number).
 
-    task:    (folder, img_id, number, seed, sentences per source)
+    job:     (folder, img_id, number, seed, sentences per source)
     returns: dict with img_id, the scene's JSON, sentences per source, and per question source the annotators' answers
     """
-    root, img_id, number, seed, wanted = task
+    root, img_id, number, seed, wanted = job
     rng = random.Random(derive_seed(seed, "scene", number))
     scene = think_up_scene(rng)
     draw_scene(scene, numpy_rng(seed, "grain", number)).save(root / relative_path(img_id), quality=92)
@@ -107,17 +107,17 @@ def make_picture(task):
     return record
 
 
-def make_task_pictures(task):
-    """Think up, draw and describe the pictures of one unit of GQA, SNLI-VE or NLVR2, as `make_picture` does.
+def make_unit(job):
+    """Think up, draw and describe one unit of another task: a picture of GQA or SNLI-VE, a set of eight of NLVR2.
 
-    task:    (folder, name of the task, split, number, seed)
+    job:     (folder, task, split, number, seed)
     returns: dict with the scenes' JSON by path under the folder, and the rows of the annotation file
     """
-    root, name, split, number, seed = task
-    pictures, rows = MAKERS[name](split, number, random.Random(derive_seed(seed, name, number)))
+    root, task, split, number, seed = job
+    pictures, rows = MAKERS[task](split, number, random.Random(derive_seed(seed, task, number)))
     for place, (path, (_, scene)) in enumerate(pictures.items()):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
-        draw_scene(scene, numpy_rng(seed, f"{name} grain", number, place)).save(root / path, quality=92)
+        draw_scene(scene, numpy_rng(seed, f"{task} grain", number, place)).save(root / path, quality=92)  # PNG has none
     return {"scenes": {path: scene_to_json(*picture) for path, picture in pictures.items()}, "rows": rows}
 
 
@@ -135,13 +135,13 @@ def picture_jobs(root, size, seed):
 
 
 def task_jobs(root, size, seed):
-    """{(task, split): arguments of make_task_pictures}; numbers run through the splits of a task."""
+    """{(task, split): arguments of make_unit}; numbers run through the splits of a task."""
     jobs = {}
-    for name, splits in TASKS.items():
+    for task, splits in TASKS.items():
         number = 0
         for split, (full, smoke) in splits.items():
             count = smoke if size == "smoke" else full
-            jobs[name, split] = [(root, name, split, number + place, seed) for place in range(count)]
+            jobs[task, split] = [(root, task, split, number + place, seed) for place in range(count)]
             number += count
     return jobs
 
@@ -273,14 +273,13 @@ def picture_files(records):
     """{path: value} of the JSON files of pre-training and VQA."""
     table, answers = answer_tables(records)
     official = official_vqa(records["mscoco_minival"])
+    scenes = {relative_path(record["img_id"]): record["scene"] for split in records.values() for record in split}
     files = {
         "lxmert/all_ans.json": table,
         **label_tables("vqa", answers),
         "vqa/v2_OpenEnded_mscoco_minival2014_questions.json": official[0],
         "vqa/v2_mscoco_minival2014_annotations.json": official[1],
-        "mscoco/width_heigths.json": sizes(
-            {relative_path(r["img_id"]): r["scene"] for s in records.values() for r in s}
-        ),
+        "mscoco/width_heigths.json": sizes(scenes),
         "karpathy/dataset_coco.json": karpathy_split(records),
     }
     for name, split in records.items():
@@ -296,11 +295,10 @@ def task_files(drawn):
     rows = {key: [row for unit in units for row in unit["rows"]] for key, units in drawn.items()}
     gqa_answers = {answer for split in ("train", "valid") for row in rows["gqa", split] for answer in row["label"]}
     files = label_tables("gqa", sorted(gqa_answers)) | label_tables("snli_ve", ENTAILMENTS)
-    for task, folder in TASK_FOLDERS.items():
-        scenes = {
-            path: scene for split in TASKS[task] for u in drawn[task, split] for path, scene in u["scenes"].items()
-        }
-        files[f"{folder}/width_heigths.json"] = sizes(scenes)
+    for task, splits in TASKS.items():
+        units = [unit for split in splits for unit in drawn[task, split]]
+        scenes = {path: scene for unit in units for path, scene in unit["scenes"].items()}
+        files[f"{FOLDERS[task].split('/')[0]}/width_heigths.json"] = sizes(scenes)
     return files | {f"{task}/{split}.json": value for (task, split), value in rows.items()}
 
 
@@ -360,7 +358,7 @@ def build(output, size="full", seed=0, workers=2):
     try:
         temporary.mkdir()
         records = draw(make_picture, picture_jobs(temporary, size, seed), workers, "drawing")
-        drawn = draw(make_task_pictures, task_jobs(temporary, size, seed), workers, "drawing tasks")
+        drawn = draw(make_unit, task_jobs(temporary, size, seed), workers, "drawing tasks")
         scenes = scene_lists(records, drawn)
         write_files(temporary, records, drawn, scenes)
         counts = {name: len(rows) for name, rows in scenes.items()}

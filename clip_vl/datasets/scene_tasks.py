@@ -1,4 +1,4 @@
-"""The drawn siblings of VQA, sentences and annotations: questions (GQA), hypotheses (SNLI-VE), and statements about two pictures (NLVR2).
+"""The drawn siblings of VQA: GQA's questions, SNLI-VE's hypotheses and NLVR2's statements about two pictures.
 
 Each maker thinks up the pictures of one unit and returns the rows of its annotation file, in LXMERT's forms:
 
