@@ -1,11 +1,12 @@
 """The built-in data set: drawn scenes with captions, questions and answers, in exactly the formats of the real data.
 
-    python -m clip_vl.shapes --output data/shapes                       about 5,000 pictures, half a minute on 2 cores
+    python -m clip_vl.shapes --output data/shapes                       about 7,600 pictures, half a minute on 2 cores
     python -m clip_vl.shapes --output data/shapes_smoke --size smoke    a hundredth of it, for trying things out
 
 Writes a data root (data/README.md): LXMERT and VQA JSON, the official VQA v2 files of minival, answer tables, COCO and
 Visual Genome image folders, image sizes, a Karpathy split, a small BERT vocabulary and configuration, and the scene
-graphs. The same seed gives the same bytes. A finished set is recognised, an interrupted one is drawn again.
+graphs; and pictures, annotations, answers and image sizes of GQA, SNLI-VE and NLVR2. The same seed gives the same
+bytes. A finished set is recognised, an interrupted one is drawn again.
 """
 
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ class ShapesFlags:
 
 FLAGS = parse(ShapesFlags, __doc__) if __name__ == "__main__" else None
 
+import itertools
 import json
 import multiprocessing
 import random
@@ -39,6 +41,7 @@ from tqdm import tqdm
 from clip_vl.datasets.images import relative_path, size_key
 from clip_vl.datasets.scene_drawing import draw_scene
 from clip_vl.datasets.scene_sentences import annotate, captions, questions, regions
+from clip_vl.datasets.scene_tasks import ENTAILMENTS, FOLDERS, MAKERS
 from clip_vl.datasets.scenes import scene_to_json, think_up_scene
 from clip_vl.engine.dist import run_program
 from clip_vl.engine.errors import UserError
@@ -46,7 +49,7 @@ from clip_vl.engine.files import temporary_name
 from clip_vl.engine.random import derive_seed, numpy_rng
 from clip_vl.evaluation.vqa_score import soft_scores
 
-VERSION = 2  # raise it when the same seed gives other files
+VERSION = 3  # raise it when the same seed gives other files
 
 
 class Split(NamedTuple):
@@ -67,6 +70,11 @@ SPLITS = (
     Split("test", "COCO_test2015_{:012d}", 150, 8, {"vqa": 12}),
     Split("vgnococo", "{}", 1000, 16, {"vg": 8, "gqa": 4, "visual7w": 4}),
 )
+TASKS = {  # task -> split -> (full size, smoke), in pictures or, for nlvr2, sets of eight
+    "gqa": {"train": (400, 16), "valid": (60, 8), "testdev": (100, 8), "submit": (30, 8)},
+    "snli_ve": {"train": (600, 16), "dev": (80, 8), "test": (120, 8)},
+    "nlvr2": {"train": (140, 2), "dev": (16, 1), "test1": (24, 1)},
+}
 QUESTION_SOURCES = ("vqa", "gqa", "visual7w")
 KARPATHY = {"mscoco_train": "train", "mscoco_nominival": "restval", "mscoco_minival": "test"}
 BERT = {
@@ -77,13 +85,13 @@ BERT = {
 }  # fmt: skip
 
 
-def make_picture(task):
+def make_picture(job):
     """Think up, draw and describe one picture; everything follows from (seed, number).
 
-    task:    (folder, img_id, number, seed, sentences per source)
+    job:     (folder, img_id, number, seed, sentences per source)
     returns: dict with img_id, the scene's JSON, sentences per source, and per question source the annotators' answers
     """
-    root, img_id, number, seed, wanted = task
+    root, img_id, number, seed, wanted = job
     rng = random.Random(derive_seed(seed, "scene", number))
     scene = think_up_scene(rng)
     draw_scene(scene, numpy_rng(seed, "grain", number)).save(root / relative_path(img_id), quality=92)
@@ -99,27 +107,58 @@ def make_picture(task):
     return record
 
 
-def draw_pictures(root, size, seed, workers):
-    """All pictures of all splits: {split: [record, ...]}. Image numbers run through the splits, so ids never meet."""
-    tasks, number = {}, 0
+def make_unit(job):
+    """Think up, draw and describe one unit of another task: a picture of GQA or SNLI-VE, a set of eight of NLVR2.
+
+    job:     (folder, task, split, number, seed)
+    returns: dict with the scenes' JSON by path under the folder, and the rows of the annotation file
+    """
+    root, task, split, number, seed = job
+    pictures, rows = MAKERS[task](split, number, random.Random(derive_seed(seed, task, number)))
+    for place, (path, (_, scene)) in enumerate(pictures.items()):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        draw_scene(scene, numpy_rng(seed, f"{task} grain", number, place)).save(root / path, quality=92)  # PNG has none
+    return {"scenes": {path: scene_to_json(*picture) for path, picture in pictures.items()}, "rows": rows}
+
+
+def picture_jobs(root, size, seed):
+    """{split: arguments of make_picture}. Image numbers run through the splits, so ids never meet."""
+    jobs, number = {}, 0
     for split in SPLITS:
-        tasks[split.name] = []
+        jobs[split.name] = []
         for _ in range(split.smoke if size == "smoke" else split.pictures):
             number += 1
-            task = (root, split.pattern.format(number), number, seed, split.sentences)
-            tasks[split.name].append(task)
-            (root / relative_path(task[1])).parent.mkdir(parents=True, exist_ok=True)
-    records = {}
+            job = (root, split.pattern.format(number), number, seed, split.sentences)
+            jobs[split.name].append(job)
+            (root / relative_path(job[1])).parent.mkdir(parents=True, exist_ok=True)
+    return jobs
+
+
+def task_jobs(root, size, seed):
+    """{(task, split): arguments of make_unit}; numbers run through the splits of a task."""
+    jobs = {}
+    for task, splits in TASKS.items():
+        number = 0
+        for split, (full, smoke) in splits.items():
+            count = smoke if size == "smoke" else full
+            jobs[task, split] = [(root, task, split, number + place, seed) for place in range(count)]
+            number += count
+    return jobs
+
+
+def draw(make, jobs, workers, what):
+    """{key: [make(job) for its jobs]}, with a progress bar over all of them."""
+    done = {}
     with (
         multiprocessing.Pool(workers) as pool,
-        tqdm(total=number, desc="drawing", disable=not sys.stderr.isatty()) as bar,
+        tqdm(total=sum(map(len, jobs.values())), desc=what, disable=not sys.stderr.isatty()) as bar,
     ):
-        for name, split_tasks in tasks.items():
-            records[name] = []
-            for record in pool.imap(make_picture, split_tasks, chunksize=16):
-                records[name].append(record)
+        for key, its_jobs in jobs.items():
+            done[key] = []
+            for result in pool.imap(make, its_jobs, chunksize=8):
+                done[key].append(result)
                 bar.update()
-    return records
+    return done
 
 
 def label_of(source, given):
@@ -214,48 +253,85 @@ def answer_tables(records):
     return table, [entry["ans"] for entry in table if "vqa" in entry["dsets"]]
 
 
-def vocabulary(records):
-    """A WordPiece vocabulary in BERT's form: special tokens, letters to fall back on, and every word of the set."""
+def vocabulary(records, drawn):
+    """A WordPiece vocabulary in BERT's form: special tokens, letters to fall back on, and every word of the set.
+
+    records: {split: [a picture's record, ...]} of the pre-training and VQA pictures
+    drawn:   {(task, split): [a unit's pictures and rows, ...]} of the other tasks
+    """
+    of_pictures = (s for split in records.values() for r in split for some in r["sentences"].values() for s in some)
+    of_tasks = (row["sent"] for units in drawn.values() for unit in units for row in unit["rows"])
     words = set()
-    for split in records.values():
-        for record in split:
-            for sentences in record["sentences"].values():
-                for sentence in sentences:
-                    words.update(re.findall(r"\w+|[^\w\s]", sentence.lower()))
+    for sentence in itertools.chain(of_pictures, of_tasks):
+        words.update(re.findall(r"\w+|[^\w\s]", sentence.lower()))
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     pieces = [*letters, *(f"##{letter}" for letter in letters)]
     return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys([*pieces, *sorted(words)])]
 
 
-def write_files(root, records):
-    """Everything but the pictures."""
+def picture_files(records):
+    """{path: value} of the JSON files of pre-training and VQA."""
     table, answers = answer_tables(records)
-    words = vocabulary(records)
     official = official_vqa(records["mscoco_minival"])
-    sizes = {
-        size_key(relative_path(r["img_id"])): [r["scene"]["height"], r["scene"]["width"]]
-        for split in records.values()
-        for r in split
-    }
+    scenes = {relative_path(record["img_id"]): record["scene"] for split in records.values() for record in split}
     files = {
         "lxmert/all_ans.json": table,
-        "vqa/trainval_label2ans.json": answers,
-        "vqa/trainval_ans2label.json": {answer: label for label, answer in enumerate(answers)},
+        **label_tables("vqa", answers),
         "vqa/v2_OpenEnded_mscoco_minival2014_questions.json": official[0],
         "vqa/v2_mscoco_minival2014_annotations.json": official[1],
-        "mscoco/width_heigths.json": sizes,
+        "mscoco/width_heigths.json": sizes(scenes),
         "karpathy/dataset_coco.json": karpathy_split(records),
-        "bert-base-uncased/config.json": BERT | {"vocab_size": len(words)},
     }
     for name, split in records.items():
         if name != "test":
             files[f"lxmert/{name}.json"] = lxmert_rows(split)
         if "vqa" in split[0]["questions"]:
             files[f"vqa/{name.removeprefix('mscoco_')}.json"] = vqa_rows(split, labelled=name != "test")
+    return files
+
+
+def task_files(drawn):
+    """{path: value} of the JSON files of GQA, SNLI-VE and NLVR2."""
+    rows = {key: [row for unit in units for row in unit["rows"]] for key, units in drawn.items()}
+    gqa_answers = {answer for split in ("train", "valid") for row in rows["gqa", split] for answer in row["label"]}
+    files = label_tables("gqa", sorted(gqa_answers)) | label_tables("snli_ve", ENTAILMENTS)
+    for task, splits in TASKS.items():
+        units = [unit for split in splits for unit in drawn[task, split]]
+        scenes = {path: scene for unit in units for path, scene in unit["scenes"].items()}
+        files[f"{FOLDERS[task].split('/')[0]}/width_heigths.json"] = sizes(scenes)
+    return files | {f"{task}/{split}.json": value for (task, split), value in rows.items()}
+
+
+def label_tables(folder, answers):
+    """The answers in the order of their classes, and the class of each."""
+    return {
+        f"{folder}/trainval_label2ans.json": answers,
+        f"{folder}/trainval_ans2label.json": {answer: label for label, answer in enumerate(answers)},
+    }
+
+
+def sizes(scenes):
+    """width_heigths.json of {path under the data root: its scene's JSON}."""
+    return {size_key(path): [scene["height"], scene["width"]] for path, scene in scenes.items()}
+
+
+def scene_lists(records, drawn):
+    """{name: the scenes' JSON} of every split and every task's split."""
+    lists = {name: [record["scene"] for record in split] for name, split in records.items()}
+    for (task, split), units in drawn.items():
+        lists[f"{task}_{split}"] = [scene for unit in units for scene in unit["scenes"].values()]
+    return lists
+
+
+def write_files(root, records, drawn, scenes):
+    """Everything but the pictures."""
+    words = vocabulary(records, drawn)
+    files = picture_files(records) | task_files(drawn)
+    files["bert-base-uncased/config.json"] = BERT | {"vocab_size": len(words)}
     for name, value in files.items():
         write(root / name, json.dumps(value))
-    for name, split in records.items():
-        write(root / "scenes" / f"{name}.jsonl", "".join(json.dumps(r["scene"]) + "\n" for r in split))
+    for name, rows in scenes.items():
+        write(root / "scenes" / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     write(root / "bert-base-uncased" / "vocab.txt", "\n".join(words) + "\n")
 
 
@@ -281,9 +357,11 @@ def build(output, size="full", seed=0, workers=2):
     temporary = temporary_name(output)
     try:
         temporary.mkdir()
-        records = draw_pictures(temporary, size, seed, workers)
-        write_files(temporary, records)
-        counts = {name: len(split) for name, split in records.items()}
+        records = draw(make_picture, picture_jobs(temporary, size, seed), workers, "drawing")
+        drawn = draw(make_unit, task_jobs(temporary, size, seed), workers, "drawing tasks")
+        scenes = scene_lists(records, drawn)
+        write_files(temporary, records, drawn, scenes)
+        counts = {name: len(rows) for name, rows in scenes.items()}
         write(temporary / "shapes.json", json.dumps(made_as | {"pictures": counts}))
         temporary.rename(output)
     except BaseException:

@@ -133,14 +133,20 @@ def regions(scene, rng, count=5):
 
 def is_there(scene, rng, wanted):
     """Colour and shape together; a no is a near miss."""
+    words = color_and_shape(scene, rng, wanted)
+    if words is None:
+        return None
+    form = rng.choice(("is there", "can you see", "does the picture show"))
+    return Question(f"{form} {article(words)}?", yes(wanted), f"{form} a", "yes/no")
+
+
+def color_and_shape(scene, rng, wanted):
+    """Such as "red ring": a thing's, or, not wanted, near ones that nothing has; None where something has them."""
     thing = rng.choice(scene.things)
     color, shape = thing.color, thing.shape
     if not wanted:
         color, shape = rng.choice([(rng.choice(ATTRIBUTES["color"]), shape), (color, rng.choice(ATTRIBUTES["shape"]))])
-    if bool(scene.matching(color=color, shape=shape)) != wanted:
-        return None
-    form = rng.choice(("is there", "can you see", "does the picture show"))
-    return Question(f"{form} {article(color)} {shape}?", yes(wanted), f"{form} a", "yes/no")
+    return f"{color} {shape}" if bool(scene.matching(color=color, shape=shape)) == wanted else None
 
 
 def is_it(scene, rng, wanted):
@@ -202,6 +208,12 @@ def how_many(scene, rng, _wanted):
 
 def where(scene, rng, wanted):
     """Is one thing left of, right of, above or below another?"""
+    found = two_things(scene, rng, wanted)
+    return found and Question("is the {} {} the {}?".format(*found), yes(wanted), "is the", "yes/no")
+
+
+def two_things(scene, rng, wanted):
+    """Two things and where the first is of the second, or is not: ("red ring", "left of", "blue square"); or None."""
     if len(scene.things) < 2:
         return None
     first, second = rng.sample(scene.things, 2)
@@ -214,11 +226,24 @@ def where(scene, rng, wanted):
         return None
     holds = difference > 0 if wanted else difference < 0
     words = next(w for w, (a, sign) in RELATIONS.items() if a == axis and (sign > 0) == holds)
-    return Question(f"is the {names[0]} {words} the {names[1]}?", yes(wanted), "is the", "yes/no")
+    return names[0], words, names[1]
 
 
 def compare(scene, rng, wanted):
-    """More of one shape or colour than of another, or as many? Asked only where both answers could be had."""
+    """More of one shape or colour than of another, or as many?"""
+    found = two_kinds(scene, rng, wanted)
+    if found is None:
+        return None
+    first, second, more = found
+    text = f"are there more {first} than {second}?" if more else f"are there as many {first} as {second}?"
+    return Question(text, yes(wanted), "are there", "yes/no")
+
+
+def two_kinds(scene, rng, wanted):
+    """("rings", "crosses", more?): more of the first kind than of the second or as many; or, not wanted, otherwise.
+
+    None unless both answers could be had: else the words would tell which it is.
+    """
     name, more = rng.choice(("shape", "color")), rng.random() < 0.6
     pairs = {True: [], False: []}
     for first, second in itertools.permutations(ATTRIBUTES[name], 2):
@@ -228,8 +253,7 @@ def compare(scene, rng, wanted):
     if not all(pairs.values()):
         return None
     first, second = (plural(v) if name == "shape" else f"{v} things" for v in rng.choice(pairs[wanted]))
-    text = f"are there more {first} than {second}?" if more else f"are there as many {first} as {second}?"
-    return Question(text, yes(wanted), "are there", "yes/no")
+    return first, second, more
 
 
 FAMILIES = {  # question maker -> share of the questions
