@@ -89,8 +89,10 @@ def test_the_official_files_score_the_majority_answer_as_the_labels_do(shapes_ro
 
 
 def test_sizes_are_height_and_width_of_the_images(shapes_root):
-    sizes = read(shapes_root, "mscoco/width_heigths.json")
-    assert len(sizes) == len(list(shapes_root.rglob("*.jpg")))
+    files = [read(shapes_root, path.relative_to(shapes_root)) for path in shapes_root.glob("*/width_heigths.json")]
+    sizes = {key: size for file in files for key, size in file.items()}
+    pictures = [path for path in shapes_root.rglob("*") if path.suffix in (".jpg", ".png")]
+    assert len(sizes) == sum(map(len, files)) == len(pictures)
     for key, (height, width) in list(sizes.items())[::7]:
         with Image.open(shapes_root / key.removeprefix("data/")) as image:
             assert image.size == (width, height)
@@ -114,7 +116,7 @@ def test_colours_in_the_picture_are_those_of_the_scene(shapes_root):
     """The mean colour of a solid thing's middle is nearest to its own name among all colours."""
     solid = right = 0
     for img_id, scene in scenes(shapes_root).items():
-        path = next(shapes_root.rglob(f"{img_id}.jpg"))
+        path = next(shapes_root.rglob(f"{img_id}.*"))
         image = Image.open(path).convert("RGB")
         for thing in scene.things:
             if thing.texture == "solid" and thing.shape != "ring":  # a ring's middle is background
