@@ -126,21 +126,32 @@ def run_program(main, args):
     writes its sentence to $CLIP_VL_EXIT_FILE, for the launch script; ranks that fail because a peer did stay quiet.
     """
     try:
-        main(args)
-    except ProgramError as error:
+        error = _error_of(main, args)
+    except Exception as second:  # two children died at once: the loader's handler raised on the way out as well
+        error = second
+    if isinstance(error, ProgramError):
         _leave(error.exit_code, str(error))
-    except Exception as error:
+    if error is not None:
         if world_size() > 1 and _is_peer_failure(error):
             time.sleep(3)  # let the rank that failed first speak first
             _leave(1, "stopped, because another process failed", quiet=True)
         if "DataLoader worker" in str(error):
             _leave(1, f"a loader worker died ({_last_line(error)}); out of memory? use fewer --num_workers")
-        traceback.print_exc()
+        traceback.print_exception(error)
         _leave(1, f"{type(error).__name__}: {_last_line(error)}")
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         sys.stdout.flush()
         os._exit(0)  # threads of gloo may outlive their group and, in torch 2.11, abort the interpreter's own way out
+
+
+def _error_of(main, args):
+    """What `main(args)` raised, or None. After it the loader's SIGCHLD handler raises for no worker any more."""
+    try:
+        main(args)
+    except Exception as error:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        return error
 
 
 def _is_peer_failure(error):
