@@ -4,8 +4,12 @@ and training on the built-in set waits for data in less than 5 % of its time.
     taskset -c 0 .venv/bin/python benchmarks/loader.py --images FOLDER               one core, a minute
     taskset -c 0,1 .venv/bin/python benchmarks/loader.py --data_root data/shapes     after the quickstart
 
-FOLDER holds JPEG photographs. Every reader ends with uint8 pictures of CLIP-ViL's geometry: short side 384, long side
-at most 640. The readers take turns; the figures are medians over rounds.
+FOLDER holds JPEG photographs. The readers take turns; the figures are medians over rounds.
+pillow     decodes at full size and resizes (short side 384, long side at most 640): uint8
+files      the same by clip_vl, from the files
+lmdb       the same by clip_vl, from an LMDB of resized JPEGs
+published  what CLIP-ViL's loader does for an image: Pillow, then float32, zero padding to 384x640, normalisation
+batch      what clip_vl's loader does for it: from the files onto the canvas, uint8; the device normalises
 """
 
 import argparse
@@ -22,8 +26,11 @@ from PIL import Image
 FIRST = 5  # batches before which nothing is counted: workers start, memory is claimed
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from clip_vl.datasets.images import ImageSource, resized_size  # noqa: E402
+from clip_vl.datasets.images import ImageSource, canvas_size, picture_box, place_on_canvas, resized_size  # noqa: E402
 from clip_vl.datasets.store import ImageLMDB, write_images  # noqa: E402
+from clip_vl.models.visual_tokens import CLIP_MEAN, CLIP_STD  # noqa: E402
+
+MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
 
 
 def read_with_pillow(path):
@@ -31,6 +38,21 @@ def read_with_pillow(path):
         picture = picture.convert("RGB")
         height, width = resized_size(picture.height, picture.width)
         return torch.from_numpy(np.array(picture.resize((width, height), Image.BILINEAR)))
+
+
+def read_as_published(path):
+    picture = read_with_pillow(path).permute(2, 0, 1)
+    size = tuple(picture.shape[1:])
+    canvas = canvas_size(*size)
+    top, left, height, width = picture_box(size, canvas)
+    padded = torch.zeros(3, *canvas)
+    padded[:, top : top + height, left : left + width] = (picture / 255)[:, :height, :width]
+    return (padded - MEAN) / STD
+
+
+def read_for_batch(source, name):
+    picture = source.load(name)
+    return place_on_canvas([picture], canvas_size(*picture.shape[1:]))
 
 
 def compare_readers(folder, rounds):
@@ -45,9 +67,11 @@ def compare_readers(folder, rounds):
         write_images(root / "images.lmdb", files)
         source, store = ImageSource(root), ImageLMDB(root / "images.lmdb")
         readers = {
-            "pillow": lambda file: read_with_pillow(file),
+            "pillow": read_with_pillow,
             "files": lambda file: source.load(file.stem),
             "lmdb": lambda file: store.load(file.stem),
+            "published": read_as_published,
+            "batch": lambda file: read_for_batch(source, file.stem),
         }
         rates = {name: [] for name in readers}
         for number in range(rounds + 1):  # the first round warms up
@@ -60,7 +84,8 @@ def compare_readers(folder, rounds):
     median = {name: statistics.median(values) for name, values in rates.items()}
     print(f"{len(files)} photographs, {rounds} rounds, one thread")
     for name, rate in median.items():
-        print(f"{name:7s} {rate:6.0f} images/s   {rate / median['pillow']:.2f}x pillow")
+        base = "published" if name == "batch" else "pillow"
+        print(f"{name:9s} {rate:6.0f} images/s   {rate / median[base]:.2f}x {base}")
 
 
 def measure_waiting(data_root, workers):

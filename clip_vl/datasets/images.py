@@ -172,7 +172,9 @@ def resize(image, size):
     """uint8 (3, H, W) -> uint8 (3, h, w), bilinear with antialiasing: Pillow's BILINEAR to within a level."""
     if tuple(image.shape[1:]) == tuple(size):
         return image
-    return F.interpolate(image[None], size=tuple(size), mode="bilinear", antialias=True)[0]
+    # A batch of one that says it is channels last: PyTorch then resizes, and copies to the canvas, whole pixels.
+    batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+    return F.interpolate(batch, size=tuple(size), mode="bilinear", antialias=True)[0]
 
 
 def is_portrait(height, width):
