@@ -174,12 +174,12 @@ def on_gpu(device, size, peak, steps):
 def launch_settings():
     """The allocator's settings of scripts/launch.bash."""
     text = (ROOT / "scripts" / "launch.bash").read_text()
-    return dict(re.findall(r"(MALLOC_\w+)=(\d+)", text))
+    return dict(re.findall(r"(MALLOC_\w+)=(\d+)", text)) | dict(re.findall(r"(GLIBC_TUNABLES)=.*:-(\S+)}", text))
 
 
 def measure(variant, steps):
     """Seconds of each of `steps` updates after two for warming up, in a process of their own."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("MALLOC_")}
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     environment |= {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))}
     if variant != "plain":
         environment |= launch_settings()
