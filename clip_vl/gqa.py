@@ -101,7 +101,13 @@ def train_one_epoch(job, epoch, start, best, args):
 def answer(model, dataset, order, device, args):
     """The predictions of `evaluation.answers.predict` for a split."""
     loader = evaluation_loader(dataset, order, device, args)
-    return predict(model, lambda m, batch: classify(m, batch, args.mask_padding), loader, autocast(device, args))
+    return predict(
+        model,
+        lambda m, batch: classify(m, batch, args.mask_padding),
+        loader,
+        autocast(device, args),
+        one_is_right=args.mce_loss,
+    )
 
 
 def score(annotations, predictions):

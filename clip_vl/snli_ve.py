@@ -90,12 +90,14 @@ def train_one_epoch(job, epoch, start, best, args):
 def judge(model, dataset, order, device, args):
     """The predictions of `evaluation.answers.predict` for a split."""
     loader = evaluation_loader(dataset, order, device, args)
-    return predict(model, lambda m, batch: classify(m, batch, args.mask_padding), loader, autocast(device, args))
+    return predict(
+        model, lambda m, batch: classify(m, batch, args.mask_padding), loader, autocast(device, args), one_is_right=True
+    )
 
 
 def score(annotations, predictions):
     """Whether each prediction is right, and the report by the true class."""
-    truth = [CLASSES[next(iter(annotations.answers(row)[0]), 0)] for row, *_ in predictions]
+    truth = [next((CLASSES[c] for c in annotations.answers(row)[0]), "") for row, *_ in predictions]
     scores = soft_scores_of(annotations, predictions)
     return scores, answer_report(scores, {"answer_type": truth})
 

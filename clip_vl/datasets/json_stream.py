@@ -46,6 +46,27 @@ def read_json(path):
         return value
 
 
+def iterate_json_lines(lines, name):
+    """Yield (line number, object) for every line of a binary file that holds a JSON object a line.
+
+    Empty lines are passed over. Raises DataError ("name:line: ...") for anything but one whole object in UTF-8.
+    """
+    number = 0
+    while line := lines.readline(LONGEST_ITEM + 1):
+        number += 1
+        if len(line) > LONGEST_ITEM:
+            raise DataError(f"{name}:{number}: the line passes {LONGEST_ITEM:,} bytes; is this a file of JSON lines?")
+        if not line.strip():
+            continue
+        try:
+            value = _DECODER.decode(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{name}:{number}: not valid JSON: {error}; was the file cut short?") from None
+        if not isinstance(value, dict):
+            raise DataError(f"{name}:{number}: a JSON object was expected, not a {type(value).__name__}")
+        yield number, value
+
+
 @contextlib.contextmanager
 def _open(path):
     try:

@@ -39,6 +39,13 @@ def expected_form(path):
         raise DataError(f"{path} does not have its official form ({error}); fetch the file again") from error
 
 
+def text_of(entry, key):
+    """entry[key], which must be a string; else KeyError or TypeError, for `expected_form`."""
+    if not isinstance(entry[key], str):
+        raise TypeError(f"{key!r} is a {type(entry[key]).__name__}, not a string")
+    return entry[key]
+
+
 def coco_image_id(split, number):
     """The name of a COCO image, such as COCO_val2014_000000000042."""
     return f"COCO_{split}_{number:012d}"
@@ -61,15 +68,18 @@ def minival_rule(root):
 def write_list(path, rows):
     """Write a JSON list, an item a line so that later errors can name the line; a file that exists is left alone.
 
+    rows:    any iterable, drawn from while the file is written
     returns: [path] if it was written, else []
     """
     if path.exists():
         return []
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
-        for place, row in enumerate(rows):
-            file.write((",\n" if place else "[\n").encode() + json.dumps(row).encode())
-        file.write(b"\n]\n" if rows else b"[]\n")
+        separator = b"[\n"
+        for row in rows:
+            file.write(separator + json.dumps(row).encode())
+            separator = b",\n"
+        file.write(b"\n]\n" if separator == b",\n" else b"[]\n")
     return [path]
 
 
