@@ -36,7 +36,6 @@ class NLVR2Flags(FusedEncoderFlags):
 
 FLAGS = parse(NLVR2Flags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,9 +47,8 @@ from clip_vl.datasets.batches import (
     train_batches,
     training_loader,
 )
-from clip_vl.datasets.entries import read_nlvr2_entry, read_nlvr_entry
-from clip_vl.datasets.images import NLVR, NLVR2, Collection
 from clip_vl.datasets.pairs import StatementDataset, side_by_side
+from clip_vl.datasets.tasks import TASKS
 from clip_vl.datasets.text import load_tokenizer
 from clip_vl.datasets.vqa import load_questions
 from clip_vl.engine import dist
@@ -68,14 +66,10 @@ from clip_vl.models.vl_build import bert_folder, build_classifier, build_updater
 from clip_vl.models.vl_checkpoints import save_task
 from clip_vl.models.vl_encoder import classify
 
-CLASSES = ["False", "True"]
-
 
 class Version(NamedTuple):
     """A version of the data set; statement: the parts of an identifier that its copies with other images share."""
 
-    collection: Collection
-    read_entry: Callable
     images_each: int
     statement: tuple
 
@@ -85,9 +79,10 @@ class Version(NamedTuple):
 
 
 VERSIONS = {
-    "nlvr2": Version(NLVR2, read_nlvr2_entry, 2, (0, 1, 3)),  # dev-850-2-1: pair 2 of set 850 with its sentence 1
-    "nlvr": Version(NLVR, read_nlvr_entry, 1, (0, 1)),  # dev-1373-0-4: sentence 1373, picture 0, order 4 of its boxes
+    "nlvr2": Version(2, (0, 1, 3)),  # dev-850-2-1: pair 2 of set 850 with its sentence 1
+    "nlvr": Version(1, (0, 1)),  # dev-1373-0-4: sentence 1373, picture 0, order 4 of its boxes
 }
+CLASSES = TASKS["nlvr2"].classes
 
 
 def train_one_epoch(job, epoch, start, best, args):
@@ -128,7 +123,8 @@ def score(annotations, predictions, version):
 
 def load_data(splits, tokenizer, images, version, args):
     """(annotations, samples) of comma-separated splits; an item of the annotations is a statement with one image."""
-    annotations = load_questions(args, args.dataset, splits, tokenizer, CLASSES, version.collection, version.read_entry)
+    task = TASKS[args.dataset]
+    annotations = load_questions(args, args.dataset, splits, tokenizer, CLASSES, task.collection, task.read_entry)
     sees = not args.question_only
     return annotations, StatementDataset(annotations, images, args, images_each=version.images_each, with_images=sees)
 
@@ -138,7 +134,7 @@ def train(device, args):
     seed_step(args.seed, 0, 0)  # the same first weights on every rank
     job = Job("nlvr2", args, device)
     version, tokenizer = VERSIONS[args.dataset], load_tokenizer(bert_folder(args))
-    images, sees = open_images(args, version.collection), not args.question_only
+    images, sees = open_images(args, TASKS[args.dataset].collection), not args.question_only
 
     annotations, job.train_set = load_data(args.train, tokenizer, images, version, args)
     job.damage = DamageCount(annotations, args)
@@ -192,7 +188,7 @@ def test(device, args):
     if not args.load:
         raise UserError("--test needs the fine-tuned model: pass --load, such as --load snap/nlvr2/NAME/BEST")
     version, tokenizer = VERSIONS[args.dataset], load_tokenizer(bert_folder(args))
-    images = open_images(args, version.collection)
+    images = open_images(args, TASKS[args.dataset].collection)
     annotations, dataset = load_data(args.test, tokenizer, images, version, args)
     model, _, _ = build_classifier(
         len(CLASSES), device, args, with_images=not args.question_only, images_each=version.images_each

@@ -39,6 +39,7 @@ from clip_vl.datasets.batches import (
     training_loader,
 )
 from clip_vl.datasets.images import FLICKR30K
+from clip_vl.datasets.tasks import TASKS
 from clip_vl.datasets.text import load_tokenizer
 from clip_vl.datasets.vqa import VQADataset, load_questions
 from clip_vl.engine import dist
@@ -63,7 +64,7 @@ from clip_vl.models.vl_build import bert_folder, build_classifier, build_updater
 from clip_vl.models.vl_checkpoints import save_task
 from clip_vl.models.vl_encoder import classify
 
-CLASSES = ["contradiction", "entailment", "neutral"]  # the order of the published checkpoints
+CLASSES = TASKS["snli_ve"].classes
 
 
 def train_one_epoch(job, epoch, start, best, args):

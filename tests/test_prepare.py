@@ -242,7 +242,7 @@ def test_two_at_once_are_refused(root):
     "change, words",
     [
         ({"command": "tidy"}, "no command 'tidy'; it is one of check, convert, images, caches"),
-        ({"need": ["gqa"]}, "--need gqa is not among pretrain"),
+        ({"need": ["glue"]}, "--need glue is not among pretrain, vqa, test, weights, gqa"),
         ({"root": "/nowhere/data"}, "no folder /nowhere/data"),
     ],
 )

@@ -23,6 +23,7 @@ from clip_vl.datasets.scene_sentences import (
     two_things,
 )
 from clip_vl.datasets.scenes import ATTRIBUTES, think_up_scene
+from clip_vl.datasets.tasks import TASKS
 
 FOLDERS = {"gqa": "gqa_raw_images/images", "snli_ve": "flickr30k_images", "nlvr2": "nlvr2_raw_images"}
 NUMBERS = {2: "two", 3: "three"}
@@ -47,7 +48,7 @@ def gqa_picture(split, number, rng):
 
 # ---- SNLI-VE: a claim that the picture decides, alone or with a part that no picture shows
 
-ENTAILMENTS = ("contradiction", "entailment", "neutral")  # in the order of the classes
+ENTAILMENTS = TASKS["snli_ve"].classes
 FORMS = (  # how the unseen part is joined, whether the visible claim holds, what follows
     (None, True, "entailment"),
     (None, False, "contradiction"),

@@ -149,7 +149,7 @@ def test_an_interrupted_measurement_keeps_what_it_has(tmp_path, monkeypatch):
     images = list_images(tmp_path)[0]
     with pytest.raises(KeyboardInterrupt):
         measure_images(tmp_path, images)
-    assert len(read_sizes(tmp_path)) == 2
+    assert len(read_sizes(tmp_path / "mscoco" / "width_heigths.json")) == 2
     monkeypatch.setattr(image_folders, "read_image_size", read)
     measured = measure_images(tmp_path, images)
     assert measured.sizes == expected and measured.new == 1
@@ -173,7 +173,7 @@ def test_a_size_file_of_another_form_is_an_error(tmp_path, content):
     (tmp_path / "mscoco").mkdir()
     (tmp_path / "mscoco" / "width_heigths.json").write_text(content)
     with pytest.raises(DataError, match="delete it"):
-        read_sizes(tmp_path)
+        read_sizes(tmp_path / "mscoco" / "width_heigths.json")
 
 
 def test_entries_without_their_image_are_counted_hostile_names_among_them(tmp_path):
