@@ -141,6 +141,8 @@ def train(device, args):
 
     annotations = load_questions(args, "gqa", args.train, tokenizer, answers, GQA)
     job.damage = DamageCount(annotations, args)
+    if unknown := annotations.meta["unknown_answers"]:
+        dist.print0(f"{unknown} training questions have an answer that is no class; they count for nothing")
     job.train_set = VQADataset(annotations, images, args, num_answers=len(answers), with_images=sees)
     job.train_order = train_batches(annotations, args)
     valid = load_questions(args, "gqa", args.valid, tokenizer, answers, GQA) if args.valid else None

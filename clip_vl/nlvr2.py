@@ -213,6 +213,8 @@ def test(device, args):
 def main(args):
     device = dist.setup()
     check_fused_flags(args)
+    if args.load_lxmert_qa:
+        raise UserError("--loadLXMERTQA brings an answer head, but it is for one image a text; use --loadLXMERT")
     if args.test:
         test(device, args)
     else:
