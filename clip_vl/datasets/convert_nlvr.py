@@ -101,6 +101,10 @@ def convert_nlvr(root, archives=None):
 def _opened(path):
     try:
         return zipfile.ZipFile(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no {path}; `python -m clip_vl.prepare convert --need nlvr` says how to get it"
+        ) from None
     except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
         raise DataError(f"{path} is not a whole zip archive ({error}); fetch it again") from error
 

@@ -174,6 +174,8 @@ def test_another_compression_or_no_archive_at_all_is_refused(tmp_path):
         convert_nlvr(tmp_path)
     with pytest.raises(UserError, match="is not an archive of NLVR v1"):
         convert_nlvr(tmp_path, [tmp_path / "shapes.zip"])
+    with pytest.raises(UserError, match=r"there is no .*nlvr_test.zip"):
+        convert_nlvr(tmp_path, [tmp_path / "nlvr_test.zip"])
 
 
 # ---- NLVR2
