@@ -101,7 +101,13 @@ def train_one_epoch(job, epoch, start, best, args):
 def answer(model, dataset, order, device, args):
     """The predictions of `evaluation.answers.predict` for a split."""
     loader = evaluation_loader(dataset, order, device, args)
-    return predict(model, lambda m, batch: classify(m, batch, args.mask_padding), loader, autocast(device, args))
+    return predict(
+        model,
+        lambda m, batch: classify(m, batch, args.mask_padding),
+        loader,
+        autocast(device, args),
+        one_is_right=args.mce_loss,
+    )
 
 
 def score(annotations, predictions):
@@ -135,6 +141,8 @@ def train(device, args):
 
     annotations = load_questions(args, "gqa", args.train, tokenizer, answers, GQA)
     job.damage = DamageCount(annotations, args)
+    if unknown := annotations.meta["unknown_answers"]:
+        dist.print0(f"{unknown} training questions have an answer that is no class; they count for nothing")
     job.train_set = VQADataset(annotations, images, args, num_answers=len(answers), with_images=sees)
     job.train_order = train_batches(annotations, args)
     valid = load_questions(args, "gqa", args.valid, tokenizer, answers, GQA) if args.valid else None

@@ -6,11 +6,12 @@
     bash scripts/finetune_nlvr2.bash 0,1,2,3 NAME 9590 4 ...                                         four GPUs
 
 A statement of NLVR2 (arXiv:1811.00491) is about two photographs: it is encoded with each, and the head sees both pooled
-vectors (LXMERT, arXiv:1908.07490). One of NLVR v1 (Suhr et al., ACL 2017) is about one picture of three boxes, in six
-orders. Reads data/nlvr2 or data/nlvr (data/README.md). Training writes BEST.pth and LAST.pth, resumable checkpoints,
-log.jsonl, result.json and report.html; --test writes <split>_predict.csv, the official form (identifier,True), and
-result_<split>.json. Scores, in percent: accuracy over statements with their images, and consistency, the share of
-statements that are judged rightly with all of their images.
+vectors (LXMERT, arXiv:1908.07490). One of NLVR v1 (Suhr et al., ACL 2017) is about up to four pictures of three boxes,
+each in six orders of the boxes, and is judged for every picture and order. Reads data/nlvr2 or data/nlvr
+(data/README.md). Training writes BEST.pth and LAST.pth, resumable checkpoints, log.jsonl, result.json and report.html;
+--test writes <split>_predict.csv, the official form (identifier,True), and result_<split>.json. Scores, in percent, as
+the official scripts take them: accuracy over statements with their images, and consistency, the share of statements
+that are judged rightly with all of their images.
 """
 
 from dataclasses import dataclass
@@ -35,7 +36,6 @@ class NLVR2Flags(FusedEncoderFlags):
 
 FLAGS = parse(NLVR2Flags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,9 +47,8 @@ from clip_vl.datasets.batches import (
     train_batches,
     training_loader,
 )
-from clip_vl.datasets.entries import read_nlvr2_entry
-from clip_vl.datasets.images import NLVR, NLVR2, Collection
 from clip_vl.datasets.pairs import StatementDataset, side_by_side
+from clip_vl.datasets.tasks import TASKS
 from clip_vl.datasets.text import load_tokenizer
 from clip_vl.datasets.vqa import load_questions
 from clip_vl.engine import dist
@@ -67,27 +66,23 @@ from clip_vl.models.vl_build import bert_folder, build_classifier, build_updater
 from clip_vl.models.vl_checkpoints import save_task
 from clip_vl.models.vl_encoder import classify
 
-CLASSES = ["False", "True"]
-
 
 class Version(NamedTuple):
-    """A version of the data set; statement_of: identifier -> what its copies with other images have in common."""
+    """A version of the data set; statement: the parts of an identifier that its copies with other images share."""
 
-    collection: Collection
     images_each: int
-    statement_of: Callable
+    statement: tuple
 
-
-def _set_and_sentence(identifier):
-    """NLVR2: dev-850-2-1 is pair 2 of set 850 with its sentence 1 -> dev-850-1."""
-    split, image_set, _pair, sentence = identifier.rsplit("-", 3)
-    return f"{split}-{image_set}-{sentence}"
+    def statement_of(self, identifier):
+        parts = identifier.split("-")
+        return "-".join(parts[place] for place in self.statement)
 
 
 VERSIONS = {
-    "nlvr2": Version(NLVR2, 2, _set_and_sentence),
-    "nlvr": Version(NLVR, 1, lambda identifier: identifier.rsplit("-", 1)[0]),  # dev-1373-0-4: order 4 of the boxes
+    "nlvr2": Version(2, (0, 1, 3)),  # dev-850-2-1: pair 2 of set 850 with its sentence 1
+    "nlvr": Version(1, (0, 1)),  # dev-1373-0-4: sentence 1373, picture 0, order 4 of its boxes
 }
+CLASSES = TASKS["nlvr2"].classes
 
 
 def train_one_epoch(job, epoch, start, best, args):
@@ -113,12 +108,14 @@ def train_one_epoch(job, epoch, start, best, args):
 def judge(model, dataset, order, device, args):
     """The predictions of `evaluation.answers.predict` for a split."""
     loader = evaluation_loader(dataset, order, device, args)
-    return predict(model, lambda m, batch: classify(m, batch, args.mask_padding), loader, autocast(device, args))
+    return predict(
+        model, lambda m, batch: classify(m, batch, args.mask_padding), loader, autocast(device, args), one_is_right=True
+    )
 
 
 def score(annotations, predictions, version):
     """Whether each prediction is right, and the report: accuracy, by truth, and consistency."""
-    truth = [CLASSES[next(iter(annotations.answers(row)[0]), 0)] for row, *_ in predictions]
+    truth = [next((CLASSES[c] for c in annotations.answers(row)[0]), "") for row, *_ in predictions]
     statements = [version.statement_of(annotations.question_id(row)) for row, *_ in predictions]
     scores = soft_scores_of(annotations, predictions)
     return scores, answer_report(scores, {"answer_type": truth}) | consistency(scores, statements)
@@ -126,7 +123,8 @@ def score(annotations, predictions, version):
 
 def load_data(splits, tokenizer, images, version, args):
     """(annotations, samples) of comma-separated splits; an item of the annotations is a statement with one image."""
-    annotations = load_questions(args, args.dataset, splits, tokenizer, CLASSES, version.collection, read_nlvr2_entry)
+    task = TASKS[args.dataset]
+    annotations = load_questions(args, args.dataset, splits, tokenizer, CLASSES, task.collection, task.read_entry)
     sees = not args.question_only
     return annotations, StatementDataset(annotations, images, args, images_each=version.images_each, with_images=sees)
 
@@ -136,7 +134,7 @@ def train(device, args):
     seed_step(args.seed, 0, 0)  # the same first weights on every rank
     job = Job("nlvr2", args, device)
     version, tokenizer = VERSIONS[args.dataset], load_tokenizer(bert_folder(args))
-    images, sees = open_images(args, version.collection), not args.question_only
+    images, sees = open_images(args, TASKS[args.dataset].collection), not args.question_only
 
     annotations, job.train_set = load_data(args.train, tokenizer, images, version, args)
     job.damage = DamageCount(annotations, args)
@@ -190,7 +188,7 @@ def test(device, args):
     if not args.load:
         raise UserError("--test needs the fine-tuned model: pass --load, such as --load snap/nlvr2/NAME/BEST")
     version, tokenizer = VERSIONS[args.dataset], load_tokenizer(bert_folder(args))
-    images = open_images(args, version.collection)
+    images = open_images(args, TASKS[args.dataset].collection)
     annotations, dataset = load_data(args.test, tokenizer, images, version, args)
     model, _, _ = build_classifier(
         len(CLASSES), device, args, with_images=not args.question_only, images_each=version.images_each
@@ -215,6 +213,8 @@ def test(device, args):
 def main(args):
     device = dist.setup()
     check_fused_flags(args)
+    if args.load_lxmert_qa:
+        raise UserError("--loadLXMERTQA brings an answer head, but it is for one image a text; use --loadLXMERT")
     if args.test:
         test(device, args)
     else:

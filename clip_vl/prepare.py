@@ -2,11 +2,12 @@
 
     python -m clip_vl.prepare check                      what is there, what is not, and the command that fetches it
     python -m clip_vl.prepare convert --need vqa         official VQA v2, COCO, VG and GQA files -> the formats used
+    python -m clip_vl.prepare check --need gqa           the same for a sibling task: gqa, snli_ve, nlvr2 or nlvr
     python -m clip_vl.prepare images                     an LMDB of resized JPEGs, for --use_lmdb
     python -m clip_vl.prepare caches                     the annotation caches, which a run would build at its start
 
 Each may be interrupted and repeated: it goes on where it stopped, and does nothing when all is done. `check` also moves
-the images of nested Visual Genome folders to their place, and writes mscoco/width_heigths.json, the list of usable
+the images of nested Visual Genome and NLVR2 folders to their place, and writes width_heigths.json, the list of usable
 images, and unreadable_images.txt. It exits with 3 when something that --need names is missing. data/README.md has the
 layout.
 """
@@ -22,7 +23,10 @@ class PrepareFlags:
 
     command: str = flag("check", "check, convert, images or caches.", positional=True)
     data_root: str = flag("data", "Folder with the images, annotations, vocabulary and weights (data/README.md).")
-    need: list[str] = flag(["pretrain", "vqa", "weights"], "For pretrain, vqa, test, weights [pretrain vqa weights].")
+    need: list[str] = flag(
+        ["pretrain", "vqa", "weights"],
+        "For pretrain, vqa, test, weights, gqa, snli_ve, nlvr2, nlvr [pretrain vqa weights].",
+    )
     tolerance: float = flag(0.001, "Share of an annotation file's entries whose image may be absent or unreadable.")
     num_workers: int = flag(4, "Threads that resize images.", "--numWorkers")
     image_size_min: int = flag(384, "Short side of the images in the LMDB.")
@@ -44,19 +48,24 @@ from tqdm import tqdm
 
 from clip_vl.datasets.annotations import build_pretrain_annotations, build_vqa_annotations
 from clip_vl.datasets.answers import AnswerTable, read_label_vocab
+from clip_vl.datasets.convert_gqa import convert_gqa, convert_gqa_submit
 from clip_vl.datasets.convert_lxmert import FILES, TRAINING_FILES, build_answer_table, convert_lxmert
+from clip_vl.datasets.convert_nlvr import convert_nlvr, convert_nlvr2
+from clip_vl.datasets.convert_snli_ve import convert_snli_ve
 from clip_vl.datasets.convert_vqa import convert_vqa, convert_vqa_test
-from clip_vl.datasets.data_root import OFFICIAL_PARTS, PARTS, PURPOSES, clip_parts, hold
+from clip_vl.datasets.data_root import MAIN_PURPOSES, OFFICIAL_PARTS, PARTS, PURPOSES, TASK_PARTS, clip_parts, hold
 from clip_vl.datasets.digests import file_digest
 from clip_vl.datasets.image_folders import (
-    SIZES,
     count_absent,
+    flatten_nlvr2,
     flatten_visual_genome,
     list_images,
     measure_images,
     save_unreadable,
 )
+from clip_vl.datasets.images import COCO_VG, NLVR2
 from clip_vl.datasets.store import store_path, write_images
+from clip_vl.datasets.tasks import TASKS
 from clip_vl.datasets.text import load_tokenizer
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, Interrupted, UserError
@@ -64,14 +73,24 @@ from clip_vl.evaluation.vqa_score import normalise, soft_scores
 from clip_vl.models.weights import OPENAI_SHA256
 
 
+def collections_of(need):
+    """The image collections of some purposes; COCO and Visual Genome unless they are all of sibling tasks."""
+    siblings = [TASKS[name].collection for name in TASKS if name in need]
+    return [COCO_VG, *siblings] if is_main(need) else siblings
+
+
+def is_main(need):
+    return bool(set(need) & set(MAIN_PURPOSES)) or not set(need) & set(TASKS)
+
+
 # ---- check ----
 
 
 def check(root, args):
     """Report on the data root; DataError when something that is needed is missing."""
-    unnest_images(root)
+    unnest_images(root, args.need)
     missing = report_parts(root, args.need)
-    usable = report_images(root)
+    usable = set().union(*(report_images(root, collection) for collection in collections_of(args.need)))
     faulty = report_annotations(root, usable, args)
     if missing or faulty:
         faults = {"missing or damaged": missing, "without enough of their images, or of the wrong form": faulty}
@@ -80,22 +99,33 @@ def check(root, args):
     print(f"\n{root} is ready for {', '.join(args.need)}")
 
 
-def unnest_images(root):
-    moved, kept = flatten_visual_genome(root)
-    if moved:
-        print(f"Visual Genome: {moved:,} images moved out of nested folders")
-    if kept:
-        print(f"Visual Genome: {len(kept):,} images stay nested, since other files have their names, such as {kept[0]}")
+def unnest_images(root, need):
+    for collection, name, flatten in (
+        (COCO_VG, "Visual Genome", flatten_visual_genome),
+        (NLVR2, "NLVR2", flatten_nlvr2),
+    ):
+        moved, kept = flatten(root) if collection in collections_of(need) else (0, [])
+        if moved:
+            print(f"{name}: {moved:,} images moved out of nested folders")
+        if kept:
+            print(f"{name}: {len(kept):,} images stay nested, since other files have their names, such as {kept[0]}")
 
 
 def report_parts(root, need):
-    """Print a line for each part, then the commands for what is missing; returns the needed paths that are amiss."""
+    """Print a line for each part, then the commands for what is missing; returns the needed paths that are amiss.
+
+    The parts of the main job are listed with it whatever is needed of them; others only when they are used.
+    """
+    main = (*PARTS, *clip_parts(OPENAI_SHA256))
     amiss, needed, others = [], [], []
-    for part in (*PARTS, *clip_parts(OPENAI_SHA256)):
+    for part in (*main, *TASK_PARTS):
+        is_used = bool(set(part.uses) & set(need))
+        if not is_used and not (part in main and is_main(need)):
+            continue
         state = part_state(root, part)
         print(f"  {state:8} {part.path:36} {part.what}")
         if state in ("missing", "damaged"):
-            is_needed = bool(set(part.uses) & set(need))
+            is_needed = is_used and not part.is_optional
             (needed if is_needed else others).append(part.command(root, again=state == "damaged"))
             amiss += [part.path] * is_needed
     print_commands("to fetch what is needed:", needed)
@@ -119,14 +149,14 @@ def part_state(root, part):
     return "own" if path.suffix == ".json" else "damaged"
 
 
-def report_images(root):
+def report_images(root, collection):
     """Measure what is not measured yet; returns the keys of the images that are there and readable."""
-    images, others = list_images(root)
-    measured = measure_images(root, images)
-    print(f"\nimages: {len(images):,}, of which {measured.new:,} newly measured for {SIZES}")
+    images, others = list_images(root, collection)
+    measured = measure_images(root, images, collection)
+    print(f"\nimages: {len(images):,}, of which {measured.new:,} newly measured for {collection.sizes}")
     if others:
         print(f"  {len(others):,} other names in the image folders are ignored, such as {others[0]!r}")
-    listing = save_unreadable(root, measured.unreadable)
+    listing = save_unreadable(root, measured.unreadable, collection)
     if measured.unreadable:
         print(f"  {len(measured.unreadable):,} images are unreadable; {listing} names them and says why")
     return measured.usable(images)
@@ -135,11 +165,13 @@ def report_images(root):
 def report_annotations(root, usable, args):
     """Print how many entries of each needed annotation file lack their image; returns the paths with too many."""
     faulty = []
-    for part in PARTS:
+    for part in (*PARTS, *TASK_PARTS):
         if not part.is_list or not set(part.uses) & set(args.need) or not part.find(root):
             continue
+        task = TASKS.get(part.path.partition("/")[0])
+        form = {"collection": task.collection, "images_of": task.images_of} if task else {}
         try:
-            entries, absent, example = count_absent(root / part.path, usable)
+            entries, absent, example = count_absent(root / part.path, usable, **form)
             first = f", {example!r} first" if absent else ""
             print(f"  {part.path:36} {entries:,} entries, {absent:,} without image{first}")
             is_faulty = not entries or absent > args.tolerance * entries
@@ -155,13 +187,17 @@ def report_annotations(root, usable, args):
 
 
 class Step(NamedTuple):
-    """A conversion: its purpose, the files it makes, those it needs, those it can do without, and its function."""
+    """A conversion: its purpose, the files it makes, those it needs, those it can do without, and its function.
+
+    is_optional: whether the purpose can do without what it makes
+    """
 
     purpose: str
     makes: list
     takes: list
     optional: list
     run: Callable
+    is_optional: bool = False
 
 
 def conversion_steps(root):
@@ -177,15 +213,33 @@ def conversion_steps(root):
         Step("vqa", vqa + labels + pair, official("train2014_questions", "val2014_questions", "_annotations"), [],
              lambda: convert_vqa(root, normalise, soft_scores)),
         Step("test", ["vqa/test.json"], official("test2015_questions"), [], lambda: convert_vqa_test(root)),
-        Step("pretrain", lxmert, captions_and_vg + vqa, official("balanced"), lambda: convert_lxmert(root)),
+        Step("pretrain", lxmert, captions_and_vg + vqa, official("train_balanced", "val_balanced"),
+             lambda: convert_lxmert(root)),
         Step("pretrain", ["lxmert/all_ans.json"], [f"lxmert/{name}.json" for name in TRAINING_FILES], [],
              lambda: build_answer_table(root)),
+        *task_steps(root, official),
     )  # fmt: skip
+
+
+def task_steps(root, official):
+    """The conversions of the sibling tasks, split by split where each split has its own file."""
+    gqa = [f"gqa/{name}.json" for name in ("train", "valid", "testdev", "trainval_label2ans", "trainval_ans2label")]
+    yield Step("gqa", gqa, official("_balanced_questions"), [], lambda: convert_gqa(root))
+    yield Step("gqa", ["gqa/submit.json"], official("submission_all"), [], lambda: convert_gqa_submit(root), True)
+    for split in ("train", "dev", "test"):
+        archive = f"official/nlvr_{split}.zip"
+        yield Step("snli_ve", [f"snli_ve/{split}.json"], official(f"snli_ve_{split}"), [],
+                   lambda split=split: convert_snli_ve(root, [split]))  # fmt: skip
+        yield Step("nlvr", [f"nlvr/{split}.json"], [archive], [],
+                   lambda archive=archive: convert_nlvr(root, [root / archive]))  # fmt: skip
+    for split in ("train", "dev", "test1", "test2"):
+        yield Step("nlvr2", [f"nlvr2/{split}.json"], official(f"nlvr2_{split}"), [],
+                   lambda split=split: convert_nlvr2(root, [split]), split == "test2")  # fmt: skip
 
 
 def convert(root, args):
     """Make the annotation files that are not there yet and can be made; DataError when a needed one cannot."""
-    known = {part.path: part for part in (*PARTS, *OFFICIAL_PARTS)}
+    known = {part.path: part for part in (*PARTS, *TASK_PARTS, *OFFICIAL_PARTS)}
 
     def fetch(names):
         return [known[name].command(root) for name in names if not known[name].find(root)]
@@ -196,8 +250,9 @@ def convert(root, args):
         if step.purpose not in args.need or not to_make:
             continue
         if first := fetch(step.takes):
-            undone += to_make
-            print_commands(f"{', '.join(to_make)} cannot be made yet; first:", first)
+            undone += [] if step.is_optional else to_make
+            needless = " and can be done without" if step.is_optional else ""
+            print_commands(f"{', '.join(to_make)} cannot be made yet{needless}; first:", first)
             continue
         print_commands(f"{', '.join(to_make)} would hold more after:", fetch(step.optional))
         print("wrote", *step.run(), sep="\n  ")
@@ -209,15 +264,23 @@ def convert(root, args):
 # ---- images and caches ----
 
 
-def build_store(root, args):
-    """The LMDB of resized images, which --use_lmdb reads."""
-    paths = list_images(root)[0]
+def build_stores(root, args):
+    """The LMDBs of resized images, which --use_lmdb reads: one for each collection of the purposes."""
+    for collection in collections_of(args.need):
+        build_store(root, collection, args)
+
+
+def build_store(root, collection, args):
+    paths, m, M = list_images(root, collection)[0], args.image_size_min, args.image_size_max
     if not paths:
-        raise DataError(f"{root} has no images; `python -m clip_vl.prepare check` says where they come from")
-    target = store_path(root, args.image_size_min, args.image_size_max)
+        folders = ", ".join(collection.folders.values())
+        raise DataError(
+            f"{root} has no images in {folders}; `python -m clip_vl.prepare check` says where they come from"
+        )
+    target = store_path(root, m, M, collection)
     with tqdm(total=len(paths), desc="images", unit="image", disable=None) as bar:
-        damaged = write_images(target, [root / path for path in paths], args.image_size_min, args.image_size_max,
-                               workers=args.num_workers, advance=bar.update)  # fmt: skip
+        damaged = write_images(target, [root / path for path in paths], m, M, workers=args.num_workers,
+                               advance=bar.update)  # fmt: skip
     print(f"{target} holds {len(paths) - len(damaged):,} of {len(paths):,} images")
     for error in damaged[:10]:
         print(f"  left out: {error}")
@@ -226,23 +289,49 @@ def build_store(root, args):
 
 
 def build_caches(root, args):
-    """The caches of the published splits, exactly as pre-training and VQA would build them."""
+    """The caches of the published splits, exactly as the programs would build them."""
     common = {
         "tokenizer": load_tokenizer(args.bert or root / "bert-base-uncased"),
-        "image_sizes": root / SIZES,
         "cache_root": root / "cache",
         "max_length": args.max_length,
     }
+    sizes = {"image_sizes": root / COCO_VG.sizes}
     if "pretrain" in args.need:
         table = AnswerTable(root / "lxmert" / "all_ans.json", args.qa_sets.split(",") if args.qa_sets else None)
         limit = [source for source in args.limit_source.split(",") if source]
         for names in (TRAINING_FILES, ("mscoco_minival",)):
             files = [root / "lxmert" / f"{name}.json" for name in names]
-            report_cache(names, build_pretrain_annotations(files, answer_table=table, limit_source=limit, **common))
+            report_cache(
+                names, build_pretrain_annotations(files, answer_table=table, limit_source=limit, **sizes, **common)
+            )
     splits = [("train", "nominival"), ("minival",)] * ("vqa" in args.need) + [("test",)] * ("test" in args.need)
     for names in splits:
         files = [root / "vqa" / f"{name}.json" for name in names]
-        report_cache(names, build_vqa_annotations(files, answers=read_label_vocab(root / "vqa"), **common))
+        report_cache(names, build_vqa_annotations(files, answers=read_label_vocab(root / "vqa"), **sizes, **common))
+    for name in TASKS:
+        if name in args.need:
+            build_task_caches(root, name, common)
+
+
+def build_task_caches(root, name, common):
+    """The caches of a sibling task, of those splits that are there."""
+    task = TASKS[name]
+    groups = [[root / name / f"{split}.json" for split in group] for group in task.splits]
+    groups = [files for files in groups if all(path.exists() for path in files)]
+    if not groups:
+        raise DataError(
+            f"{root / name} has none of its files; `python -m clip_vl.prepare check --need {name}` says how"
+        )
+    for files in groups:
+        annotations = build_vqa_annotations(
+            files,
+            answers=task.classes or read_label_vocab(root / name),
+            image_sizes=root / task.collection.sizes,
+            collection=task.collection,
+            read_entry=task.read_entry,
+            **common,
+        )
+        report_cache([f"{name} {path.stem}" for path in files], annotations)
 
 
 def report_cache(names, annotations):
@@ -252,7 +341,7 @@ def report_cache(names, annotations):
 # ---- the program ----
 
 
-COMMANDS = {"check": check, "convert": convert, "images": build_store, "caches": build_caches}
+COMMANDS = {"check": check, "convert": convert, "images": build_stores, "caches": build_caches}
 
 
 def main(args):

@@ -5,8 +5,9 @@
     bash scripts/finetune_snli_ve.bash 0,1,2,3 NAME 9590 4 ...                                          four GPUs
 
 Reads data/snli_ve and Flickr30k images (data/README.md). Training writes BEST.pth and LAST.pth, resumable checkpoints,
-log.jsonl, result.json and report.html; --test writes <split>_predict.json and result_<split>.json. The model sees the
-image and the hypothesis, not the caption that SNLI calls premise; the score is accuracy in percent (arXiv:1901.06706).
+log.jsonl, result.json and report.html; --test writes <split>_predict.json, a list of {"pairID", "prediction"} (there is
+no server and no official form), and result_<split>.json. The model sees the image and the hypothesis, not the caption
+that SNLI calls premise; the score is accuracy in percent (arXiv:1901.06706).
 """
 
 from dataclasses import dataclass
@@ -39,11 +40,12 @@ from clip_vl.datasets.batches import (
     training_loader,
 )
 from clip_vl.datasets.images import FLICKR30K
+from clip_vl.datasets.tasks import TASKS
 from clip_vl.datasets.text import load_tokenizer
 from clip_vl.datasets.vqa import VQADataset, load_questions
 from clip_vl.engine import dist
 from clip_vl.engine.dry_run import dry_run
-from clip_vl.engine.errors import UserError
+from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_json
 from clip_vl.engine.job import Job
 from clip_vl.engine.optim import autocast
@@ -63,7 +65,7 @@ from clip_vl.models.vl_build import bert_folder, build_classifier, build_updater
 from clip_vl.models.vl_checkpoints import save_task
 from clip_vl.models.vl_encoder import classify
 
-CLASSES = ["contradiction", "entailment", "neutral"]  # the order of the published checkpoints
+CLASSES = TASKS["snli_ve"].classes
 
 
 def train_one_epoch(job, epoch, start, best, args):
@@ -90,30 +92,40 @@ def train_one_epoch(job, epoch, start, best, args):
 def judge(model, dataset, order, device, args):
     """The predictions of `evaluation.answers.predict` for a split."""
     loader = evaluation_loader(dataset, order, device, args)
-    return predict(model, lambda m, batch: classify(m, batch, args.mask_padding), loader, autocast(device, args))
+    return predict(
+        model, lambda m, batch: classify(m, batch, args.mask_padding), loader, autocast(device, args), one_is_right=True
+    )
 
 
 def score(annotations, predictions):
     """Whether each prediction is right, and the report by the true class."""
-    truth = [CLASSES[next(iter(annotations.answers(row)[0]), 0)] for row, *_ in predictions]
+    truth = [next((CLASSES[c] for c in annotations.answers(row)[0]), "") for row, *_ in predictions]
     scores = soft_scores_of(annotations, predictions)
     return scores, answer_report(scores, {"answer_type": truth})
+
+
+def load_data(splits, images, args):
+    """(annotations, samples) of comma-separated splits; a label that is none of the three is an error."""
+    tokenizer = load_tokenizer(bert_folder(args))
+    annotations = load_questions(args, "snli_ve", splits, tokenizer, CLASSES, FLICKR30K)
+    if unknown := annotations.meta["unknown_answers"]:
+        raise DataError(f"{unknown} labels of {args.data_root}/snli_ve ({splits}) are none of {', '.join(CLASSES)}")
+    dataset = VQADataset(annotations, images, args, num_answers=len(CLASSES), with_images=not args.question_only)
+    return annotations, dataset
 
 
 def train(device, args):
     """Fine-tune, evaluate every epoch, keep the best."""
     seed_step(args.seed, 0, 0)  # the same first weights on every rank
     job = Job("snli_ve", args, device)
-    tokenizer = load_tokenizer(bert_folder(args))
     images, sees = open_images(args, FLICKR30K), not args.question_only
 
-    annotations = load_questions(args, "snli_ve", args.train, tokenizer, CLASSES, FLICKR30K)
+    annotations, job.train_set = load_data(args.train, images, args)
     job.damage = DamageCount(annotations, args)
-    job.train_set = VQADataset(annotations, images, args, num_answers=len(CLASSES), with_images=sees)
     job.train_order = train_batches(annotations, args)
-    valid = load_questions(args, "snli_ve", args.valid, tokenizer, CLASSES, FLICKR30K) if args.valid else None
-    if valid is not None:
-        valid_set = VQADataset(valid, images, args, num_answers=len(CLASSES), with_images=sees)
+    valid = None
+    if args.valid:
+        valid, valid_set = load_data(args.valid, images, args)
         valid_order = eval_batches(valid, args)
 
     model, _, _ = build_classifier(len(CLASSES), device, args, with_images=sees)
@@ -154,10 +166,8 @@ def test(device, args):
     """Judge one split and write <split>_predict.json and, with labels, its score."""
     if not args.load:
         raise UserError("--test needs the fine-tuned model: pass --load, such as --load snap/snli_ve/NAME/BEST")
-    annotations = load_questions(args, "snli_ve", args.test, load_tokenizer(bert_folder(args)), CLASSES, FLICKR30K)
-    sees = not args.question_only
-    dataset = VQADataset(annotations, open_images(args, FLICKR30K), args, num_answers=len(CLASSES), with_images=sees)
-    model, _, _ = build_classifier(len(CLASSES), device, args, with_images=sees)
+    annotations, dataset = load_data(args.test, open_images(args, FLICKR30K), args)
+    model, _, _ = build_classifier(len(CLASSES), device, args, with_images=not args.question_only)
     predictions = judge(model, dataset, eval_batches(annotations, args), device, args)
     if dist.rank() != 0:
         return
@@ -176,6 +186,10 @@ def test(device, args):
 def main(args):
     device = dist.setup()
     check_fused_flags(args)
+    if args.load_lxmert_qa:
+        raise UserError(
+            "--loadLXMERTQA brings an answer head, but none of its answers is a class here; use --loadLXMERT"
+        )
     if args.test:
         test(device, args)
     else:

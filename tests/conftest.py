@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from clip_vl.engine.checkpoint import load_latest
 from clip_vl.engine.flags import parse
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,6 +45,29 @@ def shapes_root(tmp_path_factory):
     root = tmp_path_factory.mktemp("data") / "shapes"
     run_program("shapes", "--output", str(root), "--size", "smoke", "--workers", "1")
     return root
+
+
+@pytest.fixture(scope="session")
+def pretrained(shapes_root, tmp_path_factory):
+    """The stem of a pre-trained checkpoint with an answer head, after one epoch."""
+    output = tmp_path_factory.mktemp("pretrain") / "stage_two"
+    given = [*PRETRAIN, *TINY, "--taskQA", "--data_root", shapes_root, "--epochs", "1", "--valid", ""]
+    run_program("pretrain", *given, "--output", output)
+    return output / "Epoch01"
+
+
+def same_run(one, two):
+    """Assert that weights, optimizers and log, but for its clocks, of two runs are identical to the last bit."""
+    (_, whole, a), (_, other, b) = (load_latest(Path(run) / "checkpoints") for run in (one, two))
+    for stem, flat in whole.items():
+        assert all(torch.equal(flat[name], other[stem][name]) for name in flat), stem
+    assert a["updater"] == b["updater"]
+    logs = [[json.loads(line) for line in log_rows(run)] for run in (one, two)]
+    assert len(logs[0]) == len(logs[1]) > 0
+    for row, same in zip(*logs):
+        assert [item for item in row.items() if "seconds" not in item[0]] == [
+            item for item in same.items() if "seconds" not in item[0]
+        ]
 
 
 def run_program(name, *flags, check=True, nproc=1):
@@ -119,6 +144,6 @@ def programs():
     """The helpers above, as a namespace: tests are imported one by one and cannot import each other."""
     return SimpleNamespace(
         run=run_program, run_here=run_here, start=start, interrupt=interrupt, log_rows=log_rows,
-        wait_for_rows=wait_for_rows,
+        wait_for_rows=wait_for_rows, same_run=same_run,
         TINY=TINY, PRETRAIN=PRETRAIN, ONE_STREAM=ONE_STREAM, root=ROOT,
     )  # fmt: skip

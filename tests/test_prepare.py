@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import io
 import json
 import os
 import shlex
@@ -9,12 +10,13 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import pytest
 from PIL import Image
 
 from clip_vl import prepare
-from clip_vl.datasets.data_root import PARTS
+from clip_vl.datasets.data_root import PARTS, TASK_PARTS
 from clip_vl.datasets.store import ImageLMDB, store_path
 from clip_vl.engine.errors import DataError, Interrupted, UserError
 
@@ -68,8 +70,9 @@ def run(root, command, need=("pretrain", "vqa"), **flags):
 
 
 def state(root):
-    """Content and inode of every file: a file that was written again shows."""
-    return {p: (p.stat().st_ino, p.stat().st_mtime_ns, p.stat().st_size) for p in root.rglob("*") if p.is_file()}
+    """Content and inode of every file: a file that was written again shows. Digests are remembered when they can be."""
+    files = [p for p in root.rglob("*") if p.is_file() and p.name != "digests.json"]
+    return {p: (p.stat().st_ino, p.stat().st_mtime_ns, p.stat().st_size) for p in files}
 
 
 def test_an_empty_root_is_answered_with_the_command_for_everything_needed(tmp_path, capsys):
@@ -242,7 +245,7 @@ def test_two_at_once_are_refused(root):
     "change, words",
     [
         ({"command": "tidy"}, "no command 'tidy'; it is one of check, convert, images, caches"),
-        ({"need": ["gqa"]}, "--need gqa is not among pretrain"),
+        ({"need": ["glue"]}, "--need glue is not among pretrain, vqa, test, weights, gqa"),
         ({"root": "/nowhere/data"}, "no folder /nowhere/data"),
     ],
 )
@@ -256,3 +259,105 @@ def test_the_command_line_exits_with_3_and_one_sentence(tmp_path):
     done = subprocess.run(shlex.split(command), capture_output=True, text=True)
     assert done.returncode == 3
     assert done.stderr.startswith(f"{tmp_path} is not ready for vqa:") and done.stderr.count("\n") == 1
+
+
+# ---- the sibling tasks
+
+
+@pytest.fixture
+def siblings(tmp_path):
+    """Official files of the four sibling tasks, one entry a split, and their images."""
+    official = tmp_path / "official"
+    types = {"structural": "query", "semantic": "attr"}
+    asked = {"imageId": "n1", "question": "a dog ?", "answer": "yes", "types": types}
+    for name in ("train", "val", "testdev"):
+        write(official / f"{name}_balanced_questions.json", {"1": asked})
+    pair = {"pairID": "5.jpg#0r1n", "Flickr30K_ID": "5", "sentence2": "A dog", "gold_label": "neutral"}
+    for name in ("train", "dev", "test"):
+        write(official / f"snli_ve_{name}.jsonl", json.dumps(pair))
+        identifier, folder = "7-0", f"nlvr/{name}"
+        example = {"identifier": identifier, "directory": "0", "sentence": "a dog", "label": "true"}
+        with zipfile.ZipFile(official / f"nlvr_{name}.zip", "w") as archive:
+            archive.writestr(f"{folder}/{name}.json", json.dumps(example))
+            for order in range(6):
+                picture = f"{folder}/images/0/{name}-{identifier}-{order}.png"
+                archive.writestr(picture, png_bytes((40, 10)))
+    for name in ("train", "dev", "test1"):
+        write(official / f"nlvr2_{name}.json", json.dumps({"identifier": f"{name}-3-0-1", "sentence": "a dog"}))
+        for side in (0, 1):
+            folder = tmp_path / "nlvr2_raw_images" / (f"images/{name}/3" if name == "train" else name)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / f"{name}-3-0-img{side}.png").write_bytes(png_bytes((30, 20)))
+    for path in ("gqa_raw_images/images/n1.jpg", "flickr30k_images/5.jpg"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        Image.new("RGB", (20, 30)).save(tmp_path / path)
+    write(tmp_path / "bert-base-uncased" / "vocab.txt", "[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\na\ndog\n?\n")
+    write(tmp_path / "bert-base-uncased" / "config.json", {})
+    return tmp_path
+
+
+def png_bytes(size):
+    buffer = io.BytesIO()
+    Image.new("RGB", size).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+COUNTS = {  # task -> images measured in all, a file of sizes and one of its entries
+    "gqa": (1, "gqa_raw_images", {"data/gqa_raw_images/images/n1.jpg": [30, 20]}),
+    "snli_ve": (1, "flickr30k_images", {"data/flickr30k_images/5.jpg": [30, 20]}),
+    "nlvr2": (6, "nlvr2_raw_images", {"data/nlvr2_raw_images/train/train-3-0-img1.png": [20, 30]}),
+    "nlvr": (18, "nlvr_raw_images", {"data/nlvr_raw_images/dev-7-0-5.png": [10, 40]}),
+}
+
+
+@pytest.mark.parametrize("task", COUNTS)
+def test_a_sibling_task_goes_from_official_files_to_caches_and_a_repeat_changes_nothing(siblings, task, capsys):
+    count, folder, some = COUNTS[task]
+    for command in ("convert", "check", "images", "caches"):
+        run(siblings, command, [task])
+    out = capsys.readouterr().out
+    assert f"{siblings} is ready for {task}" in out and f"holds {count} of {count} images" in out
+    assert "mscoco" not in out  # the main job is not this one's concern
+    assert some.items() <= json.loads((siblings / folder / "width_heigths.json").read_text()).items()
+    before = state(siblings)
+    for command in ("convert", "check", "caches"):
+        run(siblings, command, [task])
+    assert state(siblings) == before
+
+
+@pytest.mark.parametrize("task", COUNTS)
+def test_an_empty_root_is_answered_with_what_a_sibling_task_needs_and_no_more(tmp_path, capsys, task):
+    with pytest.raises(DataError, match=f"not ready for {task}: .*missing"):
+        run(tmp_path, "check", [task])
+    out = capsys.readouterr().out
+    for part in TASK_PARTS:
+        assert (part.command(tmp_path) in out) == (task in part.uses)
+    assert "VG_100K" not in out and "RN50" not in out
+    with pytest.raises(DataError, match=f"{task}/train.json"):
+        run(tmp_path, "convert", [task])
+    assert f"{task}/train.json" in capsys.readouterr().out.partition("cannot be made yet; first:")[0]
+
+
+def test_entries_of_nlvr2_that_lack_either_image_are_counted(siblings, capsys):
+    run(siblings, "convert", ["nlvr2"])
+    (siblings / "nlvr2_raw_images/dev/dev-3-0-img1.png").unlink()
+    with pytest.raises(DataError, match=r": nlvr2/dev.json without enough"):
+        run(siblings, "check", ["nlvr2"])
+    out = capsys.readouterr().out
+    assert "1 entries, 1 without image, 'dev-3-0-img1' first" in out
+    assert "NLVR2: 2 images moved out of nested folders" in out
+
+
+def test_a_sibling_s_unreadable_images_are_listed_beside_its_sizes(siblings):
+    (siblings / "flickr30k_images/6.jpg").write_bytes(b"no image")
+    run(siblings, "convert", ["snli_ve"])
+    run(siblings, "check", ["snli_ve"])
+    assert (siblings / "flickr30k_images/unreadable_images.txt").read_text().startswith("flickr30k_images/6.jpg\t")
+    assert not (siblings / "unreadable_images.txt").exists()
+
+
+def test_what_a_task_can_do_without_is_no_error(siblings, capsys):
+    run(siblings, "convert", ["gqa", "nlvr2"])
+    out = capsys.readouterr().out
+    assert "gqa/submit.json cannot be made yet and can be done without; first:" in out
+    assert "nlvr2/test2.json cannot be made yet and can be done without; first:" in out

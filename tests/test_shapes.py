@@ -195,3 +195,12 @@ def test_yes_is_as_common_as_no():
     for form, count in counts.items():
         total = sum(count.values())
         assert abs(count["yes"] - total / 2) < 2 * total**0.5, (form, count)
+
+
+def test_drawn_questions_of_gqa_have_its_types(shapes_root):
+    rows = json.loads((shapes_root / "gqa" / "train.json").read_text())
+    assert {row["question_type"] for row in rows} == {"query", "verify", "choose", "compare"}
+    assert {row["answer_type"] for row in rows} == {"attr", "obj", "rel"}
+    for row in rows:  # open questions are those that neither yes or no nor a choice of the question answers
+        answer = next(iter(row["label"]))
+        assert (row["question_type"] == "query") == (answer not in ("yes", "no") and " or " not in row["sent"])

@@ -12,7 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clip_vl.datasets.answers import normalise_answer
-from clip_vl.datasets.json_stream import iterate_json_list
+from clip_vl.datasets.json_stream import iterate_json_list, iterate_json_object
 from clip_vl.datasets.official import (
     coco_image_id,
     expected_form,
@@ -113,14 +113,10 @@ def _add_vg_questions(images, filed_as, path):
 
 
 def _add_gqa(images, filed_as, path):
-    def shrink(entry):
-        """Keep three fields of a question; what it says of scenes and programs is ten times as long."""
-        return (entry["imageId"], entry["question"], entry["answer"]) if "imageId" in entry else entry
-
     with expected_form(path):
-        questions = read_official(path, shrink).values()
-        for number, question, answer in tqdm(questions, path.stem, unit="question", disable=None):
-            _add(images, filed_as.get(number, number), "gqa", question, _certain(answer))
+        for _, _, entry in tqdm(iterate_json_object(path), path.stem, unit="question", disable=None):
+            number = entry["imageId"]
+            _add(images, filed_as.get(number, number), "gqa", entry["question"], _certain(entry["answer"]))
 
 
 def _add_vqa(images, path):

@@ -1,14 +1,19 @@
-"""NLVR2's official JSON lines and NLVR v1's archives -> the statements that `nlvr2.py` reads, and v1's pictures."""
+"""NLVR2's official JSON lines and NLVR v1's archives -> the statements that `nlvr2.py` reads, and v1's pictures.
 
-import json
+An archive is foreign bytes: only the pictures that its JSON names are taken out of it, under names that are made here,
+and no more bytes of them than the official ones could have.
+"""
+
+import io
 import os
 import re
 import zipfile
 import zlib
 from pathlib import Path
 
-from clip_vl.datasets.images import NLVR, NLVR2, image_path
-from clip_vl.datasets.official import OFFICIAL, expected_form, write_list
+from clip_vl.datasets.images import NLVR, image_path
+from clip_vl.datasets.json_stream import iterate_json_lines
+from clip_vl.datasets.official import OFFICIAL, expected_form, text_of, write_list
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_write
 
@@ -16,71 +21,53 @@ SPLITS = ("train", "dev", "test1", "test2")
 ARCHIVES = ("train", "dev", "test")
 LABELS = {"true": 1, "false": 0}
 PERMUTATIONS = 6  # orders of the three boxes, a picture of each
-MAX_MEMBER = 64 * 2**20  # bytes; the largest official member has 12 MB
+MAX_JSON = 64 * 2**20  # bytes; the official train.json has 12 MB
+MAX_PICTURE = 2**20  # the largest official one has 5 KB
+MAX_PICTURES = 2 * 2**30  # the 74,460 of train have 0.3 GB
+PAIR_IDENTIFIER = re.compile(r"(train|dev|test1|test2)-[0-9]+-[0-9]+-[0-9]+")
 IDENTIFIER = re.compile(r"[0-9]+-[0-9]+")
+DIRECTORY = re.compile(r"[0-9]+")
 
 
-def read_json_lines(lines, name):
-    """Yield (line number, object) of JSON lines; DataError names the line. Empty lines are passed over."""
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{name}:{number}: is not JSON ({error}); fetch the file again") from None
-        if not isinstance(value, dict):
-            raise DataError(f"{name}:{number}: an object was expected, not a {type(value).__name__}")
-        yield number, value
-
-
-def _label(entry, place):
+def _label(entry):
     """{"label": 0 or 1}, or {} for a hidden one."""
     if "label" not in entry:
         return {}
     label = LABELS.get(str(entry["label"]).lower())
     if label is None:
-        raise DataError(f"{place}: the label {entry['label']!r:.40} is neither true nor false")
+        raise ValueError(f"the label {entry['label']!r:.40} is neither true nor false")
     return {"label": label}
+
+
+def _matching(entry, key, pattern, example):
+    if not pattern.fullmatch(text_of(entry, key)):
+        raise ValueError(f"{key} {entry[key]!r:.80} is not such as {example}")
+    return entry[key]
 
 
 # ---- NLVR2
 
 
-def convert_nlvr2(root):
-    """official/nlvr2_{train,dev,test1,test2}.json, those that are there -> nlvr2/*.json; returns paths written."""
+def convert_nlvr2(root, splits=SPLITS):
+    """official/nlvr2_<split>.json -> nlvr2/<split>.json, of those splits that are there; returns paths written."""
     written = []
-    for split in SPLITS:
+    for split in splits:
         path = Path(root, OFFICIAL, f"nlvr2_{split}.json")
         if path.exists():
-            written += write_list(Path(root, "nlvr2", f"{split}.json"), list(_nlvr2_rows(path)))
+            written += write_list(Path(root, "nlvr2", f"{split}.json"), _nlvr2_rows(path))
     return written
 
 
 def _nlvr2_rows(path):
-    with path.open(encoding="utf-8") as lines, expected_form(path):
-        for number, entry in read_json_lines(lines, path):
-            pair = entry["identifier"].rpartition("-")[0]  # dev-850-2-1: sentence 1 about the pair dev-850-2
-            row = {"identifier": entry["identifier"], "img0": f"{pair}-img0", "img1": f"{pair}-img1"}
-            yield row | _label(entry, f"{path}:{number}") | {"sent": entry["sentence"], "uid": entry["identifier"]}
-
-
-def flatten_nlvr2(root):
-    """Move nlvr2_raw_images/train/<directory>/*.png up to nlvr2_raw_images/train; nothing is overwritten.
-
-    returns: the number of images moved. Each move is one rename, so an interrupt leaves every image in one place.
-    """
-    target, moved = Path(root, NLVR2.folders["train-"]), 0
-    for nested in sorted(target.glob("[0-9]*")):
-        if not nested.is_dir() or nested.is_symlink():
-            continue
-        for image in sorted(nested.glob("*.png")):
-            if not os.path.lexists(target / image.name):
-                image.rename(target / image.name)
-                moved += 1
-        if not any(nested.iterdir()):
-            nested.rmdir()
-    return moved
+    """Rows in LXMERT's form, whose uid is the identifier; the right image is img1."""
+    with path.open("rb") as lines:
+        for number, entry in iterate_json_lines(lines, path):
+            with expected_form(f"{path}:{number}"):
+                identifier = _matching(entry, "identifier", PAIR_IDENTIFIER, "dev-850-2-1")
+                pair = identifier.rpartition("-")[0]  # dev-850-2-1: sentence 1 about the pair dev-850-2
+                row = {"identifier": identifier, "img0": f"{pair}-img0", "img1": f"{pair}-img1"}
+                row |= _label(entry) | {"sent": text_of(entry, "sentence"), "uid": identifier}
+            yield row
 
 
 # ---- NLVR v1
@@ -91,7 +78,8 @@ def convert_nlvr(root, archives=None):
 
     archives: paths of nlvr_{train,dev,test}.zip; None: those in official/
     A row is a statement about one picture: {"identifier": "dev-1373-0-4", "img0": the same, "label", "sent",
-    "directory"}; the last number is the order of the boxes. Only pictures that the JSON names are unpacked.
+    "directory"}; the last number is the order of the boxes. Pictures that are there in their size are kept, and the
+    rows come last, so an interrupted conversion goes on where it stopped.
     returns: paths of the statement files written
     """
     if archives is None:
@@ -103,53 +91,69 @@ def convert_nlvr(root, archives=None):
             raise UserError(
                 f"{path} is not an archive of NLVR v1; these are nlvr_train.zip, nlvr_dev.zip, nlvr_test.zip"
             )
-        try:
-            with zipfile.ZipFile(path) as archive:
-                rows = list(_nlvr_rows(archive, path, split))
-                for row in rows:
-                    _unpack(archive, path, split, row, root)
-        except (OSError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path} is not a whole zip archive ({error}); fetch it again") from error
+        with _opened(path) as archive:
+            rows = list(_nlvr_rows(archive, path, split))
+            _unpack(archive, path, {_member_of(split, row): row["img0"] for row in rows}, root)
         written += write_list(Path(root, "nlvr", f"{split}.json"), rows)
     return written
 
 
+def _opened(path):
+    try:
+        return zipfile.ZipFile(path)
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no {path}; `python -m clip_vl.prepare convert --need nlvr` says how to get it"
+        ) from None
+    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+        raise DataError(f"{path} is not a whole zip archive ({error}); fetch it again") from error
+
+
 def _nlvr_rows(archive, path, split):
     member = f"nlvr/{split}/{split}.json"
-    place = f"{path}/{member}"
-    with expected_form(place):
-        for number, entry in read_json_lines(_member(archive, path, member).decode().splitlines(), place):
-            if not (IDENTIFIER.fullmatch(entry["identifier"]) and entry["directory"].isdecimal()):
-                raise DataError(f"{place}:{number}: identifier and directory must be numbers such as 3776-0 and 2")
-            for order in range(PERMUTATIONS):
-                name = f"{split}-{entry['identifier']}-{order}"
-                row = {"identifier": name, "img0": name} | _label(entry, f"{place}:{number}")
-                yield row | {"sent": entry["sentence"], "directory": entry["directory"]}
+    lines, place = io.BytesIO(_read(archive, path, member, MAX_JSON)), f"{path}/{member}"
+    for number, entry in iterate_json_lines(lines, place):
+        with expected_form(f"{place}:{number}"):
+            identifier = _matching(entry, "identifier", IDENTIFIER, "3776-0")
+            row = _label(entry) | {"sent": text_of(entry, "sentence")}
+            row["directory"] = _matching(entry, "directory", DIRECTORY, "2")
+        for order in range(PERMUTATIONS):
+            name = f"{split}-{identifier}-{order}"
+            yield {"identifier": name, "img0": name} | row
 
 
-def _unpack(archive, path, split, row, root):
-    """Write the picture of a row unless it is there in its size."""
-    member = f"nlvr/{split}/images/{row['directory']}/{row['img0']}.png"
-    target = image_path(root, row["img0"], NLVR)
+def _member_of(split, row):
+    return f"nlvr/{split}/images/{row['directory']}/{row['img0']}.png"
+
+
+def _unpack(archive, path, img_ids, root):
+    """Write the pictures img_ids[member] that are not there in their size yet."""
+    sizes = {member: _size(archive, path, member) for member in img_ids}
+    if sum(sizes.values()) > MAX_PICTURES:
+        raise DataError(f"{path} has pictures of {sum(sizes.values()):,} bytes; NLVR has at most {MAX_PICTURES:,}")
+    for member, img_id in img_ids.items():
+        target = image_path(root, img_id, NLVR)
+        if not (target.is_file() and target.stat().st_size == sizes[member]):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(target, _read(archive, path, member, MAX_PICTURE), durable=False)
+    os.sync()  # once, before the rows that name them: for each of 74,460 pictures it would take a quarter of an hour
+
+
+def _size(archive, path, member):
+    """The bytes that a member claims to have; `_read` holds it to them."""
     try:
-        size = archive.getinfo(member).file_size
+        return archive.getinfo(member).file_size
     except KeyError:
-        raise DataError(f"{path} has no {member}, which its JSON names; fetch it again") from None
-    if target.is_file() and target.stat().st_size == size:
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(target, _member(archive, path, member))
+        raise DataError(f"{path} has no {member}; is it NLVR v1 in its original layout, and whole?") from None
 
 
-def _member(archive, path, name):
-    """The bytes of a member, checked against its CRC, at most MAX_MEMBER of them whatever the archive says."""
+def _read(archive, path, member, limit):
+    """The bytes of a member, checked against its CRC; DataError for more than `limit` of them."""
+    if _size(archive, path, member) > limit:
+        raise DataError(f"{path}: {member} has more than {limit:,} bytes, which no such file of NLVR has")
     try:
-        with archive.open(name) as file:
-            data = file.read(MAX_MEMBER + 1)
-    except KeyError:
-        raise DataError(f"{path} has no {name}; is it NLVR v1 in its original layout?") from None
-    except (zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
-        raise DataError(f"{path}: {name} cannot be read ({error}); fetch the archive again") from error
-    if len(data) > MAX_MEMBER:
-        raise DataError(f"{path}: {name} has more than {MAX_MEMBER:,} bytes, which no file of NLVR has")
-    return data
+        if archive.getinfo(member).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise NotImplementedError("another compression than deflate")
+        return archive.read(member)
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:  # NotImplementedError is a RuntimeError
+        raise DataError(f"{path}: {member} cannot be read ({error}); fetch the archive again") from error

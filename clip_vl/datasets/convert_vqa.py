@@ -10,13 +10,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clip_vl.datasets.answers import read_label_vocab
-from clip_vl.datasets.json_stream import read_json
 from clip_vl.datasets.official import (
     coco_image_id,
     expected_form,
     minival_rule,
     official_path,
     read_official,
+    write_label_tables,
     write_list,
     write_value,
 )
@@ -39,7 +39,7 @@ def convert_vqa(root, normalise, soft_scores):
     val = _labelled_rows(root, "val2014", normalise, soft_scores, agreed)
     splits["nominival"] = [row for row in val if not is_minival(row["img_id"])]
     splits["minival"] = [row for row in val if is_minival(row["img_id"])]
-    written = _write_label_files(root, agreed)
+    written = write_label_tables(Path(root, "vqa"), lambda: _frequent(agreed, root))
     classes = set(read_label_vocab(Path(root, "vqa")))
     for name, rows in splits.items():
         for row in rows:
@@ -85,16 +85,12 @@ def _labelled_rows(root, split, normalise, soft_scores, agreed):
     return list(rows.values())
 
 
-def _write_label_files(root, agreed):
-    """trainval_label2ans.json, alphabetical, and its inverse, unless they exist."""
-    as_list, as_dict = (Path(root, "vqa", f"trainval_{name}.json") for name in ("label2ans", "ans2label"))
-    if as_list.exists():
-        answers = read_json(as_list)
-    else:
-        answers = sorted(answer for answer, count in agreed.items() if count >= LABEL_OCCURRENCES)
-        if not answers:
-            raise DataError(f"no answer in {root}/official is the agreed one of {LABEL_OCCURRENCES} questions")
-    return write_value(as_list, answers) + write_value(as_dict, {answer: i for i, answer in enumerate(answers)})
+def _frequent(agreed, root):
+    """The answers that are the agreed one often enough, alphabetical."""
+    answers = sorted(answer for answer, count in agreed.items() if count >= LABEL_OCCURRENCES)
+    if not answers:
+        raise DataError(f"no answer in {root}/official is the agreed one of {LABEL_OCCURRENCES} questions")
+    return answers
 
 
 def _write_official_minival(root, question_ids):

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from clip_vl.datasets.images import COCO_FOLDERS, VG_FOLDER
 from clip_vl.datasets.official import OFFICIAL
+from clip_vl.datasets.tasks import TASKS
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.files import TEMPORARY
 
-PURPOSES = ("pretrain", "vqa", "test", "weights")
+MAIN_PURPOSES = ("pretrain", "vqa", "test")
+PURPOSES = (*MAIN_PURPOSES, "weights", *TASKS)
 COCO = "https://s3.amazonaws.com/images.cocodataset.org"  # images.cocodataset.org itself has no certificate of its own
 VG_IMAGES = "https://cs.stanford.edu/people/rak248/VG_100K_2"
 VG_TEXTS = "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset"
@@ -20,6 +22,11 @@ LXMERT = "https://nlp.cs.unc.edu/data/lxmert_data"
 LXMERT_TABLES = "https://raw.githubusercontent.com/airsplay/lxmert/master/data"
 VQA = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
 GQA = "https://downloads.cs.stanford.edu/nlp/data/gqa"
+SNLI_VE = "https://storage.googleapis.com/allennlp-public-data/snli-ve"
+FLICKR30K = "https://shannon.cs.illinois.edu/DenotationGraph"  # asks for a form, then sends an address
+NLVR = "https://github.com/lil-lab/nlvr"
+NLVR2_TEXTS = "https://raw.githubusercontent.com/lil-lab/nlvr/master/nlvr2/data"
+NLVR2_IMAGES = "https://lil.nlp.cornell.edu/resources/NLVR2"
 BERT = "https://huggingface.co/google-bert/bert-base-uncased/resolve/main"
 CLIP = "https://openaipublic.azureedge.net/clip/models"
 
@@ -34,6 +41,7 @@ class Part:
     sha256:  digest of the published file
     instead: name of another file in the same folder that does as well
     is_list: whether it is a list of entries that name images
+    is_optional: whether its `uses` can do without it
     """
 
     path: str
@@ -43,6 +51,7 @@ class Part:
     sha256: str | None = None
     instead: str | None = None
     is_list: bool = False
+    is_optional: bool = False
 
     def find(self, root):
         """The file, if it is not empty, or the folder, if it holds something; else None."""
@@ -80,6 +89,44 @@ def _vg_images():
     unpack = [f"unzip -q -n -j {{root}}/{folder}/{name}.zip -d {{root}}/{VG_FOLDER}" for name in ("images", "images2")]
     fetch = " && ".join([_get(archive, folder) for archive in archives] + unpack)
     return Part(VG_FOLDER, ("pretrain",), "Visual Genome images", fetch)
+
+
+def _nlvr2_images(split):
+    """The official archive nests the images of train in a hundred folders; -j leaves the folders out."""
+    folder, archive = f"nlvr2_raw_images/{split}", f"{split}_img.zip"
+    unpack = f"unzip -q -n -j {{root}}/nlvr2_raw_images/{archive} '*.png' -d {{root}}/{folder}"
+    fetch = f"{_get(f'{NLVR2_IMAGES}/{archive}', 'nlvr2_raw_images')} && {unpack}"
+    return Part(folder, ("nlvr2",), f"NLVR2 images of {split}", fetch, is_optional=split == "test2")
+
+
+def _flickr30k():
+    unpack = "tar -xzf flickr30k-images.tar.gz --strip-components 1 -C {root}/flickr30k_images"
+    fetch = f"mkdir -p {{root}}/flickr30k_images && {unpack}  # which {FLICKR30K} gives on request"
+    return Part("flickr30k_images", ("snli_ve",), "Flickr30k images", fetch)
+
+
+def _converted(task, split, what, is_optional=False):
+    fetch = f"python -m clip_vl.prepare convert --need {task} --data_root {{root}}"
+    return Part(f"{task}/{split}.json", (task,), what, fetch, is_list=True, is_optional=is_optional)
+
+
+def _official_lines(name, what, url):
+    """A file to be renamed on the way, for `official` is flat."""
+    fetch = f"mkdir -p {{root}}/{OFFICIAL} && wget {url} -O {{root}}/{OFFICIAL}/{name}"
+    return Part(f"{OFFICIAL}/{name}", (), what, fetch)
+
+
+def _official_snli_ve(split):
+    name = f"snli_ve_{split}.jsonl"
+    fetch = f"{_get(f'{SNLI_VE}/{name}.gz', OFFICIAL)} && gunzip -k -f {{root}}/{OFFICIAL}/{name}.gz"
+    return Part(f"{OFFICIAL}/{name}", (), "SNLI-VE hypotheses", fetch, instead=f"ve_{split}.db")
+
+
+def _official_nlvr(split):
+    """An archive of a part of the official repository, in which the pictures lie one by one."""
+    clone = f"{{{{ test -d {{root}}/{OFFICIAL}/nlvr || git clone -q --depth 1 {NLVR} {{root}}/{OFFICIAL}/nlvr; }}}}"
+    fetch = f"{clone} && git -C {{root}}/{OFFICIAL}/nlvr archive -o ../nlvr_{split}.zip HEAD nlvr/{split}"
+    return Part(f"{OFFICIAL}/nlvr_{split}.zip", (), f"NLVR {split}, sentences and pictures", fetch)
 
 
 def _bert(name, what, uses, instead=None):
@@ -122,9 +169,30 @@ PARTS = (
     ),
     *(_coco_images(name) for name in COCO_FOLDERS),
     _vg_images(),
-    _bert("vocab.txt", "BERT's vocabulary", ("pretrain", "vqa", "test")),
-    _bert("config.json", "BERT's layer sizes", ("pretrain", "vqa", "test")),
+    _bert("vocab.txt", "BERT's vocabulary", (*MAIN_PURPOSES, *TASKS)),
+    _bert("config.json", "BERT's layer sizes", (*MAIN_PURPOSES, *TASKS)),
     _bert("model.safetensors", "BERT's weights", ("weights",), instead="pytorch_model.bin"),
+)  # fmt: skip
+
+TASK_PARTS = (
+    *(_lxmert(f"gqa/{split}.json", ("gqa",), f"GQA questions of {split}") for split in ("train", "valid", "testdev")),
+    _converted("gqa", "submit", "GQA questions of the server", is_optional=True),
+    _table(
+        "gqa/trainval_ans2label.json", ("gqa",), "GQA answers, by answer",
+        "5d9d8353151c1b7bcb6e612fc532af2e7d418fa8c92056de4a4b5da2ba9fdf9a",
+    ),
+    _table(
+        "gqa/trainval_label2ans.json", ("gqa",), "GQA answers, by class",
+        "3ba2e3668760dfcfcfe40dc58711a7c551ca7da48be87a7fdd3fae9963f8264d",
+    ),
+    Part("gqa_raw_images/images", ("gqa",), "GQA images", _get_zip(f"{GQA}/images.zip", "gqa_raw_images")),
+    *(_converted("snli_ve", split, f"SNLI-VE hypotheses of {split}") for split in ("train", "dev", "test")),
+    _flickr30k(),
+    *(_converted("nlvr2", split, f"NLVR2 statements of {split}") for split in ("train", "dev", "test1")),
+    _converted("nlvr2", "test2", "NLVR2 statements of test2", is_optional=True),
+    *(_nlvr2_images(split) for split in ("train", "dev", "test1", "test2")),
+    *(_converted("nlvr", split, f"NLVR statements of {split}") for split in ("train", "dev", "test")),
+    Part("nlvr_raw_images", ("nlvr",), "NLVR pictures", _converted("nlvr", "train", "").fetch),
 )  # fmt: skip
 
 OFFICIAL_PARTS = (
@@ -140,6 +208,14 @@ OFFICIAL_PARTS = (
     _official("question_answers.json", "VG questions and answers", f"{VG_TEXTS}/question_answers.json.zip"),
     _official("train_balanced_questions.json", "GQA questions", f"{GQA}/questions1.2.zip"),
     _official("val_balanced_questions.json", "GQA questions", f"{GQA}/questions1.2.zip"),
+    _official("testdev_balanced_questions.json", "GQA questions", f"{GQA}/questions1.2.zip"),
+    _official("submission_all_questions.json", "GQA questions without answers", f"{GQA}/questions1.2.zip"),
+    *(_official_snli_ve(split) for split in ("train", "dev", "test")),
+    *(
+        _official_lines(f"nlvr2_{split}.json", "NLVR2 statements", f"{NLVR2_TEXTS}/{split}.json")
+        for split in ("train", "dev", "test1", "test2")
+    ),
+    *(_official_nlvr(split) for split in ("train", "dev", "test")),
 )
 
 
@@ -167,7 +243,8 @@ def hold(root):
     try:
         if not _is_locked(descriptor):
             raise UserError(f"another process is preparing {root}; wait until it is done")
-        for folder in ("", "lxmert", "vqa", "mscoco"):
+        image_folders = {str(Path(task.collection.sizes).parent) for task in TASKS.values()}
+        for folder in ("", "lxmert", "vqa", "mscoco", *TASKS, *image_folders):
             for leftover in Path(root, folder).glob(f"{TEMPORARY}*"):
                 with suppress(OSError):  # a read-only data root can still be looked at
                     leftover.unlink()

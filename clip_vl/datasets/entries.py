@@ -51,19 +51,29 @@ def read_vqa_entry(entry, find):
 
 
 def read_nlvr2_entry(entry, find):
-    """A statement about two images, or one: {"identifier": str, "img0": str, "img1": str, "sent": str} and, where it
-    is known, "label": 0 or 1 for false and true; returns a tuple of image ids, one item, and 0.
+    """A statement about two images: {"identifier": str, "img0": str, "img1": str, "sent": str} and, where it is known,
+    "label": 0 or 1 for false and true; returns a tuple of image ids, one item, and 0.
 
     find: "False" or "True" -> class
     """
-    identifier = _field(entry, "identifier", str)
-    img_ids = tuple(_field(entry, name, str) for name in ("img0", "img1") if name == "img0" or name in entry)
-    label = entry.get("label")
+    return (_field(entry, "img0", str), _field(entry, "img1", str)), [_statement(entry, find)], 0
+
+
+def read_nlvr_entry(entry, find):
+    """A statement about one image, "img0"; otherwise as `read_nlvr2_entry`."""
+    return _field(entry, "img0", str), [_statement(entry, find)], 0
+
+
+def _statement(entry, find):
+    """The item of a statement. Consistency is taken over parts of its identifier, of which both versions have four."""
+    identifier, label = _field(entry, "identifier", str), entry.get("label")
+    if identifier.count("-") != 3:
+        raise DataError(f"the key 'identifier' must hold four parts, such as 'dev-850-2-1', not {_short(identifier)}")
     if label not in (0, 1, None):
         raise DataError(f"the key 'label' must hold 0 (false) or 1 (true), not {_short(label)}")
     ids, scores = ([], []) if label is None else ([find(str(bool(label)))], [1.0])
-    columns = {"question_id": json.dumps(identifier), "question_type": "", "answer_type": ""}
-    return img_ids, [Item(_text(_field(entry, "sent", str)), ids, scores, columns)], 0
+    columns = {"question_id": json.dumps(_text(identifier)), "question_type": "", "answer_type": ""}
+    return Item(_text(_field(entry, "sent", str)), ids, scores, columns)
 
 
 _NAMES = {str: "a string", dict: "an object", list: "a list", int | str: "a number or a string"}

@@ -78,14 +78,21 @@ def _encode_array(array):
     }
 
 
-def _from_msgpack(data):
-    """The record of `_to_msgpack` bytes; ValueError where they are not such."""
+def unpack_frame(payload, limit=MAX_RECORD):
+    """The fields in an lz4 frame of msgpack, at most `limit` bytes of it, arrays as msgpack-numpy encodes them.
+
+    Raises ValueError or RuntimeError where it is not such.
+    """
+    import lz4.frame
     import msgpack
 
-    record = msgpack.unpackb(data, raw=False, object_hook=_decode_array)
+    size = lz4.frame.get_frame_info(payload)["content_size"]  # what decompression allocates, and holds it to
+    if not 0 < size <= limit:
+        raise ValueError(f"claims {size:,} bytes; a record has at least one and at most {limit:,}")
+    record = msgpack.unpackb(lz4.frame.decompress(payload), raw=False, object_hook=_decode_array)
     if not isinstance(record, dict):
         raise ValueError(f"holds a {type(record).__name__}, not named fields")
-    return plain_record(record)
+    return record
 
 
 def _decode_array(encoded):
@@ -134,17 +141,12 @@ def unpack_value(img_id, value):
 
     A value may also lack the digest, as CLIP-ViL's tool writes it: then only the form of its content is checked.
     """
-    import lz4.frame
-
     digest, payload = value[:DIGEST_SIZE], value[DIGEST_SIZE:]
     if not payload.startswith(LZ4_MAGIC) or _digest(img_id, payload).digest() != digest:
         if not value.startswith(LZ4_MAGIC):
             raise ValueError("does not have the content that was written: its digest differs")
         payload = value
-    size = lz4.frame.get_frame_info(payload)["content_size"]  # what decompression allocates, and holds it to
-    if not 0 < size <= MAX_RECORD:
-        raise ValueError(f"claims {size:,} bytes; a record has at least one and at most {MAX_RECORD:,}")
-    return _from_msgpack(lz4.frame.decompress(payload))
+    return plain_record(unpack_frame(payload))
 
 
 @contextmanager

@@ -10,13 +10,20 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clip_vl.datasets.images import COCO_FOLDERS, VG_FOLDER, DamagedImage, read_image_size, relative_path, size_key
+from clip_vl.datasets.images import (
+    COCO_VG,
+    NLVR2,
+    VG_FOLDER,
+    DamagedImage,
+    read_image_size,
+    relative_path,
+    size_key,
+)
 from clip_vl.datasets.json_stream import iterate_json_list, read_json
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_write
 
-SIZES = "mscoco/width_heigths.json"  # (sic) the published name; its values are [height, width]
-FOLDERS = (*(f"mscoco/{name}" for name in COCO_FOLDERS), VG_FOLDER)
+UNREADABLE = "unreadable_images.txt"
 READERS = 16  # a header costs 0.05 ms of processor time and, on a network disk, several ms of waiting
 BLOCK = 4096  # images measured between two looks at the clock
 SAVE_SECONDS = 30
@@ -31,13 +38,24 @@ def flatten_visual_genome(root):
     returns: the number of images moved, and the paths of those that stay because their name is taken
     """
     target = Path(root, VG_FOLDER)
+    return _flatten(target, (target / "VG_100K", target / "VG_100K_2", target.with_name("VG_100K_2")), COCO_VG.suffix)
+
+
+def flatten_nlvr2(root):
+    """The same for nlvr2_raw_images/train/0 ... 99, and for images/train/0 ... 99 as the official archive unpacks."""
+    target = Path(root, NLVR2.folders["train-"])
+    parents = (target, target.with_name("images") / "train")
+    return _flatten(target, [path for parent in parents for path in sorted(parent.glob("[0-9]*"))], NLVR2.suffix)
+
+
+def _flatten(target, folders, suffix):
     moved, kept = 0, []
-    for nested in (target / "VG_100K", target / "VG_100K_2", target.with_name("VG_100K_2")):
+    for nested in folders:
         if not nested.is_dir() or nested.is_symlink():
             continue
         try:
             target.mkdir(exist_ok=True)
-            for image in sorted(nested.glob("*.jpg")):
+            for image in sorted(nested.glob(f"*{suffix}")):
                 if _move(image, target / image.name):
                     moved += 1
                 else:
@@ -62,26 +80,26 @@ def _move(image, target):
     return False
 
 
-def list_images(root):
-    """Names in the image folders.
+def list_images(root, collection=COCO_VG):
+    """Names in the image folders of a collection.
 
     returns: sorted paths below the root of the images that an annotation can name, and of everything else found there
     """
     images, others = [], []
-    for folder in FOLDERS:
+    for folder in collection.folders.values():
         try:
             names = [entry.name for entry in Path(root, folder).iterdir()]
         except (FileNotFoundError, NotADirectoryError):
             continue
-        for name in sorted(names):
+        for name in sorted(set(names) - {Path(collection.sizes).name, UNREADABLE}):
             path = f"{folder}/{name}"
-            (images if _can_be_named(path) else others).append(path)
+            (images if _can_be_named(path, collection) else others).append(path)
     return images, others
 
 
-def _can_be_named(path):
+def _can_be_named(path, collection):
     try:
-        return relative_path(Path(path).name.removesuffix(".jpg")) == path
+        return relative_path(Path(path).name.removesuffix(collection.suffix), collection) == path
     except DataError:
         return False
 
@@ -99,13 +117,14 @@ class Measured:
         return {key for key in map(size_key, images) if key in self.sizes}
 
 
-def measure_images(root, images):
-    """Bring width_heigths.json up to date with `images`, paths below the root; sizes that it knows are kept.
+def measure_images(root, images, collection=COCO_VG):
+    """Bring the collection's file of sizes up to date with `images`, paths below the root; those it knows are kept.
 
     Only headers are read. The file is replaced whole, every half minute and at the end, also when interrupted, so that
     a repeat goes on where this one stopped. Unreadable images have no entry: the file is the list of usable ones.
     """
-    result = Measured(read_sizes(root))
+    path_of_sizes = Path(root, collection.sizes)
+    result = Measured(read_sizes(path_of_sizes))
     unknown = [path for path in images if size_key(path) not in result.sizes]
     saved_at, saved = time.monotonic(), 0
     try:
@@ -116,11 +135,11 @@ def measure_images(root, images):
             result.sizes[size_key(path)] = size
             result.new += 1
             if result.new % BLOCK == 0 and time.monotonic() - saved_at > SAVE_SECONDS:
-                _replace(Path(root, SIZES), json.dumps(result.sizes))
+                _replace(path_of_sizes, json.dumps(result.sizes))
                 saved_at, saved = time.monotonic(), result.new
     finally:
         if result.new > saved:
-            _replace(Path(root, SIZES), json.dumps(result.sizes))
+            _replace(path_of_sizes, json.dumps(result.sizes))
     return result
 
 
@@ -138,9 +157,8 @@ def _measure(root, images):
             yield from pool.map(measure, images[start : start + BLOCK])
 
 
-def read_sizes(root):
-    """The content of width_heigths.json, {} when there is none."""
-    path = Path(root, SIZES)
+def read_sizes(path):
+    """The content of a width_heigths.json, {} when there is none."""
     if not path.exists():
         return {}
     sizes = read_json(path)
@@ -149,9 +167,12 @@ def read_sizes(root):
     return sizes
 
 
-def save_unreadable(root, unreadable):
-    """List images in <root>/unreadable_images.txt, a line "path<tab>reason" each; no such file when there are none."""
-    path = Path(root, "unreadable_images.txt")
+def save_unreadable(root, unreadable, collection=COCO_VG):
+    """List images in unreadable_images.txt, a line "path<tab>reason" each; no such file when there are none.
+
+    It lies in the root for COCO and Visual Genome, otherwise beside the sizes; returns its path.
+    """
+    path = Path(root, UNREADABLE) if collection == COCO_VG else Path(root, collection.sizes).with_name(UNREADABLE)
     before = path.read_text() if path.exists() else ""
     text = "".join(f"{name}\t{' '.join(reason.split())}\n" for name, reason in sorted(unreadable.items()))
     if text and text != before:
@@ -161,27 +182,30 @@ def save_unreadable(root, unreadable):
     return path
 
 
-def count_absent(path, usable):
+def count_absent(path, usable, collection=COCO_VG, images_of=("img_id",)):
     """How many entries of an annotation file are about an image that is not usable.
 
-    usable:  keys of images, as `Measured.usable` gives them
-    returns: the number of entries, of those without image, and the img_id of the first of these (or None)
+    usable:    keys of images, as `Measured.usable` gives them
+    images_of: the keys of an entry that name its images
+    returns:   the number of entries, of those without image, and the img_id of the first of these (or None)
     """
     entries, absent, example = 0, 0, None
     for line, entry in tqdm(iterate_json_list(path), path.name, unit="entry", disable=None):
         entries += 1
-        img_id = entry.get("img_id") if isinstance(entry, dict) else None
-        if not isinstance(img_id, str):
-            raise DataError(f"{path}:{line}: an entry must be an object with the key 'img_id', the name of an image")
-        if not _is_usable(img_id, usable):
+        img_ids = [entry.get(key) if isinstance(entry, dict) else None for key in images_of]
+        for key, img_id in zip(images_of, img_ids):
+            if not isinstance(img_id, str):
+                raise DataError(f"{path}:{line}: an entry must be an object with the key {key!r}, the name of an image")
+        missing = [img_id for img_id in img_ids if not _is_usable(img_id, usable, collection)]
+        if missing:
             absent += 1
-            example = example or img_id
+            example = example or missing[0]
     return entries, absent, example
 
 
-def _is_usable(img_id, usable):
+def _is_usable(img_id, usable, collection):
     try:
-        return size_key(relative_path(img_id)) in usable
+        return size_key(relative_path(img_id, collection)) in usable
     except DataError:  # a name that would leave the image folders
         return False
 

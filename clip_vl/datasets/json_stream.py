@@ -23,17 +23,35 @@ def iterate_json_list(path):
     Raises UserError for a file that cannot be read and DataError ("file:line: ...") for anything but one whole list
     in UTF-8. Items before the fault have been yielded by then.
     """
+    return _iterate(path, "[", "]", "list", lambda text: (text.line(), text.take_value()))
+
+
+def iterate_json_object(path):
+    """Yield (line number, key, value) for every member of the object in the file; otherwise as `iterate_json_list`."""
+    return _iterate(path, "{", "}", "object", _take_member)
+
+
+def _iterate(path, opening, closing, name, take):
     with _open(path) as file:
         text = _Text(path, file, READ_BYTES, LONGEST_ITEM)
-        text.expect("[", "a JSON list, '[...]', was expected")
-        if text.next_character() != "]":
-            yield text.line(), text.take_value()
+        text.expect(opening, f"a JSON {name}, '{opening}...{closing}', was expected")
+        if text.next_character() != closing:
+            yield take(text)
             while text.next_character() == ",":
                 text.position += 1
                 text.next_character()
-                yield text.line(), text.take_value()
-        text.expect("]", "',' or ']' was expected after an item")
-        text.expect("", "the list has ended, but more text follows")
+                yield take(text)
+        text.expect(closing, f"',' or '{closing}' was expected after an item")
+        text.expect("", f"the {name} has ended, but more text follows")
+
+
+def _take_member(text):
+    line, key = text.line(), text.take_value()
+    if not isinstance(key, str):
+        raise text.error(f"a key is a string, not {key!r:.40}")
+    text.expect(":", "':' was expected after a key")
+    text.next_character()
+    return line, key, text.take_value()
 
 
 def read_json(path):
@@ -44,6 +62,27 @@ def read_json(path):
         value = text.take_value()
         text.expect("", "the value has ended, but more text follows")
         return value
+
+
+def iterate_json_lines(lines, name):
+    """Yield (line number, object) for every line of a binary file that holds a JSON object a line.
+
+    Empty lines are passed over. Raises DataError ("name:line: ...") for anything but one whole object in UTF-8.
+    """
+    number = 0
+    while line := lines.readline(LONGEST_ITEM + 1):
+        number += 1
+        if len(line) > LONGEST_ITEM:
+            raise DataError(f"{name}:{number}: the line passes {LONGEST_ITEM:,} bytes; is this a file of JSON lines?")
+        if not line.strip():
+            continue
+        try:
+            value = _DECODER.decode(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{name}:{number}: not valid JSON: {error}; was the file cut short?") from None
+        if not isinstance(value, dict):
+            raise DataError(f"{name}:{number}: a JSON object was expected, not a {type(value).__name__}")
+        yield number, value
 
 
 @contextlib.contextmanager

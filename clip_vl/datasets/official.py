@@ -5,7 +5,7 @@ import json
 from contextlib import contextmanager
 from pathlib import Path
 
-from clip_vl.datasets.json_stream import iterate_json_list
+from clip_vl.datasets.json_stream import iterate_json_list, read_json
 from clip_vl.engine.errors import DataError
 from clip_vl.engine.files import atomic_file
 
@@ -17,11 +17,11 @@ def official_path(root, name):
     return Path(root, OFFICIAL, f"{name}.json")
 
 
-def read_official(path, shrink=None):
-    """The content of a JSON file; `shrink` replaces every object in it, innermost first, while it is read."""
+def read_official(path):
+    """The content of a JSON file."""
     try:
         with path.open(encoding="utf-8") as file:
-            return json.load(file, object_hook=shrink)
+            return json.load(file)
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: {error.msg}; is the file whole? fetch it again") from None
     except UnicodeDecodeError as error:
@@ -36,7 +36,15 @@ def expected_form(path):
     except KeyError as error:
         raise DataError(f"{path} has an entry without the key {error}; fetch the file again") from error
     except (TypeError, AttributeError, ValueError) as error:
-        raise DataError(f"{path} does not have its official form ({error}); fetch the file again") from error
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{path} does not have its official form ({reason}); fetch the file again") from error
+
+
+def text_of(entry, key):
+    """entry[key], which must be a string; else KeyError or TypeError, for `expected_form`."""
+    if not isinstance(entry[key], str):
+        raise TypeError(f"{key!r} is a {type(entry[key]).__name__}, not a string")
+    return entry[key]
 
 
 def coco_image_id(split, number):
@@ -61,15 +69,18 @@ def minival_rule(root):
 def write_list(path, rows):
     """Write a JSON list, an item a line so that later errors can name the line; a file that exists is left alone.
 
+    rows:    any iterable, drawn from while the file is written
     returns: [path] if it was written, else []
     """
     if path.exists():
         return []
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_file(path) as file:
-        for place, row in enumerate(rows):
-            file.write((",\n" if place else "[\n").encode() + json.dumps(row).encode())
-        file.write(b"\n]\n" if rows else b"[]\n")
+        separator = b"[\n"
+        for row in rows:
+            file.write(separator + json.dumps(row).encode())
+            separator = b",\n"
+        file.write(b"\n]\n" if separator == b",\n" else b"[]\n")
     return [path]
 
 
@@ -81,3 +92,14 @@ def write_value(path, value):
     with atomic_file(path) as file:
         file.write(json.dumps(value).encode())
     return [path]
+
+
+def write_label_tables(folder, find_answers):
+    """trainval_label2ans.json, unless it exists, and trainval_ans2label.json, its inverse, unless that does.
+
+    find_answers: called for the answers in the order of their classes, where there is no list of them yet
+    returns:      paths written
+    """
+    as_list, as_dict = (Path(folder, f"trainval_{name}.json") for name in ("label2ans", "ans2label"))
+    answers = read_json(as_list) if as_list.exists() else find_answers()
+    return write_value(as_list, answers) + write_value(as_dict, {answer: i for i, answer in enumerate(answers)})

@@ -13,6 +13,7 @@ such as "both images contain a ring", which is false wherever one is missing.
 
 from clip_vl.datasets.scene_pairs import PAIRS, statements
 from clip_vl.datasets.scene_sentences import (
+    RELATIONS,
     TRIES,
     article,
     color_and_shape,
@@ -23,6 +24,7 @@ from clip_vl.datasets.scene_sentences import (
     two_things,
 )
 from clip_vl.datasets.scenes import ATTRIBUTES, think_up_scene
+from clip_vl.datasets.tasks import TASKS
 
 FOLDERS = {"gqa": "gqa_raw_images/images", "snli_ve": "flickr30k_images", "nlvr2": "nlvr2_raw_images"}
 NUMBERS = {2: "two", 3: "three"}
@@ -39,15 +41,27 @@ def gqa_picture(split, number, rng):
     for place, question in enumerate(questions(scene, rng, GQA_QUESTIONS)):
         row = {"question_id": f"{1_000_000 + number}{place:03d}", "img_id": img_id, "sent": question.text}
         if split != "submit":
-            row |= {"question_type": question.question_type, "answer_type": question.answer_type}
+            row |= gqa_types(question)
             row["label"] = {question.answer: 1.0}
         rows.append(row)
     return {f"{FOLDERS['gqa']}/{img_id}.jpg": (img_id, scene)}, rows
 
 
+def gqa_types(question):
+    """GQA's structural and semantic type of a question, in the keys of the annotation file."""
+    if question.answer_type == "yes/no":
+        structure = "compare" if " more " in question.text else "verify"
+    else:
+        structure = "choose" if " or " in question.text else "query"
+    if any(f" {relation} " in question.text for relation in RELATIONS):
+        return {"question_type": structure, "answer_type": "rel"}
+    about_looks = question.question_type.startswith(("what", "is the"))
+    return {"question_type": structure, "answer_type": "attr" if about_looks else "obj"}
+
+
 # ---- SNLI-VE: a claim that the picture decides, alone or with a part that no picture shows
 
-ENTAILMENTS = ("contradiction", "entailment", "neutral")  # in the order of the classes
+ENTAILMENTS = TASKS["snli_ve"].classes
 FORMS = (  # how the unseen part is joined, whether the visible claim holds, what follows
     (None, True, "entailment"),
     (None, False, "contradiction"),

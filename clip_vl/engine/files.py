@@ -31,25 +31,30 @@ def sync_folder(folder):
 
 
 @contextmanager
-def atomic_file(path):
-    """Open a binary file that takes the name `path` when the block ends and vanishes when the block raises."""
+def atomic_file(path, durable=True):
+    """Open a binary file that takes the name `path` when the block ends and vanishes when the block raises.
+
+    durable: whether it is on the disk by then; not so, a power cut may empty it, until the caller's os.sync()
+    """
     path = Path(path)
     temporary = temporary_name(path)
     try:
         with temporary.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    if durable:
+        sync_folder(path.parent)
 
 
-def atomic_write(path, data):
+def atomic_write(path, data, durable=True):
     """Write bytes; `path` then holds all of `data`, or its old content if this raises OSError (a full disk, say)."""
-    with atomic_file(path) as file:
+    with atomic_file(path, durable) as file:
         file.write(data)
 
 

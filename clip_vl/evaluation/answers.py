@@ -42,19 +42,22 @@ def consistency(scores, groups):
 
 
 @torch.no_grad()
-def predict(model, logits_of, batches, autocast, top=5):
+def predict(model, logits_of, batches, autocast, top=5, one_is_right=False):
     """Answers to all questions, from all ranks: [(row, the best classes, their probabilities)], by row.
 
     model:     put into evaluation mode, with rank 0's buffers everywhere; logits_of: (model, batch) -> (B, A)
     batches:   this rank's, on the device, with their `rows`;  autocast: a context to compute in
-    The probabilities are sigmoids: each answer is judged apart, as the soft scores of VQA are.
+    one_is_right: the probabilities are a softmax, for a model of the cross entropy; else sigmoids: each answer is
+               judged apart, as the soft scores of VQA are
+    The logits decide the order: rounded to 1, two probabilities may be equal.
     """
     model, found = dist.unwrap(model).eval(), []
     for batch in batches:
         with autocast:
-            logits = logits_of(model, batch)
-        best = logits.float().sigmoid().topk(min(top, logits.shape[1]), dim=1)
-        found += zip(batch["rows"].tolist(), best.indices.tolist(), best.values.tolist())
+            logits = logits_of(model, batch).float()
+        best = logits.topk(min(top, logits.shape[1]), dim=1).indices
+        probabilities = logits.softmax(1) if one_is_right else logits.sigmoid()
+        found += zip(batch["rows"].tolist(), best.tolist(), probabilities.gather(1, best).tolist())
     return sorted(row for rows in dist.gather(found) for row in rows)
 
 
@@ -79,8 +82,8 @@ def majority_accuracy(train, valid, num_answers):
 
 
 def headlines(report):
-    """What a row of the log holds of a report: the accuracy with its interval, and that of each answer type."""
-    wanted = ("accuracy", "accuracy_n", "accuracy_low", "accuracy_high")
+    """What a row of the log holds of a report: accuracy with its interval, consistency, that of each answer type."""
+    wanted = ("accuracy", "accuracy_n", "accuracy_low", "accuracy_high", "consistency")
     return {f"valid_{name}": v for name, v in report.items() if name in wanted or _is_answer_type(name)}
 
 

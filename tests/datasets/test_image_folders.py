@@ -9,12 +9,14 @@ from PIL import Image
 from clip_vl.datasets import image_folders
 from clip_vl.datasets.image_folders import (
     count_absent,
+    flatten_nlvr2,
     flatten_visual_genome,
     list_images,
     measure_images,
     read_sizes,
     save_unreadable,
 )
+from clip_vl.datasets.images import NLVR2
 from clip_vl.engine.errors import DataError, UserError
 
 
@@ -75,6 +77,17 @@ def test_an_interrupted_flattening_loses_nothing_and_is_completed(tmp_path, monk
     monkeypatch.setattr(image_folders, "_move", move)
     assert flatten_visual_genome(root) == (4, [])
     assert len(list(vg(root).glob("*.jpg"))) == 6
+
+
+def test_nlvr2_s_hundred_folders_are_flattened_whichever_way_they_were_unpacked(tmp_path):
+    folders = ("nlvr2_raw_images/train/7", "nlvr2_raw_images/images/train/99", "nlvr2_raw_images/dev")
+    for number, folder in enumerate(folders):
+        split = "dev" if "dev" in folder else "train"
+        picture(tmp_path / folder / f"{split}-{number}-0-img0.png")
+    assert flatten_nlvr2(tmp_path) == (2, [])
+    found, others = list_images(tmp_path, NLVR2)
+    names = ("dev/dev-2-0-img0.png", "train/train-0-0-img0.png", "train/train-1-0-img0.png")
+    assert sorted(found) == [f"nlvr2_raw_images/{name}" for name in names] and others == []
 
 
 def test_a_linked_folder_of_that_name_is_left_alone(tmp_path):
@@ -149,7 +162,7 @@ def test_an_interrupted_measurement_keeps_what_it_has(tmp_path, monkeypatch):
     images = list_images(tmp_path)[0]
     with pytest.raises(KeyboardInterrupt):
         measure_images(tmp_path, images)
-    assert len(read_sizes(tmp_path)) == 2
+    assert len(read_sizes(tmp_path / "mscoco" / "width_heigths.json")) == 2
     monkeypatch.setattr(image_folders, "read_image_size", read)
     measured = measure_images(tmp_path, images)
     assert measured.sizes == expected and measured.new == 1
@@ -173,7 +186,7 @@ def test_a_size_file_of_another_form_is_an_error(tmp_path, content):
     (tmp_path / "mscoco").mkdir()
     (tmp_path / "mscoco" / "width_heigths.json").write_text(content)
     with pytest.raises(DataError, match="delete it"):
-        read_sizes(tmp_path)
+        read_sizes(tmp_path / "mscoco" / "width_heigths.json")
 
 
 def test_entries_without_their_image_are_counted_hostile_names_among_them(tmp_path):

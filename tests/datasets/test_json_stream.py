@@ -1,3 +1,4 @@
+import io
 import json
 import random
 import tracemalloc
@@ -5,7 +6,7 @@ import tracemalloc
 import pytest
 
 from clip_vl.datasets import json_stream
-from clip_vl.datasets.json_stream import iterate_json_list, read_json
+from clip_vl.datasets.json_stream import iterate_json_lines, iterate_json_list, iterate_json_object, read_json
 from clip_vl.engine.errors import DataError, UserError
 
 ITEMS = [
@@ -151,3 +152,29 @@ def test_a_single_value_is_read_whole_and_checked(tmp_path):
         read_json(write(tmp_path, "{}\n{}"))
     with pytest.raises(DataError, match=r":2: .*Expecting"):
         read_json(write(tmp_path, '{"a":\n oops and more than sixteen characters}'))
+
+
+def test_an_object_is_read_member_by_member_with_their_lines(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_stream, "READ_BYTES", 3)
+    content = {"a": {"b": [1, {"c": "}"}]}, "\u00e9": 12, "": []}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding="utf-8")
+    members = list(iterate_json_object(path))
+    assert {key: value for _, key, value in members} == content
+    assert [line for line, *_ in members] == [2, 10, 11]
+    path.write_text("{}")
+    assert list(iterate_json_object(path)) == []
+
+
+def test_lines_hold_objects_and_a_fault_is_named_by_its_line():
+    lines = b'\xef\xbb\xbf{"a": "\xe2\x80\xa8"}\n\n {"b": 2} \r\n'  # a byte order mark; a line separator in a string
+    assert list(iterate_json_lines(io.BytesIO(lines), "f")) == [(1, {"a": "\u2028"}), (3, {"b": 2})]
+    for damaged in (b'{"a": 1', b"\xff", b"NaN", b"[]", b'{"a": NaN}'):
+        with pytest.raises(DataError, match=r"^f:2: "):
+            list(iterate_json_lines(io.BytesIO(b"{}\n" + damaged), "f"))
+
+
+def test_a_line_without_end_is_not_taken_into_memory(monkeypatch):
+    monkeypatch.setattr(json_stream, "LONGEST_ITEM", 10)
+    with pytest.raises(DataError, match="f:1: the line passes 10 bytes"):
+        list(iterate_json_lines(io.BytesIO(b"x" * 11), "f"))
