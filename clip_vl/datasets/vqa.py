@@ -11,11 +11,15 @@ from clip_vl.datasets.entries import read_vqa_entry
 from clip_vl.datasets.images import COCO_VG
 from clip_vl.datasets.text import pad_tokens
 from clip_vl.engine import dist
+from clip_vl.engine.errors import UserError
 
 
 def load_questions(args, folder, splits, tokenizer, answers, collection=COCO_VG, read_entry=read_vqa_entry):
-    """The annotations of comma-separated splits of <data_root>/<folder>, from their cache; see `annotations`."""
-    return dist.first_rank_builds(
+    """The annotations of comma-separated splits of <data_root>/<folder>, from their cache; see `annotations`.
+
+    Raises UserError where none has an answer, but for --test.
+    """
+    annotations = dist.first_rank_builds(
         lambda: build_vqa_annotations(
             split_paths(args, folder, splits),
             tokenizer=tokenizer,
@@ -27,6 +31,12 @@ def load_questions(args, folder, splits, tokenizer, answers, collection=COCO_VG,
             read_entry=read_entry,
         )
     )
+    if not args.test and not annotations.answer_totals(len(answers)).any():
+        raise UserError(
+            f"no entry of {folder}/{splits} has a known answer: train and validate on splits with labels; --test takes "
+            "those without"
+        )
+    return annotations
 
 
 class VQADataset:
