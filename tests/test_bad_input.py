@@ -60,7 +60,7 @@ def test_a_missing_key_is_named(programs, root, tmp_path):
 def test_training_and_validation_need_answers(programs, root, tmp_path):
     """A split of the server has none: its accuracy would be 0 % whatever the model."""
     for flag in ("--train", "--valid"):
-        assert "vqa/test" in refused(programs, "vqa", root, tmp_path / "o", flag, "test", code=2)
+        assert "vqa/test" in refused(programs, "vqa", root, tmp_path / flag, flag, "test", code=2)
 
 
 def test_an_unknown_split_lists_the_known_ones(programs, root, tmp_path):
