@@ -99,7 +99,7 @@ def forward(model, batch, tokenizer, uniform, args):
         mlm_targets=mlm_targets,
         answer=batch["answer"],
         image_of_text=image_of_text,
-        image_boxes=batch["image_boxes"] if args.mask_padding else None,
+        image_boxes=batch.get("image_boxes") if args.mask_padding else None,
     )
     match_targets = batch["matched"] if args.task_matched else torch.full_like(batch["matched"], -1)
     tasks = {
@@ -112,11 +112,13 @@ def forward(model, batch, tokenizer, uniform, args):
     losses = {name: loss(logits, y, global_count(y, args)) for name, (loss, logits, y) in tasks.items()}
     counts = {name: (y >= 0).sum() for name, (_, _, y) in tasks.items()}
     if args.task_obj_predict:
-        labels, confidences = ({n: batch[f"region_{n}{end}"][batch["image_of_text"]] for n in ("obj", "attr")}
+        labels, confidences = ({n: batch[f"region_{n}{end}"][image_of_text] for n in region_labels(args)}
                                for end in ("", "_conf"))  # fmt: skip
-        found = region_losses(outputs["regions"], regions.features, labels, confidences, masked, regions.visible)
+        shown = regions.visible.sum()
+        count = global_count(regions.visible.long() - 1, args)
+        found = region_losses(outputs["regions"], regions.features, labels, confidences, masked, regions.visible, count)
         losses |= found
-        counts |= dict.fromkeys(found, regions.visible.sum())
+        counts |= dict.fromkeys(found, shown)
     return outputs, losses, counts
 
 
@@ -215,6 +217,11 @@ def region_tasks(args):
     return {name: widths[name] for name in names}
 
 
+def region_labels(args):
+    """{label: classes} of --visualLosses that a detector must have given to each region."""
+    return {name: width for name, width in region_tasks(args).items() if name != "feat"}
+
+
 def check_flags(args):
     """Refuse what cannot work, in one sentence, before anything is built."""
     check_fused_flags(args)
@@ -228,7 +235,7 @@ def load_data(job, args):
     root = Path(args.data_root)
     job.tokenizer = load_tokenizer(bert_folder(args))
     job.answers = AnswerTable(root / "lxmert" / "all_ans.json", args.qa_sets.split(",") if args.qa_sets else None)
-    images = open_images(args)
+    images = open_images(args, region_labels=region_labels(args))
 
     def annotations(splits):
         return dist.first_rank_builds(
