@@ -72,6 +72,7 @@ from clip_vl.models.vl_build import (
     build_updater,
     compile_parts,
     load_pretrained_parts,
+    with_tower,
 )
 from clip_vl.models.vl_checkpoints import load_encoder, load_stage_optimizers, read_checkpoint, save_stage
 from clip_vl.models.visual_tokens import Regions
@@ -226,6 +227,8 @@ def check_flags(args):
     """Refuse what cannot work, in one sentence, before anything is built."""
     check_fused_flags(args)
     region_tasks(args)
+    if args.load_lxmert_qa:
+        raise UserError("--loadLXMERTQA starts a fine-tuning; --load goes on with a pre-training, its answers included")
     if args.input_raw_images and (args.task_obj_predict or args.obj_mask_rate):
         raise UserError("--taskObjPredict and --objMaskRate are about a detector's regions: pass --no-input_raw_images")
 
@@ -268,6 +271,7 @@ def build_model(job, args):
     state, path = read_checkpoint(args.load or args.load_lxmert)
     encoder = build_encoder(args, state)
     model = VLPretrainer(encoder, len(job.answers) if args.task_qa else 0, region_tasks(args))
+    state = with_tower(state, path, encoder, args)
     if state is None:
         load_pretrained_parts(model, encoder, args)
     elif args.load:
