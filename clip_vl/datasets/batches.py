@@ -36,7 +36,7 @@ def split_paths(args, folder, splits):
     return paths
 
 
-def open_images(args, collection=COCO_VG, region_labels={}):  # noqa: B006
+def open_images(args, collection=COCO_VG, region_labels=()):
     """What stands for the images of the data root: the folders, with --use_lmdb what `python -m clip_vl.prepare images`
     wrote, or with --features what a visual tower or a detector made of them.
 

@@ -95,7 +95,7 @@ class RegionSource(StoredSource):
 
     def __init__(self, paths, args, images, labels):
         super().__init__([open_regions(path) for path in paths], images)
-        self.width, self.labels = args.region_dim, labels
+        self.width, self.labels = args.region_dim, dict(labels)
         for path, store in zip(paths, self.stores):
             kind = store.meta.get("kind", self.kind)
             if kind != self.kind:

@@ -16,6 +16,7 @@ from clip_vl.models.vl_flags import milestones
 from clip_vl.models.weights import (
     detect_grid_encoder,
     detect_layers,
+    detect_positions,
     digest_warning,
     load_bert,
     load_clip_visual,
@@ -31,7 +32,7 @@ def bert_folder(args):
 
 
 def build_encoder(args, state=None, with_images=True):
-    """The encoder that the flags describe; what a checkpoint `state` has overrules --clip_model_name and the layers."""
+    """The encoder that the flags describe; a checkpoint `state` overrules the tower, the layers and the positions."""
     name = args.clip_model_name
     found = detect_grid_encoder(state) if state and args.input_raw_images else None
     if found and found != name:
@@ -45,14 +46,18 @@ def build_encoder(args, state=None, with_images=True):
     found = detect_layers(state) if state else layers
     if found != layers:
         dist.print0(f"the checkpoint has {found}: building that instead of {layers}")
+    positions = args.pos_num * args.use_positional_embedding
+    if state and args.input_raw_images and detect_positions(state) != positions:
+        dist.print0(f"the checkpoint has {detect_positions(state)} positions per axis: building that, not {positions}")
+        positions = detect_positions(state)
     grid = GRID_ENCODERS[name] if args.input_raw_images else RegionConfig(args.region_dim, not args.drop_boxes)
     return VLEncoder(
         BertConfig.from_folder(bert_folder(args)),
         grid if with_images else None,
         **found,
         stored_features=bool(args.features),
-        positional_embedding=args.use_positional_embedding,
-        pos_num=args.pos_num,
+        positional_embedding=positions > 0,
+        pos_num=positions,
         sub_feat_num=args.sub_feat_num if args.sub_sampling else None,
         max_pooling=args.use_max_pooling,
         bn_mode=args.bn_mode,

@@ -233,6 +233,12 @@ def detect_layers(state):
     return {kinds[kind]: len(found) for kind, found in numbers.items()}
 
 
+def detect_positions(state):
+    """How many rows and columns of cells a state dict has positions for, under any prefix; 0 without positions."""
+    tables = (tensor for key, tensor in state.items() if key.endswith("visual_pos.x_position_embedding.weight"))
+    return len(next(tables, ()))
+
+
 def digest_warning(path):
     """One sentence when a file named as one of OpenAI's (RN50.pt ...) differs from the published one; else ""."""
     path = Path(path)

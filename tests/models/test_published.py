@@ -171,7 +171,7 @@ def bert_base(tmp_path_factory):
 def arguments(bert, **more):
     """Flags that ask for something else than the checkpoints hold."""
     asked = {"llayers": 1, "xlayers": 0, "rlayers": 0, "visualbert_style": True, "clip_model_name": "RN50x16",
-             "bert": str(bert), "data_root": "", "input_raw_images": True, "use_positional_embedding": True,
+             "bert": str(bert), "data_root": "", "input_raw_images": True, "use_positional_embedding": False,
              "pos_num": 25, "sub_sampling": False, "use_max_pooling": False, "bn_mode": "train", "freeze_clip": False,
              "checkpoint_backbone": False, "features": None, "region_dim": 2048, "drop_boxes": False,
              "allow_partial": False, "random_init": True, "from_scratch": False, "load": None, "load_lxmert": None,
@@ -211,7 +211,7 @@ def test_one_missing_name_is_named(bert_base, tmp_path, missing):
         build_classifier(3129, torch.device("meta"), args)
 
 
-LXMERT_ASKED = {"input_raw_images": False, "features": "boxes.tsv", "use_positional_embedding": False}
+LXMERT_ASKED = {"input_raw_images": False, "features": "boxes.tsv"}
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
