@@ -115,11 +115,10 @@ def forward(model, batch, tokenizer, uniform, args):
     if args.task_obj_predict:
         labels, confidences = ({n: batch[f"region_{n}{end}"][image_of_text] for n in region_labels(args)}
                                for end in ("", "_conf"))  # fmt: skip
-        shown = regions.visible.sum()
-        count = global_count(regions.visible.long() - 1, args)
+        count = global_count(regions.visible.long() - 1, args)  # every region is a target, -1 where there is none
         found = region_losses(outputs["regions"], regions.features, labels, confidences, masked, regions.visible, count)
         losses |= found
-        counts |= dict.fromkeys(found, shown)
+        counts |= dict.fromkeys(found, regions.visible.sum())
     return outputs, losses, counts
 
 

@@ -34,6 +34,9 @@ class StoredSource:
 
     def __init__(self, stores, images):
         self.stores, self.images = stores, images
+        for store in stores:
+            if not store.meta["complete"]:
+                dist.print0(f"warning: {store.path} is not complete; what writes it goes on where it stopped")
 
     def record(self, img_id):
         """The record of an image in the first store that has it. Raises DamagedImage."""
@@ -70,8 +73,6 @@ class GridSource(StoredSource):
                     f"{name} {found[name]} and not {wanted[name]}" for name in wanted if found[name] != wanted[name]
                 ]
                 raise UserError(f"{path} holds features of {', '.join(differences)}; extract them with the same flags")
-            if not store.meta["complete"]:
-                dist.print0(f"warning: {path} is not complete; extract_features goes on with it where it stopped")
         self.channels, self.stride = self.stores[0].meta["channels"], self.stores[0].meta["stride"]
 
     def load(self, img_id, m, M, recorded_size=None):
