@@ -131,9 +131,9 @@ def weights_digest(tower):
 
 
 @torch.no_grad()
-def extract(tower, writer, dataset, batches, device, args):
+def extract(tower, writer, dataset, batches, stop, device, args):
     """Store the features of the images of `batches`, places in the dataset; returns how many images were damaged."""
-    stop, damaged = StopRequest(), 0
+    damaged = 0
     loader = build_loader(dataset, 0, batches, args, device)
     for batch in dist.progress(loader, "features", args.tqdm):
         for reason in batch["damaged"]:
@@ -196,10 +196,10 @@ def main(args):
     order = EvalBatches(canvases, args.batch_size, rank=rank, world_size=ranks)
     # Whole batches, though a part may be stored: smaller ones might round differently.
     batches = [places for places in order if not done.issuperset(img_ids[place] for place in places)]
-    damaged = 0
+    damaged, stop = 0, StopRequest()
     if any(dist.agree(len(batches), int(any(map(exists, shards))))):
         with write_features(target, meta) as writer:
-            damaged = extract(tower, writer, dataset, batches, device, args)
+            damaged = extract(tower, writer, dataset, batches, stop, device, args)
         damaged = int(dist.sum_over_ranks(torch.tensor(damaged)))
         if ranks > 1 and rank == 0:
             merge_features(output, shards)
