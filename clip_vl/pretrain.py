@@ -113,7 +113,7 @@ def forward(model, batch, tokenizer, uniform, args):
     losses = {name: loss(logits, y, global_count(y, args)) for name, (loss, logits, y) in tasks.items()}
     counts = {name: (y >= 0).sum() for name, (_, _, y) in tasks.items()}
     if args.task_obj_predict:
-        labels, confidences = ({n: batch[f"region_{n}{end}"][image_of_text] for n in region_labels(args)}
+        labels, confidences = ({n: batch[f"region_{n}{end}"][batch["image_of_text"]] for n in region_labels(args)}
                                for end in ("", "_conf"))  # fmt: skip
         count = global_count(regions.visible.long() - 1, args)  # every region is a target, -1 where there is none
         found = region_losses(outputs["regions"], regions.features, labels, confidences, masked, regions.visible, count)
