@@ -1,15 +1,19 @@
-"""Convert checkpoints of the fused encoder: the published form, safetensors, and transformers' BERT and LXMERT folders.
+"""Convert checkpoints: the published form, safetensors, transformers' BERT and LXMERT folders; and region features.
 
     python -m clip_vl.convert snap/pretrain/NAME/Epoch09_LXRT.pth model.safetensors     plain names, nothing to unpickle
     python -m clip_vl.convert model.safetensors Epoch09_LXRT.pth                        and back, to the published form
     python -m clip_vl.convert Epoch09_LXRT.pth bert/ --bert data/bert-base-uncased      its text half, for transformers
     python -m clip_vl.convert Epoch20_LXRT.pth lxmert/ --bert data/bert-base-uncased    a two-stream model of regions
     python -m clip_vl.convert lxmert/ Epoch20_LXRT.pth                                  and back, from such a folder
+    python -m clip_vl.convert train2014_obj36.tsv data/features/obj36.lmdb              LXMERT's or VL-T5's regions
 
 The ending of the target says which; a folder becomes a BERT one, or for two streams with boxes an LXMERT one. The
 published form puts "module." before the names of a pre-training checkpoint. Every form loads again: .pth and
 .safetensors with --load, a BERT folder with --bert. transformers puts a tanh behind the pooler, which a single stream
 has not: hidden states and masked words are the same, its pooled vector is not. LXMERT's is the same in all.
+
+Regions (.tsv, .h5, .lmdb) become a store of float16 features (.lmdb, .h5), for --features; a second file may be added
+to it. That may be interrupted and run again.
 """
 
 from dataclasses import dataclass
@@ -21,8 +25,10 @@ from clip_vl.engine.flags import flag, parse
 class ConvertFlags:
     """Conversion"""
 
-    source: str = flag("", "A .pth or .safetensors file, or a transformers folder.", positional=True)
-    target: str = flag("", "A .pth or .safetensors file, or a folder; it must not exist.", positional=True)
+    source: str = flag("", "A .pth or .safetensors file, a transformers folder, or regions.", positional=True)
+    target: str = flag(
+        "", "A .pth or .safetensors file or a folder, not there yet; for regions a store.", positional=True
+    )
     bert: str = flag("data/bert-base-uncased", "For a folder: where config.json and vocab.txt come from.")
 
 
@@ -31,17 +37,21 @@ FLAGS = parse(ConvertFlags, __doc__) if __name__ == "__main__" else None
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from tqdm import tqdm
 
+from clip_vl.datasets.regions import convert_regions
 from clip_vl.engine.dist import run_program
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.files import atomic_file, atomic_json, temporary_name
 from clip_vl.models.bert import BertConfig
 from clip_vl.models.weights import detect_layers, read_state_dict
 
+STORES = (".lmdb", ".h5", ".hdf5")
 BOX_WEIGHT = "encoder.visn_fc.box_fc.weight"
 FINE_TUNED = "lxrt_encoder.model."
 TO_LXMERT = {"lxrt_encoder.model.bert.": "lxmert.", "bert.": "lxmert.", "logit_fc.": "answer_head.logit_fc."}
@@ -169,6 +179,11 @@ def main(args):
     if not (args.source and args.target):
         raise UserError("name a source and a target, such as Epoch09_LXRT.pth model.safetensors")
     target = Path(args.target)
+    if target.suffix in STORES:
+        with tqdm(unit="image", disable=not sys.stderr.isatty()) as bar:
+            count = convert_regions(args.source, target, bar.update)
+        print(f"{target}: the regions of {count:,} images added")
+        return
     if target.exists():
         raise UserError(f"{target} exists already; remove it or choose another target")
     state = read_source(args.source)
@@ -178,7 +193,7 @@ def main(args):
     elif target.suffix == ".safetensors":
         write_safetensors(state, target)
     elif target.suffix:
-        raise UserError(f"{target} ends in {target.suffix}; a target ends in .pth or .safetensors, or is a folder")
+        raise UserError(f"{target} ends in {target.suffix}; .pth, .safetensors, .lmdb, .h5 or a folder can be written")
     elif detect_layers(state)["cross_layers"]:
         write_lxmert_folder(state, target, args.bert)
     else:

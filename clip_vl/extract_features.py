@@ -45,6 +45,7 @@ class ExtractFlags:
 
 FLAGS = parse(ExtractFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
 
+import glob
 import hashlib
 from pathlib import Path
 
@@ -104,6 +105,8 @@ def build_tower(device, args):
     seed_step(args.seed, 0, 0)
     state, path = read_checkpoint(args.load)
     if state is not None:
+        if not any(TOWER in name for name in state):
+            raise UserError(f"{path} has no visual tower to extract with: it was trained from --features")
         args.clip_model_name = detect_grid_encoder(state) or args.clip_model_name
     if args.clip_model_name not in GRID_ENCODERS:
         known = ", ".join(GRID_ENCODERS)
@@ -128,9 +131,9 @@ def weights_digest(tower):
 
 
 @torch.no_grad()
-def extract(tower, writer, dataset, batches, device, args):
+def extract(tower, writer, dataset, batches, stop, device, args):
     """Store the features of the images of `batches`, places in the dataset; returns how many images were damaged."""
-    stop, damaged = StopRequest(), 0
+    damaged = 0
     loader = build_loader(dataset, 0, batches, args, device)
     for batch in dist.progress(loader, "features", args.tqdm):
         for reason in batch["damaged"]:
@@ -162,6 +165,15 @@ def stored_before(output, meta):
     return set(store.keys())
 
 
+def refuse_other_shards(output, shards):
+    """Raise UserError where an interrupted run of another number of processes has left its part of the work."""
+    for path in sorted(output.parent.glob(f"{glob.escape(output.stem)}.*-of-*{output.suffix}*")):
+        name = path.name.removesuffix(".lock").removesuffix(".parts")
+        if name not in {shard.name for shard in shards}:
+            ranks = name.removesuffix(output.suffix).rpartition("-")[2]
+            raise UserError(f"{path} is of a run with {ranks} processes: let {ranks} finish it, or remove the file")
+
+
 def main(args):
     device = dist.setup()
     collection = next((c for c in COLLECTIONS if c.name == args.collection), None)
@@ -176,17 +188,18 @@ def main(args):
     output, rank, ranks = Path(args.output), dist.rank(), dist.world_size()
     output.parent.mkdir(parents=True, exist_ok=True)
     shards = [output.with_name(f"{output.stem}.{r}-of-{ranks}{output.suffix}") for r in range(ranks)]
+    refuse_other_shards(output, shards)
     target = shards[rank] if ranks > 1 else output
     done = stored_before(output, meta) | stored_before(target, meta)
     dataset = CanvasBatches(img_ids, sizes, open_images(args_of_pixels(args), collection), args)
     canvases = is_portrait(*np.array(sizes).T).astype(np.int16)
     order = EvalBatches(canvases, args.batch_size, rank=rank, world_size=ranks)
-    batches = [places[[img_ids[place] not in done for place in places]] for places in order]
-    batches = [places for places in batches if len(places)]
-    damaged = 0
+    # Whole batches, though a part may be stored: smaller ones might round differently.
+    batches = [places for places in order if not done.issuperset(img_ids[place] for place in places)]
+    damaged, stop = 0, StopRequest()
     if any(dist.agree(len(batches), int(any(map(exists, shards))))):
         with write_features(target, meta) as writer:
-            damaged = extract(tower, writer, dataset, batches, device, args)
+            damaged = extract(tower, writer, dataset, batches, stop, device, args)
         damaged = int(dist.sum_over_ranks(torch.tensor(damaged)))
         if ranks > 1 and rank == 0:
             merge_features(output, shards)

@@ -72,6 +72,7 @@ from clip_vl.models.vl_build import (
     build_updater,
     compile_parts,
     load_pretrained_parts,
+    with_tower,
 )
 from clip_vl.models.vl_checkpoints import load_encoder, load_stage_optimizers, read_checkpoint, save_stage
 from clip_vl.models.visual_tokens import Regions
@@ -99,7 +100,7 @@ def forward(model, batch, tokenizer, uniform, args):
         mlm_targets=mlm_targets,
         answer=batch["answer"],
         image_of_text=image_of_text,
-        image_boxes=batch["image_boxes"] if args.mask_padding else None,
+        image_boxes=batch.get("image_boxes") if args.mask_padding else None,
     )
     match_targets = batch["matched"] if args.task_matched else torch.full_like(batch["matched"], -1)
     tasks = {
@@ -112,9 +113,10 @@ def forward(model, batch, tokenizer, uniform, args):
     losses = {name: loss(logits, y, global_count(y, args)) for name, (loss, logits, y) in tasks.items()}
     counts = {name: (y >= 0).sum() for name, (_, _, y) in tasks.items()}
     if args.task_obj_predict:
-        labels, confidences = ({n: batch[f"region_{n}{end}"][batch["image_of_text"]] for n in ("obj", "attr")}
+        labels, confidences = ({n: batch[f"region_{n}{end}"][batch["image_of_text"]] for n in region_labels(args)}
                                for end in ("", "_conf"))  # fmt: skip
-        found = region_losses(outputs["regions"], regions.features, labels, confidences, masked, regions.visible)
+        count = global_count(regions.visible.long() - 1, args)  # every region is a target, -1 where there is none
+        found = region_losses(outputs["regions"], regions.features, labels, confidences, masked, regions.visible, count)
         losses |= found
         counts |= dict.fromkeys(found, regions.visible.sum())
     return outputs, losses, counts
@@ -215,10 +217,17 @@ def region_tasks(args):
     return {name: widths[name] for name in names}
 
 
+def region_labels(args):
+    """{label: classes} of --visualLosses that a detector must have given to each region."""
+    return {name: width for name, width in region_tasks(args).items() if name != "feat"}
+
+
 def check_flags(args):
     """Refuse what cannot work, in one sentence, before anything is built."""
     check_fused_flags(args)
     region_tasks(args)
+    if args.load_lxmert_qa:
+        raise UserError("--loadLXMERTQA starts a fine-tuning; --load goes on with a pre-training, its answers included")
     if args.input_raw_images and (args.task_obj_predict or args.obj_mask_rate):
         raise UserError("--taskObjPredict and --objMaskRate are about a detector's regions: pass --no-input_raw_images")
 
@@ -228,7 +237,7 @@ def load_data(job, args):
     root = Path(args.data_root)
     job.tokenizer = load_tokenizer(bert_folder(args))
     job.answers = AnswerTable(root / "lxmert" / "all_ans.json", args.qa_sets.split(",") if args.qa_sets else None)
-    images = open_images(args)
+    images = open_images(args, region_labels=region_labels(args))
 
     def annotations(splits):
         return dist.first_rank_builds(
@@ -261,6 +270,7 @@ def build_model(job, args):
     state, path = read_checkpoint(args.load or args.load_lxmert)
     encoder = build_encoder(args, state)
     model = VLPretrainer(encoder, len(job.answers) if args.task_qa else 0, region_tasks(args))
+    state = with_tower(state, path, encoder, args)
     if state is None:
         load_pretrained_parts(model, encoder, args)
     elif args.load:

@@ -96,10 +96,12 @@ def test_a_damaged_image_is_an_error_in_evaluation(programs, root, tmp_path):
 def test_a_checkpoint_of_another_shape_is_refused_with_a_table(programs, root, tmp_path):
     common = ["--train", "train", "--valid", "", "--data_root", str(root), "--epochs", "1"]
     programs.run("vqa", *programs.ONE_STREAM, *programs.TINY, *common, "--output", str(tmp_path / "a"))
-    error = refused(
-        programs, "vqa", root, tmp_path / "b", "--load", str(tmp_path / "a" / "LAST"), "--pos_num", "9", code=2
-    )
-    assert "bert.encoder.visual_pos.x_position_embedding.weight" in error and "25" in error and "9" in error
+    shutil.copytree(root / "bert-base-uncased", tmp_path / "bert")
+    config = json.loads((tmp_path / "bert" / "config.json").read_text()) | {"intermediate_size": 96}
+    (tmp_path / "bert" / "config.json").write_text(json.dumps(config))
+    load = ["--load", str(tmp_path / "a" / "LAST"), "--bert", str(tmp_path / "bert")]
+    error = refused(programs, "vqa", root, tmp_path / "b", *load, code=2)
+    assert "bert.encoder.layer.0.intermediate.dense.bias" in error and "(512,)" in error and "(96,)" in error
 
 
 def test_a_pickle_that_runs_code_is_refused(programs, root, tmp_path):

@@ -1,5 +1,7 @@
 """Checkpoints in other forms: nothing changes on the way, and others compute the same with them."""
 
+import json
+
 import pytest
 import torch
 import transformers
@@ -10,7 +12,7 @@ from clip_vl.models.bert import BertConfig
 from clip_vl.models.clip import GridConfig
 from clip_vl.models.visual_tokens import RegionConfig, Regions
 from clip_vl.models.vl_encoder import VLClassifier, VLEncoder, VLPretrainer
-from clip_vl.models.weights import load_bert, read_state_dict, state_for_exchange
+from clip_vl.models.weights import detect_layers, load_bert, load_weights, read_state_dict, state_for_exchange
 
 GRID = GridConfig((1, 1), 8)
 
@@ -68,8 +70,8 @@ REGION_HEADS = {"obj": 7, "attr": 5, "feat": 12}
 
 
 def lxmert(folder):
-    """A two-stream model of regions with all heads, every weight random."""
-    layers = {"num_layers": 2, "cross_layers": 2, "visual_layers": 1}
+    """A two-stream model of regions with LXMERT's layers and all heads, every weight random."""
+    layers = {"num_layers": 9, "cross_layers": 5, "visual_layers": 5}
     torch.manual_seed(0)
     encoder = VLEncoder(BertConfig.from_folder(folder), RegionConfig(12), **layers)
     model = VLPretrainer(encoder, num_answers=3, region_losses=REGION_HEADS)
@@ -91,12 +93,17 @@ def test_transformers_lxmert_computes_the_same_with_boxes_and_all_heads(programs
     regions = Regions(torch.randn(2, 4, 12), torch.rand(2, 4, 4), torch.tensor([[True] * 4, [True] * 3 + [False]]))
     targets = torch.where(mask == 1, ids, -1)
     ours = model(regions, ids, mask, targets, answer=torch.tensor([0, 2]))
-    out = theirs.eval()(ids, regions.features, regions.boxes, mask, visual_attention_mask=regions.visible.float())
+    text, visual, pooled = model.bert(regions, ids, mask)
+    inputs = ids, regions.features, regions.boxes, mask
+    states = theirs.eval().lxmert(*inputs, visual_attention_mask=regions.visible.float())
+    assert torch.allclose(text[mask == 1], states.language_output[mask == 1], atol=1e-5)
+    assert torch.allclose(visual[regions.visible], states.vision_output[regions.visible], atol=1e-5)
+    assert torch.allclose(pooled, states.pooled_output, atol=1e-5)
+    out = theirs(*inputs, visual_attention_mask=regions.visible.float())
     assert torch.allclose(ours["mlm_logits"], out.prediction_logits[mask == 1], atol=1e-5)
     assert torch.allclose(ours["match_logits"], out.cross_relationship_score, atol=1e-5)
     assert torch.allclose(ours["answer_logits"], out.question_answering_score, atol=1e-5)
-    _, states, _ = model.bert(regions, ids, mask)
-    heads = theirs.obj_predict_head(states)
+    heads = theirs.obj_predict_head(visual)
     assert all(torch.allclose(ours["regions"][name], heads[name], atol=1e-5) for name in REGION_HEADS)
 
     programs.run("convert", tmp_path / "lxmert", tmp_path / "again.pth")
@@ -118,6 +125,61 @@ def test_a_fine_tuned_lxmert_answers_the_same_in_transformers(programs, shapes_r
     programs.run("convert", tmp_path / "lxmert", tmp_path / "again.pth")
     again = torch.load(tmp_path / "again.pth", weights_only=True)
     assert again.keys() == model.state_dict().keys()
+
+
+@pytest.fixture
+def sizes(shapes_root):
+    """The sizes of the built-in data's BERT, as transformers' LXMERT takes them, with few layers and classes."""
+    config = json.loads((shapes_root / "bert-base-uncased" / "config.json").read_text())
+    del config["model_type"], config["num_hidden_layers"]
+    return transformers.LxmertConfig(
+        **config, l_layers=1, x_layers=2, r_layers=1, visual_feat_dim=12, num_qa_labels=3, num_object_labels=7,
+        num_attr_labels=5,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", ["pth", "safetensors"])
+def test_a_model_that_transformers_saved_gives_the_same_here(programs, sizes, shapes_root, tmp_path, form):
+    torch.manual_seed(1)
+    theirs = transformers.LxmertForPreTraining(sizes).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    programs.run("convert", tmp_path / "theirs", tmp_path / f"Epoch20_LXRT.{form}")
+    state = read_state_dict(tmp_path / f"Epoch20_LXRT.{form}")
+    encoder = VLEncoder(
+        BertConfig.from_folder(shapes_root / "bert-base-uncased"), RegionConfig(12), **detect_layers(state)
+    )
+    model = VLPretrainer(encoder, num_answers=3, region_losses=REGION_HEADS).eval()
+    assert load_weights(model, state) == ""
+    ids, mask = torch.randint(5, 60, (2, 9)), torch.ones(2, 9, dtype=torch.long)
+    regions = Regions(torch.randn(2, 4, 12), torch.rand(2, 4, 4), torch.ones(2, 4, dtype=torch.bool))
+    ours = model(regions, ids, mask, ids, answer=torch.tensor([0, 2]))
+    out = theirs(ids, regions.features, regions.boxes, mask)
+    assert torch.allclose(ours["mlm_logits"], out.prediction_logits.flatten(0, 1), atol=1e-5)
+    assert torch.allclose(ours["match_logits"], out.cross_relationship_score, atol=1e-5)
+    assert torch.allclose(ours["answer_logits"], out.question_answering_score, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_fine_tuned_model_that_transformers_saved_answers_the_same_here(programs, sizes, shapes_root, tmp_path):
+    torch.manual_seed(1)
+    theirs = transformers.LxmertForQuestionAnswering(sizes).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    programs.run("convert", tmp_path / "theirs", tmp_path / "BEST.pth")
+    state = read_state_dict(tmp_path / "BEST.pth")
+    encoder = VLEncoder(
+        BertConfig.from_folder(shapes_root / "bert-base-uncased"), RegionConfig(12), **detect_layers(state)
+    )
+    model = VLClassifier(encoder, num_answers=3).eval()
+    assert load_weights(model, state) == ""
+    ids, mask, features, boxes = (
+        torch.randint(5, 60, (2, 9)),
+        torch.ones(2, 9),
+        torch.randn(2, 4, 12),
+        torch.rand(2, 4, 4),
+    )
+    ours = model(Regions(features, boxes, torch.ones(2, 4, dtype=torch.bool)), ids, mask)
+    assert torch.allclose(ours, theirs(ids, features, boxes, mask).question_answering_score, atol=1e-5)
 
 
 def test_what_cannot_be_converted_is_refused_and_leaves_nothing(programs, published, shapes_root, tmp_path):

@@ -36,12 +36,14 @@ def split_paths(args, folder, splits):
     return paths
 
 
-def open_images(args, collection=COCO_VG):
+def open_images(args, collection=COCO_VG, region_labels=()):
     """What stands for the images of the data root: the folders, with --use_lmdb what `python -m clip_vl.prepare images`
     wrote, or with --features what a visual tower or a detector made of them.
+
+    region_labels: {"obj": classes, "attr": classes} that the batches shall have of a detector's regions
     """
     if args.features:
-        return open_stored(args, collection)
+        return open_stored(args, collection, region_labels)
     if not args.use_lmdb:
         return ImageSource(args.data_root, collection)
     m, M = args.image_size_min, args.image_size_max
@@ -143,9 +145,9 @@ def stack_grids(grids, sizes, args):
 
 def pad_regions(records, _sizes, _args):
     """Records of `RegionSource` -> region_features (N, K, F), region_boxes (N, K, 4), region_visible (N, K), and the
-    detector's labels and confidences region_{obj,attr} and region_{obj,attr}_conf (N, K).
+    labels and confidences that it was asked for, region_{obj,attr} and region_{obj,attr}_conf (N, K); K is at least 1.
     """
-    K = max(len(record["features"]) for record in records)
+    K = max(1, *(len(record["features"]) for record in records))
 
     def padded(name):
         first = torch.as_tensor(records[0][name])

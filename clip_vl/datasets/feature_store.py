@@ -352,7 +352,8 @@ class _LMDBWriter:
                 _check_meta(path, found, meta)
         with _writing(path):
             path.mkdir(parents=True, exist_ok=True)
-            self.environment = lmdb.open(str(path), map_size=store.MAP_SIZE, readahead=False)
+            # Without LMDB's own lock: `_locked` keeps other writers away, and readers take none.
+            self.environment = lmdb.open(str(path), map_size=store.MAP_SIZE, readahead=False, lock=False)
             with self.environment.begin(write=True) as transaction:
                 transaction.put(META_KEY, self._meta(complete=False), overwrite=False)
 

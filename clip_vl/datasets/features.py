@@ -8,9 +8,11 @@ import torch
 
 from clip_vl.datasets.feature_store import open_features
 from clip_vl.datasets.images import DamagedImage, ImageSource, canvas_size, check_recorded
-from clip_vl.datasets.regions import normalised_boxes, open_regions
+from clip_vl.datasets.regions import normalised_boxes, open_regions, region_width
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
+
+DETECTED = {"obj": "objects", "attr": "attrs"}  # label -> how the fields of a record begin
 
 
 def grid_meta(args, stride):
@@ -19,11 +21,12 @@ def grid_meta(args, stride):
     return {"kind": "grid", "clip_model_name": args.clip_model_name, "stride": stride} | sizes
 
 
-def open_stored(args, collection):
+def open_stored(args, collection, region_labels):
     """The source of --features: comma-separated paths of one kind, regions without --input_raw_images, else grids."""
-    paths = [Path(path) for path in args.features.split(",") if path]
-    kind = GridSource if args.input_raw_images else RegionSource
-    return kind(paths, args, ImageSource(args.data_root, collection))
+    paths, images = [Path(path) for path in args.features.split(",") if path], ImageSource(args.data_root, collection)
+    if args.input_raw_images:
+        return GridSource(paths, args, images)
+    return RegionSource(paths, args, images, region_labels)
 
 
 class StoredSource:
@@ -31,6 +34,9 @@ class StoredSource:
 
     def __init__(self, stores, images):
         self.stores, self.images = stores, images
+        for store in stores:
+            if not store.meta["complete"]:
+                dist.print0(f"warning: {store.path} is not complete; what writes it goes on where it stopped")
 
     def record(self, img_id):
         """The record of an image in the first store that has it. Raises DamagedImage."""
@@ -67,8 +73,6 @@ class GridSource(StoredSource):
                     f"{name} {found[name]} and not {wanted[name]}" for name in wanted if found[name] != wanted[name]
                 ]
                 raise UserError(f"{path} holds features of {', '.join(differences)}; extract them with the same flags")
-            if not store.meta["complete"]:
-                dist.print0(f"warning: {path} is not complete; extract_features goes on with it where it stopped")
         self.channels, self.stride = self.stores[0].meta["channels"], self.stores[0].meta["stride"]
 
     def load(self, img_id, m, M, recorded_size=None):
@@ -83,34 +87,43 @@ class GridSource(StoredSource):
 
 
 class RegionSource(StoredSource):
-    """Regions of a detector in any form that `regions.open_regions` reads, with the methods of `images.ImageSource`."""
+    """Regions of a detector in any form that `regions.open_regions` reads, with the methods of `images.ImageSource`.
+
+    labels: {"obj": classes, "attr": classes} or some of them, what is asked of the regions beside their features
+    """
 
     kind = "regions"
 
-    def __init__(self, paths, args, images):
+    def __init__(self, paths, args, images, labels):
         super().__init__([open_regions(path) for path in paths], images)
-        self.width = args.region_dim
+        self.width, self.labels = args.region_dim, dict(labels)
+        for path, store in zip(paths, self.stores):
+            kind = store.meta.get("kind", self.kind)
+            if kind != self.kind:
+                raise UserError(f"{path} holds features of kind {kind}; pass --input_raw_images to use them")
+            if (width := region_width(store)) != self.width:
+                raise UserError(f"{path} holds regions with {width} numbers each; pass --region_dim {width}")
 
     def load(self, img_id, m, M, recorded_size=None):
-        """A dict of features (K, F), boxes (K, 4) in 0..1, obj, attr (K,) and obj_conf, attr_conf (K,), as arrays."""
+        """A dict of features (K, F), boxes (K, 4) in 0..1, and per label its classes and confidences (K,), as arrays.
+
+        Raises DamagedImage.
+        """
         record = self.record(img_id)
-        return {
-            "features": record["features"],
-            "boxes": normalised_boxes(record, img_id),
-            "obj": record["objects_id"],
-            "attr": record["attrs_id"],
-            "obj_conf": record["objects_conf"],
-            "attr_conf": record["attrs_conf"],
-        }
+        if record["features"].shape[1] != self.width:
+            raise DamagedImage(img_id, f"has regions with {record['features'].shape[1]} numbers, not {self.width}")
+        shown = {"features": record["features"], "boxes": normalised_boxes(record, img_id)}
+        for name, classes in self.labels.items():
+            ids, confidences = (record.get(f"{DETECTED[name]}_{part}") for part in ("id", "conf"))
+            if ids is None or confidences is None:
+                raise DamagedImage(img_id, f"has no {DETECTED[name]} detected, which --visualLosses {name} asks for")
+            if not 0 <= ids.min() <= ids.max() < classes:
+                raise DamagedImage(img_id, f"has {DETECTED[name]} of class {ids.min()} to {ids.max()} of {classes}")
+            shown |= {name: ids, f"{name}_conf": confidences}
+        return shown
 
     def blank(self, m, M, size):
         """No region at all."""
-        empty = np.zeros(0)
-        return {
-            "features": np.zeros((0, self.width), np.float16),
-            "boxes": np.zeros((0, 4), np.float32),
-            "obj": empty.astype(np.int64),
-            "attr": empty.astype(np.int64),
-            "obj_conf": empty.astype(np.float32),
-            "attr_conf": empty.astype(np.float32),
-        }
+        labels = {name: np.zeros(0, np.int64) for name in self.labels}
+        labels |= {f"{name}_conf": np.zeros(0, np.float32) for name in self.labels}
+        return {"features": np.zeros((0, self.width), np.float16), "boxes": np.zeros((0, 4), np.float32)} | labels

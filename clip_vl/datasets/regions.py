@@ -307,7 +307,10 @@ def convert_regions(source_path, target_path, advance=lambda count: None):
     returns: the number of images written
     raises:  UserError, DataError, DamagedImage for the first record that cannot be used
     """
-    width, count = _width(source_path), 0
+    _, first = next(_records(source_path), (None, None))
+    if first is None:
+        raise UserError(f"{source_path} holds no images")
+    width, count = first["features"].shape[1], 0
     with write_features(target_path, {"kind": "regions", "width": width}) as writer:
         for img_id, record in _records(source_path, skip=writer.done):
             if record is not None:
@@ -317,19 +320,15 @@ def convert_regions(source_path, target_path, advance=lambda count: None):
     return count
 
 
-def _width(path):
-    """The width of the feature vectors at `path`."""
-    if Path(path).suffix == ".tsv":
-        first = next(read_lxmert_tsv(path), (None, None))[1]
-    else:
-        source = open_regions(path)
-        first = next((source.load(img_id) for img_id in source.keys()), None)
+def region_width(source):
+    """The width of the feature vectors of an opened source, by its first record. Raises UserError, DamagedImage."""
+    first = next(iter(source.keys()), None)
     if first is None:
-        raise UserError(f"{path} holds no images")
-    return first["features"].shape[1]
+        raise UserError(f"{source.path} holds no images")
+    return source.load(first)["features"].shape[1]
 
 
-def _records(path, skip):
+def _records(path, skip=lambda img_id: False):
     """Yield (img_id, record) of a source in the order in which it is read fastest; None for images to `skip`."""
     if Path(path).suffix == ".tsv":
         yield from ((img_id, None if skip(img_id) else record) for img_id, record in read_lxmert_tsv(path))

@@ -35,16 +35,17 @@ def mean_cross_entropy(logits, targets, count=None):
 REGION_WEIGHT = 1 / 0.15  # of each region loss: as many as if every region, and not 15 %, were asked for
 
 
-def region_losses(predictions, features, labels, confidences, masked, visible):
+def region_losses(predictions, features, labels, confidences, masked, visible, count=None):
     """LXMERT's losses of what is at the regions (arXiv:1908.07490, section 3.1), as its program computes them.
 
     predictions: {"obj": (B, K, C), "attr": (B, K, C), "feat": (B, K, F)} or some of them
     features:    (B, K, F) before masking;  labels, confidences: {"obj", "attr": (B, K)} of the detector
     masked:      bool (B, K), the regions whose features were masked;  visible: bool (B, K), False for padding
+    count:       by how many regions to divide [all that are visible]
     returns:     {"loss_obj", ...}: cross entropy times the detector's confidence, over all regions; smooth L1 of the
                  features over the masked ones; both divided by the number of all regions, times 1 / 0.15
     """
-    count = visible.sum().clamp(min=1)
+    count = (visible.sum() if count is None else count).clamp(min=1)
     losses = {}
     for name, predicted in predictions.items():
         if name == "feat":

@@ -16,12 +16,14 @@ from clip_vl.models.vl_flags import milestones
 from clip_vl.models.weights import (
     detect_grid_encoder,
     detect_layers,
+    detect_positions,
     digest_warning,
     load_bert,
     load_clip_visual,
     load_weights,
 )
 
+HINT = "`python -m clip_vl.prepare check` says where it comes from; --random_init trains without it."
 VISUAL = "visual_model."  # part of the name of every parameter of the visual tower
 
 
@@ -30,7 +32,7 @@ def bert_folder(args):
 
 
 def build_encoder(args, state=None, with_images=True):
-    """The encoder that the flags describe; what a checkpoint `state` has overrules --clip_model_name and the layers."""
+    """The encoder that the flags describe; a checkpoint `state` overrules the tower, the layers and the positions."""
     name = args.clip_model_name
     found = detect_grid_encoder(state) if state and args.input_raw_images else None
     if found and found != name:
@@ -44,14 +46,18 @@ def build_encoder(args, state=None, with_images=True):
     found = detect_layers(state) if state else layers
     if found != layers:
         dist.print0(f"the checkpoint has {found}: building that instead of {layers}")
+    positions = args.pos_num * args.use_positional_embedding
+    if state and args.input_raw_images and detect_positions(state) != positions:
+        dist.print0(f"the checkpoint has {detect_positions(state)} positions per axis: building that, not {positions}")
+        positions = detect_positions(state)
     grid = GRID_ENCODERS[name] if args.input_raw_images else RegionConfig(args.region_dim, not args.drop_boxes)
     return VLEncoder(
         BertConfig.from_folder(bert_folder(args)),
         grid if with_images else None,
         **found,
         stored_features=bool(args.features),
-        positional_embedding=args.use_positional_embedding,
-        pos_num=args.pos_num,
+        positional_embedding=positions > 0,
+        pos_num=positions,
         sub_feat_num=args.sub_feat_num if args.sub_sampling else None,
         max_pooling=args.use_max_pooling,
         bn_mode=args.bn_mode,
@@ -64,14 +70,31 @@ def load_pretrained_parts(model, encoder, args):
     """CLIP's and BERT's weights into a new model; nothing with --random_init."""
     if args.random_init or args.from_scratch:
         return
-    hint = "`python -m clip_vl.prepare check` says where it comes from; --random_init trains without it."
     if getattr(encoder.encoder, "visual_model", None) is not None:
-        path = Path(args.clip_weights or Path(args.data_root) / "clip" / f"{args.clip_model_name.replace('/', '-')}.pt")
-        load_clip_visual(
-            encoder.encoder.visual_model.visual, path, f"Put it there or point --clip_weights to it; {hint}"
-        )
-        dist.print0(digest_warning(path) or f"visual tower from {path}")
-    load_bert(model, bert_folder(args), f"Put it there or point --bert to its folder; {hint}")
+        load_tower(encoder, args)
+    load_bert(model, bert_folder(args), f"Put it there or point --bert to its folder; {HINT}")
+
+
+def load_tower(encoder, args):
+    """CLIP's weights into the visual tower."""
+    path = Path(args.clip_weights or Path(args.data_root) / "clip" / f"{args.clip_model_name.replace('/', '-')}.pt")
+    load_clip_visual(encoder.encoder.visual_model.visual, path, f"Put it there or point --clip_weights to it; {HINT}")
+    dist.print0(digest_warning(path) or f"visual tower from {path}")
+
+
+def with_tower(state, path, encoder, args):
+    """The state dict of a checkpoint, with CLIP's visual tower where the encoder has one and the checkpoint, which was
+    trained from stored features, has none.
+    """
+    has_tower = getattr(encoder.encoder, "visual_model", None) is not None
+    if state is None or not has_tower or any(VISUAL in name for name in state):
+        return state
+    if args.random_init:
+        raise UserError(f"{path} has no visual tower: pass the --features it was trained from, or no --random_init")
+    load_tower(encoder, args)
+    prefix = next((name.partition("embeddings.")[0] for name in state if "word_embeddings" in name), "")
+    tower = encoder.encoder.visual_model.state_dict().items()
+    return state | {f"{prefix}encoder.{VISUAL}{name}": tensor for name, tensor in tower}
 
 
 def compile_parts(model):
@@ -127,8 +150,9 @@ def build_classifier(num_answers, device, args, *, with_images=True, images_each
         state, path = read_checkpoint(args.load_lxmert_qa or args.load_lxmert)
     encoder = build_encoder(args, state, with_images)
     model = VLClassifier(encoder, num_answers, images_each)
+    state = with_tower(state, path, encoder, args)
     if fine_tuned is not None:
-        load_weights(model, fine_tuned, allow_partial=args.allow_partial, source=path)
+        load_weights(model, state, allow_partial=args.allow_partial, source=path)
         state = path = None
     elif state is not None:
         load_encoder(encoder, state, path, args)

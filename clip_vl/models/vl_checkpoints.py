@@ -15,7 +15,7 @@ from clip_vl.engine.files import atomic_file
 from clip_vl.models.weights import load_weights, read_state_dict, state_for_exchange
 
 ENCODER = re.compile(r"^(lxrt_encoder\.model\.)?bert\.")
-LXMERT = re.compile(r"^lxmert\.")
+FOREIGN = {re.compile(r"^lxmert\."): "bert.", re.compile(r"^lxrt_encoder\.model\.module\."): "lxrt_encoder.model."}
 OPTIMIZER_FILES = {"adam": "_LXRT_AdamOptim.pth", "sgd": "_LXRT_SGDOptim.pth"}
 SCHEDULER_FILE = "_LXRT_Scheduler.pth"
 
@@ -35,12 +35,16 @@ def checkpoint_path(stem, suffix):
 def read_checkpoint(stem, suffix="_LXRT.pth"):
     """(state dict, path) of the checkpoint named by a stem; (None, None) without a stem.
 
-    What transformers calls `lxmert` is `bert` here, as in LXMERT's own files.
+    What transformers calls `lxmert` is `bert` here, as in LXMERT's own files; LXMERT fine-tuned on several GPUs has a
+    "module." inside its names.
     """
     if not stem:
         return None, None
     path = checkpoint_path(stem, suffix)
-    return {LXMERT.sub("bert.", name): tensor for name, tensor in read_state_dict(path).items()}, path
+    state = read_state_dict(path)
+    for theirs, ours in FOREIGN.items():
+        state = {theirs.sub(ours, name): tensor for name, tensor in state.items()}
+    return state, path
 
 
 def load_encoder(encoder, state, path, args):

@@ -179,7 +179,11 @@ def check_fused_flags(args):
     for name in ("use_lmdb", "dynamic_padding") if args.features else ():
         if getattr(args, name):
             raise UserError(f"--{name} is about pixels, but --features {args.features} stands in their place")
-    for name in ("sub_sampling", "use_positional_embedding", "use_max_pooling") if not args.input_raw_images else ():
+    for name in (
+        ("sub_sampling", "use_positional_embedding", "use_max_pooling", "mask_padding")
+        if not args.input_raw_images
+        else ()
+    ):
         if getattr(args, name):
             raise UserError(f"--{name} is about grid cells, but without --input_raw_images there are regions")
     if args.fp16 and args.bf16:

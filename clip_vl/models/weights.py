@@ -48,8 +48,9 @@ def init_weights(module, std=0.02):
 def read_state_dict(path, hint=""):
     """Parameter name -> tensor on the CPU from a .safetensors file, a torch checkpoint or a TorchScript archive.
 
-    Nothing in the file runs. A "state_dict" or "model" entry is unwrapped and one leading "module." (distributed
-    training) removed. `hint` ends the error for a missing file: where it comes from and the flag that points to it.
+    Nothing in the file runs. A "state_dict" or "model" entry is unwrapped, one leading "module." (distributed
+    training) removed, and BERT's old gamma and beta become weight and bias. `hint` ends the error for a missing file:
+    where it comes from and the flag that points to it.
     """
     path = Path(path)
     if not path.is_file():
@@ -64,7 +65,7 @@ def read_state_dict(path, hint=""):
     state = _unwrap(state, path)
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
-    return state
+    return {_modern_name(key): tensor for key, tensor in state.items()}
 
 
 def _read_safetensors(path):
@@ -157,7 +158,7 @@ def load_bert(model, folder, hint=""):
     path = next((folder / n for n in ("model.safetensors", "pytorch_model.bin") if (folder / n).is_file()), None)
     if path is None:
         raise UserError(f"{folder} holds neither model.safetensors nor pytorch_model.bin. {hint}".rstrip())
-    state = {_modern_name(key): tensor for key, tensor in read_state_dict(path).items()}
+    state = read_state_dict(path)
     encoder = getattr(model, "bert", model)
     text = _text_parts(state, depth=len(encoder.encoder.layer))
     load_weights(encoder, text, new=("encoder.vis", "encoder.x_layers.", "encoder.r_layers.", "pooler."), source=path)
@@ -230,6 +231,12 @@ def detect_layers(state):
         if match := re.search(r"(?:^|\.)encoder\.(layer|x_layers|r_layers)\.(\d+)\.", key):
             numbers[match[1]].add(match[2])
     return {kinds[kind]: len(found) for kind, found in numbers.items()}
+
+
+def detect_positions(state):
+    """How many rows and columns of cells a state dict has positions for, under any prefix; 0 without positions."""
+    tables = (tensor for key, tensor in state.items() if key.endswith("visual_pos.x_position_embedding.weight"))
+    return len(next(tables, ()))
 
 
 def digest_warning(path):

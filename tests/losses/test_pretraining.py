@@ -82,6 +82,20 @@ def test_region_losses_are_lxmerts():
     assert torch.allclose(sum(ours.values()), total, atol=1e-5)
 
 
+def test_region_losses_worked_by_hand():
+    """Uniform logits cost the log of the classes, times the confidence; a miss by 3 costs 3 - 1/2, where masked."""
+    seen, masked = torch.tensor([[True, True]]), torch.tensor([[False, True]])
+    predictions = {"obj": torch.zeros(1, 2, 8), "attr": torch.zeros(1, 2, 4), "feat": torch.zeros(1, 2, 2)}
+    labels = {"obj": torch.tensor([[7, 0]]), "attr": torch.tensor([[3, 1]])}
+    confidences = {"obj": torch.tensor([[0.5, 0.25]]), "attr": torch.tensor([[1.0, 0.0]])}
+    found = region_losses(predictions, torch.full((1, 2, 2), 3.0), labels, confidences, masked, seen)
+    assert found["loss_obj"].item() == pytest.approx(0.75 / 2 * math.log(8) / 0.15)
+    assert found["loss_attr"].item() == pytest.approx(1 / 2 * math.log(4) / 0.15)
+    assert found["loss_feat"].item() == pytest.approx(1 / 2 * 2.5 / 0.15)
+    half = region_losses(predictions, torch.zeros(1, 2, 2), labels, confidences, masked, seen, torch.tensor(4.0))
+    assert half["loss_obj"].item() == pytest.approx(found["loss_obj"].item() / 2)
+
+
 def test_padded_regions_do_not_count():
     labels, confidences = {"obj": torch.tensor([[1, 0, 0]])}, {"obj": torch.tensor([[0.5, 1.0, 1.0]])}
     logits, features = torch.randn(1, 3, 4), torch.zeros(1, 3, 2)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from clip_vl.engine.errors import UserError
 from clip_vl.models.bert import BertConfig
-from clip_vl.models.clip import GRID_ENCODERS, GridConfig
+from clip_vl.models.clip import GridConfig
 from clip_vl.models.visual_tokens import CLIP_MEAN, CLIP_STD, VisualTower, picture_cells
 from clip_vl.models.vl_encoder import VLClassifier, VLEncoder, VLPretrainer
 
@@ -294,63 +294,6 @@ def test_without_answers_there_is_no_answer_head():
     model = pretrainer(num_answers=0)
     assert not [name for name in model.state_dict() if "answer" in name]
     assert set(model(*batch(), *targets())) == {"mlm_logits", "mlm_targets", "match_logits"}
-
-
-def published_shapes(D, answers, layers, vocabulary=30522, width=768):
-    """The published names outside the visual tower, as patterns, with their shapes."""
-    dense = {"dense.weight": (width, width), "dense.bias": (width,)}
-    norm = {"LayerNorm.weight": (width,), "LayerNorm.bias": (width,)}
-    tables = (("word", vocabulary), ("position", 512), ("token_type", 2))
-    shapes = {f"bert.embeddings.{kind}_embeddings.weight": (rows, width) for kind, rows in tables}
-    shapes |= {f"bert.embeddings.{key}": shape for key, shape in norm.items()}
-    for i in range(layers):
-        layer = f"bert.encoder.layer.{i}."
-        for name in ("query", "key", "value"):
-            shapes |= {f"{layer}attention.self.{name}.weight": (width, width)}
-            shapes |= {f"{layer}attention.self.{name}.bias": (width,)}
-        shapes |= {f"{layer}attention.output.{key}": shape for key, shape in (dense | norm).items()}
-        shapes |= {f"{layer}intermediate.dense.weight": (3072, width), f"{layer}intermediate.dense.bias": (3072,)}
-        shapes |= {f"{layer}output.dense.weight": (width, 3072), f"{layer}output.dense.bias": (width,)}
-        shapes |= {f"{layer}output.{key}": shape for key, shape in norm.items()}
-    shapes |= {
-        "bert.encoder.visn_fc.visn_fc.weight": (width, D),
-        "bert.encoder.visn_fc.visn_fc.bias": (width,),
-        "bert.encoder.visn_fc.visn_layer_norm.weight": (width,),
-        "bert.encoder.visn_fc.visn_layer_norm.bias": (width,),
-        "bert.encoder.visual_pos.x_position_embedding.weight": (25, D),
-        "bert.encoder.visual_pos.y_position_embedding.weight": (25, D),
-        "cls.predictions.bias": (vocabulary,),
-        "cls.seq_relationship.weight": (2, width),
-        "cls.seq_relationship.bias": (2,),
-        "answer_head.logit_fc.0.weight": (2 * width, width),
-        "answer_head.logit_fc.0.bias": (2 * width,),
-        "answer_head.logit_fc.2.weight": (2 * width,),
-        "answer_head.logit_fc.2.bias": (2 * width,),
-        "answer_head.logit_fc.3.weight": (answers, 2 * width),
-        "answer_head.logit_fc.3.bias": (answers,),
-    }
-    shapes |= {f"bert.pooler.{key}": shape for key, shape in dense.items()}
-    shapes |= {f"cls.predictions.transform.{key}": shape for key, shape in (dense | norm).items()}
-    return shapes
-
-
-TEXT_TOWER = 3 + 1 + 2 + 12 * 12  # position, projection, scale; tokens; last norm; twelve blocks of twelve tensors
-UNUSED = TEXT_TOWER + 9 + 4 + 1  # ... the attention pool, the box layers and the tied decoder, in the published files
-
-
-@pytest.mark.parametrize("name, names", [("RN50", 712), ("RN101", 1018), ("RN50x4", 892)])
-def test_names_and_shapes_are_the_published_ones_without_the_parts_that_have_no_use(name, names):
-    grid = GRID_ENCODERS[name]
-    with torch.device("meta"):
-        state = VLPretrainer(VLEncoder(BertConfig(), grid, positional_embedding=True), num_answers=9500).state_dict()
-    tower = {key: value for key, value in state.items() if key.startswith("bert.encoder.visual_model.visual.")}
-    rest = {key: tuple(value.shape) for key, value in state.items() if key not in tower}
-    assert rest == published_shapes(grid.grid_dim, answers=9500, layers=12)
-    leaf = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
-    unit = rf"(conv[1-3]\.weight|bn[1-3]\.{leaf})"
-    pattern = rf"bert\.encoder\.visual_model\.visual\.(layer[1-4]\.\d+\.)?({unit}|downsample\.(0\.weight|1\.{leaf}))"
-    assert [key for key in tower if not re.fullmatch(pattern, key)] == []
-    assert len(state) + UNUSED == names
 
 
 def test_a_classifiers_names_are_those_of_the_fine_tuned_checkpoints():
