@@ -2,6 +2,7 @@
 
     python -m clip_vl.prepare check                      what is there, what is not, and the command that fetches it
     python -m clip_vl.prepare convert --need vqa         official VQA v2, COCO, VG and GQA files -> the formats used
+    python -m clip_vl.prepare digests                    the sha256 of every image, to which readers then hold them
     python -m clip_vl.prepare images                     an LMDB of resized JPEGs, for --use_lmdb
     python -m clip_vl.prepare caches                     the annotation caches, which a run would build at its start
 
@@ -20,11 +21,11 @@ from clip_vl.engine.flags import flag, parse
 class PrepareFlags:
     """Data root"""
 
-    command: str = flag("check", "check, convert, images or caches.", positional=True)
+    command: str = flag("check", "check, convert, digests, images or caches.", positional=True)
     data_root: str = flag("data", "Folder with the images, annotations, vocabulary and weights (data/README.md).")
     need: list[str] = flag(["pretrain", "vqa", "weights"], "For pretrain, vqa, test, weights [pretrain vqa weights].")
     tolerance: float = flag(0.001, "Share of an annotation file's entries whose image may be absent or unreadable.")
-    num_workers: int = flag(4, "Threads that resize images.", "--numWorkers")
+    num_workers: int = flag(4, "Threads that hash or resize images.", "--numWorkers")
     image_size_min: int = flag(384, "Short side of the images in the LMDB.")
     image_size_max: int = flag(640, "Their longest long side.")
     bert: str | None = flag(None, "BERT folder whose vocabulary the caches are for [<data_root>/bert-base-uncased].")
@@ -48,14 +49,17 @@ from clip_vl.datasets.convert_lxmert import FILES, TRAINING_FILES, build_answer_
 from clip_vl.datasets.convert_vqa import convert_vqa, convert_vqa_test
 from clip_vl.datasets.data_root import OFFICIAL_PARTS, PARTS, PURPOSES, clip_parts, hold
 from clip_vl.datasets.digests import file_digest
+from clip_vl.datasets.image_digests import record_digests
 from clip_vl.datasets.image_folders import (
     SIZES,
     count_absent,
     flatten_visual_genome,
+    list_collection,
     list_images,
     measure_images,
     save_unreadable,
 )
+from clip_vl.datasets.images import COLLECTIONS, ImageSource, digest_list
 from clip_vl.datasets.store import store_path, write_images
 from clip_vl.datasets.text import load_tokenizer
 from clip_vl.engine import dist
@@ -206,7 +210,20 @@ def convert(root, args):
     print(f"every annotation file for {', '.join(args.need)} is there")
 
 
-# ---- images and caches ----
+# ---- digests, images and caches ----
+
+
+def record_images(root, args):
+    """The digests of the images of every collection that is there; from then on a file that differs is damaged."""
+    for collection in COLLECTIONS:
+        names, path = list_collection(root, collection), digest_list(root, collection)
+        if not names:
+            continue
+        with tqdm(total=len(names), desc=f"digests of {collection.name}", unit="image", disable=None) as bar:
+            new, unreadable = record_digests(path, root, names, args.num_workers, bar.update)
+        print(f"{path} has the digests of {len(names) - len(unreadable):,} images, {new:,} of them new")
+        for name, reason in [*unreadable.items()][:10]:
+            print(f"  left out: {root / name} cannot be read: {reason}")
 
 
 def build_store(root, args):
@@ -215,8 +232,10 @@ def build_store(root, args):
     if not paths:
         raise DataError(f"{root} has no images; `python -m clip_vl.prepare check` says where they come from")
     target = store_path(root, args.image_size_min, args.image_size_max)
+    source = ImageSource(root)
     with tqdm(total=len(paths), desc="images", unit="image", disable=None) as bar:
         damaged = write_images(target, [root / path for path in paths], args.image_size_min, args.image_size_max,
+                               check=lambda file, data: source.check(file.relative_to(root), data),
                                workers=args.num_workers, advance=bar.update)  # fmt: skip
     print(f"{target} holds {len(paths) - len(damaged):,} of {len(paths):,} images")
     for error in damaged[:10]:
@@ -252,7 +271,7 @@ def report_cache(names, annotations):
 # ---- the program ----
 
 
-COMMANDS = {"check": check, "convert": convert, "images": build_store, "caches": build_caches}
+COMMANDS = {"check": check, "convert": convert, "digests": record_images, "images": build_store, "caches": build_caches}
 
 
 def main(args):

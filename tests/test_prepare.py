@@ -241,7 +241,7 @@ def test_two_at_once_are_refused(root):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"command": "tidy"}, "no command 'tidy'; it is one of check, convert, images, caches"),
+        ({"command": "tidy"}, "no command 'tidy'; it is one of check, convert, digests, images"),
         ({"need": ["gqa"]}, "--need gqa is not among pretrain"),
         ({"root": "/nowhere/data"}, "no folder /nowhere/data"),
     ],

@@ -10,7 +10,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clip_vl.datasets.images import COCO_FOLDERS, VG_FOLDER, DamagedImage, read_image_size, relative_path, size_key
+from clip_vl.datasets.images import (
+    COCO_FOLDERS,
+    COCO_VG,
+    VG_FOLDER,
+    DamagedImage,
+    read_image_size,
+    relative_path,
+    size_key,
+)
 from clip_vl.datasets.json_stream import iterate_json_list, read_json
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_write
@@ -79,9 +87,17 @@ def list_images(root):
     return images, others
 
 
-def _can_be_named(path):
+def list_collection(root, collection):
+    """The sorted paths below the root of a collection's images, those that an annotation can name."""
+    found = [f"{folder}/{path.name}" for folder in collection.folders.values() for path in Path(root, folder).glob("*")]
+    return sorted(path for path in found if _can_be_named(path, collection))
+
+
+def _can_be_named(path, collection=COCO_VG):
+    if not path.endswith(collection.suffix):
+        return False
     try:
-        return relative_path(Path(path).name.removesuffix(".jpg")) == path
+        return relative_path(Path(path).name.removesuffix(collection.suffix), collection) == path
     except DataError:
         return False
 
