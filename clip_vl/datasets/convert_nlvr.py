@@ -27,7 +27,7 @@ def read_json_lines(lines, name):
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{name}:{number}: is not JSON ({error}); fetch the file again") from None
         if not isinstance(value, dict):
             raise DataError(f"{name}:{number}: an object was expected, not a {type(value).__name__}")

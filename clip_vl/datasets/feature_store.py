@@ -158,6 +158,16 @@ def damage(name):
         raise DamagedImage(name, str(error) or type(error).__name__) from None
 
 
+@contextmanager
+def _readable(path):
+    """What a library raises in the block for a damaged file becomes a DataError that names the file."""
+    try:
+        with damage(path):
+            yield
+    except DamagedImage as error:
+        raise DataError(f"{error}; copy the store again or write it anew") from None
+
+
 # ---- both containers ----
 
 
@@ -424,7 +434,7 @@ class LMDBFeatures:
 
     def keys(self):
         """The ids of all images, sorted."""
-        with store._reader(self.path).begin() as transaction:
+        with _readable(self.path), store._reader(self.path).begin() as transaction:
             return [os.fsdecode(key) for key in transaction.cursor().iternext(values=False) if key != META_KEY]
 
     def __len__(self):
@@ -637,7 +647,7 @@ def _hdf5_meta(path):
     """The meta of the HDF5 store at `path`; UserError if it is no feature store."""
     if not path.exists():
         return _parsed_meta(path, _parts_meta(path).read_text())
-    with _open_hdf5(path) as file:
+    with _open_hdf5(path) as file, _readable(path):
         text = file.attrs.get(META_NAME)
     if text is None:
         raise UserError(f"{path} is an HDF5 file of something else than a feature store")
@@ -657,11 +667,13 @@ class HDF5Features:
 
     def keys(self):
         """The ids of all images, sorted."""
-        return sorted({img_id for file in hdf5_files(self.path) for img_id in file})
+        with _readable(self.path):
+            return sorted({img_id for file in hdf5_files(self.path) for img_id in file})
 
     def __len__(self):
         files = hdf5_files(self.path)
-        return len(files[0]) if len(files) == 1 else len(self.keys())
+        with _readable(self.path):
+            return len(files[0]) if len(files) == 1 else len(self.keys())
 
     def load(self, img_id):
         """The record of an image. Raises DamagedImage where it is missing or not what was written."""

@@ -230,8 +230,13 @@ class ImageLMDB:
 
     def keys(self):
         """The names of all images, sorted."""
-        with _reader(self.path).begin() as transaction:
-            return [os.fsdecode(key) for key in transaction.cursor().iternext(values=False) if key != META_KEY]
+        import lmdb
+
+        try:
+            with _reader(self.path).begin() as transaction:
+                return [os.fsdecode(key) for key in transaction.cursor().iternext(values=False) if key != META_KEY]
+        except lmdb.Error as error:
+            raise DataError(f"{self.path} is damaged: {error}; copy it again or build it anew") from None
 
     def get(self, name):
         """(original height, original width) and the JPEG bytes stored under a file name. Raises DamagedImage."""
