@@ -218,8 +218,8 @@ class Call:
 def hostile_files(count, folder, rng):
     """Checkpoints, archives, stores, annotations and names made to run code, leave their folder or fill the memory.
 
-    Each is refused in one sentence that names it; nothing has run, nothing lies outside, memory stayed bounded. URLs are
-    not among them: nothing here opens one.
+    Each is refused in one sentence that names it; nothing has run, nothing lies outside, memory stayed bounded. URLs
+    are missing: nothing here opens one.
     """
     folder.mkdir()
     inside, bait = folder / "inside", folder / "ran"

@@ -87,7 +87,10 @@ def _labels(labels, category, count):
         return [{}] * count
     found = _field(labels, category, list)
     if len(found) != count:
-        raise DataError(f"category {category!r} has {count} sentences in 'sentf' but {len(found)} labels in 'labelf'; each sentence needs one")
+        raise DataError(
+            f"category {category!r} has {count} sentences in 'sentf' but {len(found)} labels in 'labelf'; "
+            "each sentence needs one"
+        )
     return found
 
 

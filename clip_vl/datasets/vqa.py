@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from clip_vl.datasets.annotations import build_vqa_annotations
-from clip_vl.datasets.batches import load_images, size_file, split_paths
+from clip_vl.datasets.batches import load_images, say_skipped, size_file, split_paths
 from clip_vl.datasets.entries import read_vqa_entry
 from clip_vl.datasets.images import COCO_VG
 from clip_vl.datasets.text import pad_tokens
@@ -15,16 +15,19 @@ from clip_vl.engine import dist
 
 def load_questions(args, folder, splits, tokenizer, answers, collection=COCO_VG, read_entry=read_vqa_entry):
     """The annotations of comma-separated splits of <data_root>/<folder>, from their cache; see `annotations`."""
-    return dist.first_rank_builds(
-        lambda: build_vqa_annotations(
-            split_paths(args, folder, splits),
-            tokenizer=tokenizer,
-            answers=answers,
-            image_sizes=size_file(args, collection),
-            cache_root=Path(args.data_root) / "cache",
-            max_length=args.max_length,
-            collection=collection,
-            read_entry=read_entry,
+    return say_skipped(
+        dist.first_rank_builds(
+            lambda: build_vqa_annotations(
+                split_paths(args, folder, splits),
+                tokenizer=tokenizer,
+                answers=answers,
+                image_sizes=size_file(args, collection),
+                cache_root=Path(args.data_root) / "cache",
+                max_length=args.max_length,
+                skip_bad=args.skip_bad,
+                collection=collection,
+                read_entry=read_entry,
+            )
         )
     )
 
