@@ -30,9 +30,12 @@ CPU = torch.device("cpu")
 # ---- checkpoints
 
 
+def tensors_of(step):
+    return {f"w{i}": torch.full((500,), step + i / 10) for i in range(8)}
+
+
 def save(folder, step):
-    tensors = {"model": {f"w{i}": torch.full((500,), step + i / 10) for i in range(8)}}
-    save_checkpoint(folder, step, tensors, {"step": step}, keep_last=2)
+    save_checkpoint(folder, step, {"model": tensors_of(step)}, {"step": step}, keep_last=2)
 
 
 def killed_saves(count, folder, rng):
@@ -56,7 +59,11 @@ def killed_saves(count, folder, rng):
             check(loaded[2]["step"] >= step, f"step {loaded[2]['step']} after {step}")
             check(not [line for line in said if "damaged" in line], f"{said}")
             step = loaded[2]["step"]
+            wanted = tensors_of(step)
+            check(all(torch.equal(loaded[1]["model"][name], wanted[name]) for name in wanted), f"step {step}: others")
     check(step > 0, "no save was finished")
+    save(folder, step + 1)
+    check(not list(folder.glob(".tmp-*")), "the next save left what killed ones had begun")
     return f"{step} saves were finished"
 
 
