@@ -215,7 +215,7 @@ def read_in_a_fork(read, wanted, name):
     """Whether reading a damaged store ended its process; it must find each record as it was, or complain by name."""
     child = os.fork()
     if child == 0:
-        signal.alarm(20)
+        signal.setitimer(signal.ITIMER_PROF, 20)  # of processor time: a reader that goes round in circles
         code = 3
         try:
             kept = [is_same(*pair) or is_complaint(pair[0], name) for pair in zip(read(), wanted)]

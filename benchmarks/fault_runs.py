@@ -34,6 +34,8 @@ class Runs:
     def __init__(self, folder, data_root, rng, at_once=1):
         self.folder, self.data_root, self.rng, self.at_once = Path(folder), data_root, rng, at_once
         self.undisturbed = {}
+        # A shell's background job ignores SIGINT, and what it starts could not trap it: with a handler here it can.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start(self, name, nproc, workers, epochs, restarts=0):
         command = ["bash", "scripts/pretrain.bash", "cpu", name, "0", nproc, *RUN, "--epochs", epochs]
@@ -183,10 +185,11 @@ def signals(count, runs):
             process = runs.start(name, nproc, 0, epochs)
             runs.wait_for_rows(name, len(runs.rows(name)) + rng.randint(1, 2), process)
             time.sleep(rng.uniform(0, 0.1))
+            is_ending = len(runs.rows(name)) > (epochs - 1) * ROWS_PER_EPOCH
             sent, began = rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)), time.time()
             os.kill(process.pid, sent)
             said = process.communicate()[0]
-            if process.returncode == 0:  # it had just ended
+            if process.returncode == 0 and is_ending:
                 break
             met += 1
             check(process.returncode == 75, f"{name}: exit {process.returncode} after {sent.name}: {said[-300:]}")
