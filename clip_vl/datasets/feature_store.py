@@ -537,7 +537,7 @@ class _HDF5Writer:
 
         temporary = self.parts / "merged.tmp"
         with h5py.File(temporary, "w", libver="v110") as merged:
-            merged.attrs[META_NAME] = json.dumps(_full_meta(self.meta, complete=True))
+            merged.attrs[META_NAME] = _fixed(json.dumps(_full_meta(self.meta, complete=True)))
             for path in [*reversed(_segments(self.path)), *([self.path] if self.path.exists() else [])]:
                 with _open_hdf5(path) as file:
                     for name in file:
@@ -556,7 +556,15 @@ def _write_group(file, img_id, record):
     group = file.create_group(img_id)
     for name, value in record.items():
         group.create_dataset(name, data=value)
-    group.attrs["digest"] = _digest(img_id, _to_msgpack(record)).hexdigest()
+    group.attrs["digest"] = _fixed(_digest(img_id, _to_msgpack(record)).hexdigest())
+
+
+def _fixed(text):
+    """Text of fixed length, which lies in a header that has a checksum.
+
+    Other text lies in HDF5's global heap, which has none: a zeroed block in it sends the library round in circles.
+    """
+    return np.bytes_(text.encode())
 
 
 def _is_whole(file, img_id):
@@ -684,6 +692,7 @@ class HDF5Features:
             if group is None:
                 raise ValueError("is not in the store")
             record, digest = hdf5_fields(group), group.attrs.get("digest")
-            if digest is None or digest != _digest(img_id, _to_msgpack(record)).hexdigest():
+            wanted = _digest(img_id, _to_msgpack(record)).hexdigest()
+            if digest not in (_fixed(wanted), wanted):  # the latter in files of earlier versions
                 raise ValueError("does not have the content that was written: its digest differs")
             return record
