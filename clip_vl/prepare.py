@@ -3,6 +3,7 @@
     python -m clip_vl.prepare check                      what is there, what is not, and the command that fetches it
     python -m clip_vl.prepare convert --need vqa         official VQA v2, COCO, VG and GQA files -> the formats used
     python -m clip_vl.prepare check --need gqa           the same for a sibling task: gqa, snli_ve, nlvr2 or nlvr
+    python -m clip_vl.prepare digests                    the sha256 of every image, to which readers then hold them
     python -m clip_vl.prepare images                     an LMDB of resized JPEGs, for --use_lmdb
     python -m clip_vl.prepare caches                     the annotation caches, which a run would build at its start
 
@@ -21,14 +22,14 @@ from clip_vl.engine.flags import flag, parse
 class PrepareFlags:
     """Data root"""
 
-    command: str = flag("check", "check, convert, images or caches.", positional=True)
+    command: str = flag("check", "check, convert, digests, images or caches.", positional=True)
     data_root: str = flag("data", "Folder with the images, annotations, vocabulary and weights (data/README.md).")
     need: list[str] = flag(
         ["pretrain", "vqa", "weights"],
         "For pretrain, vqa, test, weights, gqa, snli_ve, nlvr2, nlvr [pretrain vqa weights].",
     )
     tolerance: float = flag(0.001, "Share of an annotation file's entries whose image may be absent or unreadable.")
-    num_workers: int = flag(4, "Threads that resize images.", "--numWorkers")
+    num_workers: int = flag(4, "Threads that hash or resize images.", "--numWorkers")
     image_size_min: int = flag(384, "Short side of the images in the LMDB.")
     image_size_max: int = flag(640, "Their longest long side.")
     bert: str | None = flag(None, "BERT folder whose vocabulary the caches are for [<data_root>/bert-base-uncased].")
@@ -55,6 +56,7 @@ from clip_vl.datasets.convert_snli_ve import convert_snli_ve
 from clip_vl.datasets.convert_vqa import convert_vqa, convert_vqa_test
 from clip_vl.datasets.data_root import MAIN_PURPOSES, OFFICIAL_PARTS, PARTS, PURPOSES, TASK_PARTS, clip_parts, hold
 from clip_vl.datasets.digests import file_digest
+from clip_vl.datasets.image_digests import record_digests
 from clip_vl.datasets.image_folders import (
     count_absent,
     flatten_nlvr2,
@@ -63,7 +65,7 @@ from clip_vl.datasets.image_folders import (
     measure_images,
     save_unreadable,
 )
-from clip_vl.datasets.images import COCO_VG, NLVR2
+from clip_vl.datasets.images import COCO_VG, COLLECTIONS, NLVR2, ImageSource, digest_list
 from clip_vl.datasets.store import store_path, write_images
 from clip_vl.datasets.tasks import TASKS
 from clip_vl.datasets.text import load_tokenizer
@@ -261,7 +263,20 @@ def convert(root, args):
     print(f"every annotation file for {', '.join(args.need)} is there")
 
 
-# ---- images and caches ----
+# ---- digests, images and caches ----
+
+
+def record_images(root, args):
+    """The digests of the images of every collection that is there; from then on a file that differs is damaged."""
+    for collection in COLLECTIONS:
+        names, path = list_images(root, collection)[0], digest_list(root, collection)
+        if not names:
+            continue
+        with tqdm(total=len(names), desc=f"digests of {collection.name}", unit="image", disable=None) as bar:
+            new, unreadable = record_digests(path, root, names, args.num_workers, bar.update)
+        print(f"{path} has the digests of {len(names) - len(unreadable):,} images, {new:,} of them new")
+        for name, reason in [*unreadable.items()][:10]:
+            print(f"  left out: {root / name} cannot be read: {reason}")
 
 
 def build_stores(root, args):
@@ -278,8 +293,10 @@ def build_store(root, collection, args):
             f"{root} has no images in {folders}; `python -m clip_vl.prepare check` says where they come from"
         )
     target = store_path(root, m, M, collection)
+    source = ImageSource(root, collection)
     with tqdm(total=len(paths), desc="images", unit="image", disable=None) as bar:
         damaged = write_images(target, [root / path for path in paths], m, M, workers=args.num_workers,
+                               check=lambda file, data: source.check(file.relative_to(root), data),
                                advance=bar.update)  # fmt: skip
     print(f"{target} holds {len(paths) - len(damaged):,} of {len(paths):,} images")
     for error in damaged[:10]:
@@ -341,7 +358,13 @@ def report_cache(names, annotations):
 # ---- the program ----
 
 
-COMMANDS = {"check": check, "convert": convert, "images": build_stores, "caches": build_caches}
+COMMANDS = {
+    "check": check,
+    "convert": convert,
+    "digests": record_images,
+    "images": build_stores,
+    "caches": build_caches,
+}
 
 
 def main(args):

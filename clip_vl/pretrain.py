@@ -49,6 +49,7 @@ from clip_vl.datasets.batches import (
     eval_batches,
     evaluation_loader,
     open_images,
+    say_skipped,
     size_file,
     split_paths,
     train_batches,
@@ -249,16 +250,17 @@ def load_data(job, args):
                 cache_root=root / "cache",
                 limit_source=[source for source in args.limit_source.split(",") if source],
                 max_length=args.max_length,
+                skip_bad=args.skip_bad,
             )
         )
 
-    train = annotations(args.train)
+    train = say_skipped(annotations(args.train))
     job.train_set = PretrainDataset(train, images, args, exchange_rate=args.exchange_rate * args.task_matched)
     job.train_order = train_batches(train, args)
     job.damage = DamageCount(train, args)
     job.valid_set = None
     if args.valid:
-        valid = annotations(args.valid)
+        valid = say_skipped(annotations(args.valid))
         job.valid_set = PretrainDataset(
             valid, images, args, exchange_rate=args.exchange_rate * args.task_matched, evaluation=True
         )

@@ -63,6 +63,18 @@ def test_training_and_validation_need_answers(programs, root, tmp_path):
         assert "vqa/test" in refused(programs, "vqa", root, tmp_path / flag, flag, "test", code=2)
 
 
+def test_entries_of_the_wrong_form_are_left_out_and_counted_when_asked(programs, root, tmp_path):
+    path = root / "vqa" / "train.json"
+    rows = json.loads(path.read_text())
+    rows[3]["label"] = {"yes": 7}
+    rewrite(path, json.dumps(rows))
+    refused(programs, "vqa", root, tmp_path / "strict", "--train", "train", code=3)
+    more = ["--epochs", "1", "--data_root", str(root), "--output", str(tmp_path / "o"), "--train", "train"]
+    done = programs.run("vqa", *programs.ONE_STREAM, *programs.TINY, *more, "--skip_bad")
+    assert "warning: 1 annotation entries of the wrong form are left out; the first: " in done.stdout
+    assert f"{path}:1: entry 4" in done.stdout
+
+
 def test_an_unknown_split_lists_the_known_ones(programs, root, tmp_path):
     error = refused(programs, "vqa", root, tmp_path / "o", "--train", "trian", code=3)
     assert "'trian'" in error and "minival" in error

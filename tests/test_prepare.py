@@ -244,7 +244,7 @@ def test_two_at_once_are_refused(root):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"command": "tidy"}, "no command 'tidy'; it is one of check, convert, images, caches"),
+        ({"command": "tidy"}, "no command 'tidy'; it is one of check, convert, digests, images, caches"),
         ({"need": ["glue"]}, "--need glue is not among pretrain, vqa, test, weights, gqa"),
         ({"root": "/nowhere/data"}, "no folder /nowhere/data"),
     ],

@@ -208,6 +208,14 @@ def to_device(batch, device):
     }
 
 
+def say_skipped(annotations):
+    """The annotations, after a line about the entries that --skip_bad left out of them."""
+    skipped, examples = (annotations.meta[name] for name in ("skipped", "skipped_examples"))
+    if skipped:
+        dist.print0(f"warning: {skipped} annotation entries of the wrong form are left out; the first: {examples[0]}")
+    return annotations
+
+
 class DamageCount:
     """Names each training image that is missing or damaged once, and ends the run when there are too many of them."""
 

@@ -97,7 +97,10 @@ def _labels(labels, category, count):
         return [{}] * count
     found = _field(labels, category, list)
     if len(found) != count:
-        raise DataError(f"category {category!r} has {count} sentences in 'sentf' but {len(found)} labels in 'labelf'")
+        raise DataError(
+            f"category {category!r} has {count} sentences in 'sentf' but {len(found)} labels in 'labelf'; "
+            "each sentence needs one"
+        )
     return found
 
 
@@ -113,7 +116,7 @@ def _text(value):
     try:
         value.encode("utf-8")
     except UnicodeEncodeError:
-        raise DataError(f"{_short(value)} holds half of a surrogate pair, which is no character") from None
+        raise DataError(f"{_short(value)} holds half of a surrogate pair, which is no character; it must go") from None
     return value
 
 

@@ -160,6 +160,16 @@ def damage(name):
         raise DamagedImage(name, str(error) or type(error).__name__) from None
 
 
+@contextmanager
+def _readable(path):
+    """What a library raises in the block for a damaged file becomes a DataError that names the file."""
+    try:
+        with damage(path):
+            yield
+    except DamagedImage as error:
+        raise DataError(f"{error}; copy the store again or write it anew") from None
+
+
 # ---- both containers ----
 
 
@@ -427,7 +437,7 @@ class LMDBFeatures:
 
     def keys(self):
         """The ids of all images, sorted."""
-        with store._reader(self.path).begin() as transaction:
+        with _readable(self.path), store._reader(self.path).begin() as transaction:
             return [os.fsdecode(key) for key in transaction.cursor().iternext(values=False) if key != META_KEY]
 
     def __len__(self):
@@ -530,7 +540,7 @@ class _HDF5Writer:
 
         temporary = self.parts / "merged.tmp"
         with h5py.File(temporary, "w", libver="v110") as merged:
-            merged.attrs[META_NAME] = json.dumps(_full_meta(self.meta, complete=True))
+            merged.attrs[META_NAME] = _fixed(json.dumps(_full_meta(self.meta, complete=True)))
             for path in [*reversed(_segments(self.path)), *([self.path] if self.path.exists() else [])]:
                 with _open_hdf5(path) as file:
                     for name in file:
@@ -549,7 +559,15 @@ def _write_group(file, img_id, record):
     group = file.create_group(img_id)
     for name, value in record.items():
         group.create_dataset(name, data=value)
-    group.attrs["digest"] = _digest(img_id, _to_msgpack(record)).hexdigest()
+    group.attrs["digest"] = _fixed(_digest(img_id, _to_msgpack(record)).hexdigest())
+
+
+def _fixed(text):
+    """Text of fixed length, which lies in a header that has a checksum.
+
+    Other text lies in HDF5's global heap, which has none: a zeroed block in it sends the library round in circles.
+    """
+    return np.bytes_(text.encode())
 
 
 def _is_whole(file, img_id):
@@ -640,7 +658,7 @@ def _hdf5_meta(path):
     """The meta of the HDF5 store at `path`; UserError if it is no feature store."""
     if not path.exists():
         return _parsed_meta(path, _parts_meta(path).read_text())
-    with _open_hdf5(path) as file:
+    with _open_hdf5(path) as file, _readable(path):
         text = file.attrs.get(META_NAME)
     if text is None:
         raise UserError(f"{path} is an HDF5 file of something else than a feature store")
@@ -660,11 +678,13 @@ class HDF5Features:
 
     def keys(self):
         """The ids of all images, sorted."""
-        return sorted({img_id for file in hdf5_files(self.path) for img_id in file})
+        with _readable(self.path):
+            return sorted({img_id for file in hdf5_files(self.path) for img_id in file})
 
     def __len__(self):
         files = hdf5_files(self.path)
-        return len(files[0]) if len(files) == 1 else len(self.keys())
+        with _readable(self.path):
+            return len(files[0]) if len(files) == 1 else len(self.keys())
 
     def load(self, img_id):
         """The record of an image. Raises DamagedImage where it is missing or not what was written."""
@@ -675,6 +695,7 @@ class HDF5Features:
             if group is None:
                 raise ValueError("is not in the store")
             record, digest = hdf5_fields(group), group.attrs.get("digest")
-            if digest is None or digest != _digest(img_id, _to_msgpack(record)).hexdigest():
+            wanted = _digest(img_id, _to_msgpack(record)).hexdigest()
+            if digest not in (_fixed(wanted), wanted):  # the latter in files of earlier versions
                 raise ValueError("does not have the content that was written: its digest differs")
             return record

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from clip_vl.datasets.image_digests import LIST
 from clip_vl.datasets.images import (
     COCO_VG,
     NLVR2,
@@ -91,7 +92,7 @@ def list_images(root, collection=COCO_VG):
             names = [entry.name for entry in Path(root, folder).iterdir()]
         except (FileNotFoundError, NotADirectoryError):
             continue
-        for name in sorted(set(names) - {Path(collection.sizes).name, UNREADABLE}):
+        for name in sorted(set(names) - {Path(collection.sizes).name, UNREADABLE, LIST, f"{LIST}.part"}):
             path = f"{folder}/{name}"
             (images if _can_be_named(path, collection) else others).append(path)
     return images, others

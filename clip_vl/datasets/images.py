@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from clip_vl.datasets.image_digests import LIST, DigestList
 from clip_vl.engine.errors import DataError, ProgramError
 
 COCO_FOLDERS = ("train2014", "val2014", "test2015")
@@ -92,6 +93,11 @@ def image_path(data_root, img_id, collection=COCO_VG):
 def size_key(relative):
     """The key of width_heigths.json for a path under the data root: the published file says data/ whatever the root."""
     return f"data/{relative}"
+
+
+def digest_list(data_root, collection=COCO_VG):
+    """Where the digests of a collection's images are recorded, in a data root in which they are."""
+    return Path(data_root, collection.sizes).with_name(LIST)
 
 
 # ---- reading ----
@@ -230,21 +236,34 @@ def _centre(length, room):
 
 
 class ImageSource:
-    """The images in the folders of a data root. It holds no open file, so any worker can have a copy."""
+    """The images in the folders of a data root, held to their recorded digests where there are any.
+
+    It holds no open file, so any worker can have a copy.
+    """
 
     kind = "pictures"
 
     def __init__(self, data_root, collection=COCO_VG):
         self.data_root, self.collection = Path(data_root), collection
+        recorded = digest_list(data_root, collection)
+        self.digests = DigestList(recorded) if recorded.exists() else None
         jpeg_decoder()
 
     def read(self, img_id):
-        """The bytes of the image file. Raises DamagedImage, also where the file is missing."""
-        path = image_path(self.data_root, img_id, self.collection)
+        """The bytes of the image file. Raises DamagedImage, also where it is missing or not what was recorded."""
+        name = relative_path(img_id, self.collection)
+        path = self.data_root / name
         try:
-            return path.read_bytes()
+            data = path.read_bytes()
         except OSError as error:
             raise DamagedImage(path, f"cannot be read: {error.strerror}") from None
+        self.check(name, data)
+        return data
+
+    def check(self, name, data):
+        """Raise DamagedImage where `data` is not what was recorded for the file `name`, a path below the data root."""
+        if self.digests and (complaint := self.digests.complaint(name, data)):
+            raise DamagedImage(self.data_root / name, complaint)
 
     def load(self, img_id, m=384, M=640, recorded_size=None):
         """The resized picture, uint8 (3, h, w). Raises DamagedImage.

@@ -84,12 +84,13 @@ def _check_length(path, environment):
 # ---- writing ----
 
 
-def write_images(path, files, m=384, M=640, *, workers=1, advance=lambda count: None):
+def write_images(path, files, m=384, M=640, *, check=lambda file, data: None, workers=1, advance=lambda count: None):
     """Resize image files and put them into the LMDB at `path` under their names; those already in it are left alone.
 
     Names must be unique. A JPEG that needs no resizing keeps its very bytes. `advance(n)` is called with the number of
     files just done. At the end the original sizes of all images in the store are written to <path>/sizes.json as
     file name -> [height, width].
+    check(file, data): raises DamagedImage for a file that does not have its recorded content
     returns: a DamagedImage for each file that could not be read, and is not in the store
     raises: UserError where the store cannot be written, or holds pictures of another m and M
     """
@@ -103,7 +104,7 @@ def write_images(path, files, m=384, M=640, *, workers=1, advance=lambda count: 
                 new = [file for file in batch if transaction.get(_key(file.name)) is None]
             advance(len(batch) - len(new))
             values = {}
-            for file, value in zip(new, pool.map(lambda file: _resized_value(file, m, M), new)):
+            for file, value in zip(new, pool.map(lambda file: _resized_value(file, m, M, check), new)):
                 if isinstance(value, DamagedImage):
                     damaged.append(value)
                 else:
@@ -135,10 +136,11 @@ def _writable(path, m, M):
         raise UserError(f"{path} cannot be written: {error}; what was committed is kept, run it again") from error
 
 
-def _resized_value(file, m, M):
+def _resized_value(file, m, M, check):
     """The value of an image file, or the DamagedImage that says why there is none."""
     try:
         data = file.read_bytes()
+        check(file, data)
         image = decode_image(data, file)
     except OSError as error:
         return DamagedImage(file, f"cannot be read: {error.strerror}")
@@ -228,8 +230,13 @@ class ImageLMDB:
 
     def keys(self):
         """The names of all images, sorted."""
-        with _reader(self.path).begin() as transaction:
-            return [os.fsdecode(key) for key in transaction.cursor().iternext(values=False) if key != META_KEY]
+        import lmdb
+
+        try:
+            with _reader(self.path).begin() as transaction:
+                return [os.fsdecode(key) for key in transaction.cursor().iternext(values=False) if key != META_KEY]
+        except lmdb.Error as error:
+            raise DataError(f"{self.path} is damaged: {error}; copy it again or build it anew") from None
 
     def get(self, name):
         """(original height, original width) and the JPEG bytes stored under a file name. Raises DamagedImage."""

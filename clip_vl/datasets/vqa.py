@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from clip_vl.datasets.annotations import build_vqa_annotations
-from clip_vl.datasets.batches import load_images, size_file, split_paths
+from clip_vl.datasets.batches import load_images, say_skipped, size_file, split_paths
 from clip_vl.datasets.entries import read_vqa_entry
 from clip_vl.datasets.images import COCO_VG
 from clip_vl.datasets.text import pad_tokens
@@ -27,6 +27,7 @@ def load_questions(args, folder, splits, tokenizer, answers, collection=COCO_VG,
             image_sizes=size_file(args, collection),
             cache_root=Path(args.data_root) / "cache",
             max_length=args.max_length,
+            skip_bad=args.skip_bad,
             collection=collection,
             read_entry=read_entry,
         )
@@ -36,7 +37,7 @@ def load_questions(args, folder, splits, tokenizer, answers, collection=COCO_VG,
             f"no entry of {folder}/{splits} has a known answer: train and validate on splits with labels; --test takes "
             "those without"
         )
-    return annotations
+    return say_skipped(annotations)
 
 
 class VQADataset:

@@ -80,6 +80,9 @@ class Job:
         self.clock = time.perf_counter()
 
     def write_gallery(self, build):
-        """gallery.json, the pictures of the report; `build` is called on rank 0 alone."""
+        """gallery.json, the pictures of the report; `build` is called on rank 0 alone. A full disk costs them alone."""
         if dist.rank() == 0:
-            atomic_json(self.run.folder / "gallery.json", build())
+            try:
+                atomic_json(self.run.folder / "gallery.json", build())
+            except OSError as error:
+                print(f"warning: no gallery.json: {error.strerror}; the report lacks its pictures", flush=True)

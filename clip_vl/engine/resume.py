@@ -26,8 +26,9 @@ def save_training(run, model, updater, meters, args, **position):
     for name, optimizer in updater.optimizers.items():
         tensors[f"optim_{name}"], optimizers[name] = flatten_optimizer(optimizer)
     state = {"position": position, "updater": updater.state(), "optimizers": optimizers, "meters": sums}
-    state |= {"world_size": dist.world_size(), "flags": _binding_flags(args), "log_position": run.position()}
+    state |= {"world_size": dist.world_size(), "flags": _binding_flags(args)}
     try:
+        state["log_position"] = run.position()
         save_checkpoint(run.checkpoints, updater.micro_step, tensors, state, keep_last=args.keep_last)
     except OSError as error:
         print(f"warning: no checkpoint at update {updater.update}: {error.strerror}; older ones are whole", flush=True)

@@ -105,7 +105,8 @@ def save_plain(path, value):
         with atomic_file(path) as file:
             torch.save(value, file)
     except (OSError, RuntimeError) as error:
-        print(f"warning: {path} could not be written: {error}", flush=True)
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch.save covers its cause
+        print(f"warning: {path} could not be written: {getattr(cause, 'strerror', None) or cause}", flush=True)
 
 
 def load_stage_optimizers(stem, updater, skip_adam, skip_scheduler):

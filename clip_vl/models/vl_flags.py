@@ -62,6 +62,7 @@ class DataFlags:
     max_damaged: float = flag(
         0.001, "Share of missing or damaged training images that is tolerated; each one is named."
     )
+    skip_bad: bool = flag(False, "Leave out annotation entries of the wrong form; their number is said.")
     limit_source: str = flag("", "Sentence categories to leave out, separated by commas.")
     max_length: int = flag(20, "Tokens of a sentence, [CLS] and [SEP] included.")
     input_raw_images: bool = flag(False, "Read images; without it a detector's regions, from --features.")

@@ -419,6 +419,14 @@ def test_any_damaged_byte_of_hdf5_data_is_noticed(tmp_path):
         assert_equal(open_features(path).load("image_0"), record_of(0))
 
 
+def test_an_hdf5_store_of_arrays_has_no_global_heap(tmp_path):
+    """It has no checksum, and the library reads a zeroed one without end."""
+    path = tmp_path / "features.h5"
+    with write_features(path, META) as writer:
+        writer.put("1", {"grid": np.ones((3, 4), np.float16), "height": 480})
+    assert b"GCOL" not in path.read_bytes() and open_features(path).load("1")["height"] == 480
+
+
 def test_the_record_of_another_image_is_noticed(stored):
     if stored.suffix == ".lmdb":
         with lmdb.open(str(stored), map_size=2**30) as environment, environment.begin(write=True) as transaction:
