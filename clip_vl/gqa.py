@@ -98,9 +98,9 @@ def train_one_epoch(job, epoch, start, best, args):
             job.save_if_due(stop, epoch=epoch, batch=done, best=best)
 
 
-def answer(model, dataset, order, device, args):
-    """The predictions of `evaluation.answers.predict` for a split."""
-    loader = evaluation_loader(dataset, order, device, args)
+def answer(model, dataset, order, device, args, watched=iter):
+    """The predictions of `evaluation.answers.predict` for a split; `watched` passes the batches on, or stops."""
+    loader = watched(evaluation_loader(dataset, order, device, args))
     return predict(
         model,
         lambda m, batch: classify(m, batch, args.mask_padding),
@@ -166,7 +166,8 @@ def train(device, args):
         train_one_epoch(job, epoch, position["batch"] if epoch == position["epoch"] else 0, best, args)
         is_best = False
         if valid is not None:
-            predictions = answer(job.model, valid_set, valid_order, device, args)
+            job.save(epoch=epoch, batch=len(job.train_order), best=best)
+            predictions = answer(job.model, valid_set, valid_order, device, args, job.until_stopped)
             scores, report = score(valid, predictions)
             job.log(epoch, **headlines(report))
             is_best = report["accuracy"] > best.get("accuracy", -1)

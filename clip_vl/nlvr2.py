@@ -105,9 +105,9 @@ def train_one_epoch(job, epoch, start, best, args):
             job.save_if_due(stop, epoch=epoch, batch=done, best=best)
 
 
-def judge(model, dataset, order, device, args):
-    """The predictions of `evaluation.answers.predict` for a split."""
-    loader = evaluation_loader(dataset, order, device, args)
+def judge(model, dataset, order, device, args, watched=iter):
+    """The predictions of `evaluation.answers.predict` for a split; `watched` passes the batches on, or stops."""
+    loader = watched(evaluation_loader(dataset, order, device, args))
     return predict(
         model, lambda m, batch: classify(m, batch, args.mask_padding), loader, autocast(device, args), one_is_right=True
     )
@@ -160,7 +160,8 @@ def train(device, args):
         train_one_epoch(job, epoch, position["batch"] if epoch == position["epoch"] else 0, best, args)
         is_best = False
         if valid is not None:
-            predictions = judge(job.model, valid_set, valid_order, device, args)
+            job.save(epoch=epoch, batch=len(job.train_order), best=best)
+            predictions = judge(job.model, valid_set, valid_order, device, args, job.until_stopped)
             scores, report = score(valid, predictions, version)
             job.log(epoch, **headlines(report))
             is_best = report["accuracy"] > best.get("accuracy", -1)

@@ -180,7 +180,7 @@ def evaluate(job, args):
     names = ["loss_mlm", "loss_itm", "mlm_accuracy", "matched_accuracy"] + ["loss_qa"] * args.task_qa
     for name in names + [f"loss_{name}" for name in region_tasks(args)]:
         meters.add(name, 0.0, 0.0)  # every rank needs every name, also one without a batch
-    for batch in evaluation_loader(job.valid_set, job.valid_order, job.device, args):
+    for batch in job.until_stopped(evaluation_loader(job.valid_set, job.valid_order, job.device, args)):
         with updater.autocast():
             outputs, losses, counts = forward(model, batch, job.tokenizer, batch["mask_uniform"], args)
         for name, loss in losses.items():
@@ -308,6 +308,7 @@ def main(args):
     for epoch in range(position["epoch"], last_epoch):
         train_one_epoch(job, epoch, position["batch"] if epoch == position["epoch"] else 0, args)
         if job.valid_set is not None:
+            job.save(epoch=epoch, batch=len(job.train_order), result=result)
             result = evaluate(job, args)
             job.log(epoch, **result)
         save_stage(job.run.folder / f"Epoch{epoch + 1:02d}", job.model, job.updater)

@@ -1,12 +1,14 @@
 """Fine-tuning and testing as a user runs them."""
 
 import json
+import os
 import signal
 
 import pytest
 import torch
 
 from clip_vl.engine.checkpoint import load_latest
+from clip_vl.engine.errors import Interrupted
 
 
 def flags(programs, shapes_root, output, *more):
@@ -91,6 +93,24 @@ def test_the_question_only_model_sees_no_image(programs, shapes_root, tmp_path):
     programs.run("vqa", *flags(programs, shapes_root, tmp_path / "q", "--question_only", "--epochs", "1"))
     names = torch.load(tmp_path / "q" / "LAST.pth", weights_only=True)
     assert not any("visual" in name or "visn" in name for name in names)
+
+
+def test_a_signal_during_validation_ends_it_and_nothing_is_lost(programs, shapes_root, tuned, tmp_path, monkeypatch):
+    from clip_vl import vqa
+
+    def classify_and_signal(model, *args):
+        if not model.training:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return classify(model, *args)
+
+    classify = vqa.classify
+    monkeypatch.setattr(vqa, "classify", classify_and_signal)
+    run = flags(programs, shapes_root, tmp_path / "run", "--epochs", "2", "--checkpoint_steps", "1000")
+    with pytest.raises(Interrupted, match="before which it was saved"):
+        programs.run_here("vqa", *run)
+    monkeypatch.undo()
+    programs.run("vqa", *run, "--resume", "--checkpoint_steps", "3")
+    programs.same_run(tuned, tmp_path / "run")
 
 
 def test_a_loss_falls_on_a_batch_it_can_memorise(programs, shapes_root, tmp_path):

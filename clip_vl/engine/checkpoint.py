@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from clip_vl.engine.errors import DataError
-from clip_vl.engine.files import TEMPORARY, atomic_file, atomic_write, sync_folder, temporary_name
+from clip_vl.engine.files import TEMPORARY, atomic_write, sync_folder, temporary_name
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -77,24 +77,6 @@ def prune(folder, keep_last):
     """Delete all but the newest `keep_last` checkpoints."""
     for path in _newest_first(folder)[max(keep_last, 1) :]:
         _remove(path)
-
-
-def save_published(path, state_dict):
-    """Write a state dict for exchange: contiguous CPU tensors in one file of torch.save, atomically; ties stay ties."""
-    copies = {}
-
-    def plain(tensor):
-        key = (tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        return copies.setdefault(key, tensor.detach().cpu().contiguous())
-
-    plain_dict = {name: plain(tensor) for name, tensor in state_dict.items()}
-    with atomic_file(path) as file:
-        try:
-            torch.save(plain_dict, file)
-        except RuntimeError as error:
-            if isinstance(error.__context__, OSError):  # torch.save covers a failed write with one of its own
-                raise error.__context__ from None
-            raise
 
 
 def _fill(folder, tensors, state):

@@ -70,6 +70,13 @@ class Job:
         if stop:
             raise Interrupted(f"interrupted at update {update} and saved; add --resume to go on")
 
+    def until_stopped(self, batches):
+        """Yield the batches of a validation, unless a signal asks to stop: what was saved before it is enough."""
+        for batch in batches:
+            if self.stop:
+                raise Interrupted("interrupted in the validation, before which it was saved; add --resume to go on")
+            yield batch
+
     def restore(self):
         """The position of the newest whole checkpoint, everything brought to it; None when there is none."""
         return restore_training(self.run, self.model, self.updater, self.meters, self.args)

@@ -16,7 +16,6 @@ from clip_vl.engine.checkpoint import (
     read_checkpoint,
     restore_optimizer,
     save_checkpoint,
-    save_published,
 )
 from clip_vl.engine.errors import DataError
 
@@ -222,26 +221,8 @@ def with_file_limit(action):
 def test_a_write_that_the_kernel_stops_is_an_oserror_and_leaves_no_rest(tmp_path):
     big = {"weight": torch.randn(100, 100)}
     save(tmp_path / "checkpoints", 1)
-    save_published(tmp_path / "BEST.pth", {"weight": torch.ones(3)})
-    before = (tmp_path / "BEST.pth").read_bytes()
     assert with_file_limit(lambda: save_checkpoint(tmp_path / "checkpoints", 2, {"model": big}, {})) == errno.EFBIG
-    assert with_file_limit(lambda: save_published(tmp_path / "BEST.pth", big)) == errno.EFBIG
-    assert names(tmp_path) == ["BEST.pth", "checkpoints"]
     assert names(tmp_path / "checkpoints") == ["LATEST", "step_00000001"]
-    assert (tmp_path / "BEST.pth").read_bytes() == before
-
-
-# ---- published files
-
-
-def test_published_files_are_plain_state_dicts_and_ties_stay_ties(tmp_path):
-    weight = torch.randn(4, 6).T
-    save_published(tmp_path / "LAST.pth", {"a": weight, "tied": weight, "b": weight[:2]})
-    loaded = torch.load(tmp_path / "LAST.pth", weights_only=True)
-    assert torch.equal(loaded["a"], weight) and torch.equal(loaded["b"], weight[:2])
-    assert loaded["a"].is_contiguous()
-    assert loaded["a"].data_ptr() == loaded["tied"].data_ptr() != loaded["b"].data_ptr()
-    assert names(tmp_path) == ["LAST.pth"]
 
 
 # ---- optimizers
