@@ -83,7 +83,7 @@ def test_mistakes_are_one_sentence(programs, shapes_root, pretrained, tmp_path):
     path = root / "snli_ve" / "dev.json"
     rows = json.loads(path.read_text())
     path.unlink()
-    path.write_text(json.dumps([rows[0] | {"label": {"maybe": 1.0}}]))
+    path.write_text(json.dumps([rows[0] | {"label": {"maybe": 1.0}}, *rows[1:]]))
     assert "1 labels" in refused(DataError) and "are none of contradiction, entailment, neutral" in refused(DataError)
     path.write_text(json.dumps([{"question_id": "1", "sent": "a"}]))
     assert "dev.json:1: entry 1: the key 'img_id' is missing" in refused(DataError)
