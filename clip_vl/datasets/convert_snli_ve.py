@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clip_vl.datasets import store
-from clip_vl.datasets.feature_store import damage, unpack_frame
+from clip_vl.datasets.feature_records import damage, unpack_frame
 from clip_vl.datasets.json_stream import iterate_json_lines, read_json
 from clip_vl.datasets.official import OFFICIAL, expected_form, text_of, write_list
 from clip_vl.datasets.tasks import ENTAILMENTS

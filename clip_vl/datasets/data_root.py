@@ -241,7 +241,7 @@ def hold(root):
     """Keep a data root to this process, and clear away what a killed one left half-written in it."""
     descriptor = os.open(root, os.O_RDONLY)
     try:
-        if not _is_locked(descriptor):
+        if not is_locked(descriptor):
             raise UserError(f"another process is preparing {root}; wait until it is done")
         image_folders = {str(Path(task.collection.sizes).parent) for task in TASKS.values()}
         for folder in ("", "lxmert", "vqa", "mscoco", *TASKS, *image_folders):
@@ -253,7 +253,7 @@ def hold(root):
         os.close(descriptor)
 
 
-def _is_locked(descriptor):
+def is_locked(descriptor):
     """Whether this process now has the lock on an open folder; there is no lock file that could be left behind."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

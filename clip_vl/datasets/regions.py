@@ -11,16 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_vl.datasets.feature_store import (
-    META_NAME,
-    damage,
-    hdf5_fields,
-    hdf5_files,
-    hdf5_group,
-    is_lmdb,
-    open_features,
-    write_features,
-)
+from clip_vl.datasets.feature_hdf5 import META_NAME, hdf5_fields, hdf5_files, hdf5_group
+from clip_vl.datasets.feature_records import damage
+from clip_vl.datasets.feature_store import is_lmdb, open_features, write_features
 from clip_vl.datasets.images import DamagedImage
 from clip_vl.engine.errors import DataError, UserError
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from clip_vl.datasets import feature_store
+from clip_vl.datasets import feature_hdf5, feature_lmdb, feature_records, feature_store
 from clip_vl.datasets.feature_store import merge_features, open_features, write_features
 from clip_vl.datasets.images import DamagedImage
 from clip_vl.engine.errors import DataError, UserError
@@ -151,8 +151,8 @@ def test_a_finished_writer_leaves_only_the_store(stored):
 
 
 def test_a_store_can_be_extended_and_is_incomplete_meanwhile(stored, monkeypatch):
-    monkeypatch.setattr(feature_store, "COMMIT_EVERY", 1)
-    monkeypatch.setattr(feature_store, "SEGMENT", 1)
+    monkeypatch.setattr(feature_lmdb, "COMMIT_EVERY", 1)
+    monkeypatch.setattr(feature_hdf5, "SEGMENT", 1)
     with pytest.raises(KeyboardInterrupt), write_features(stored, META) as writer:
         assert writer.done("image_4") and not writer.done("image_5")
         writer.put("image_5", record_of(5))
@@ -180,7 +180,7 @@ def test_an_exception_loses_nothing(path):
 
 def test_the_later_of_two_records_stays(path, monkeypatch):
     for segment in (1, 1000):
-        monkeypatch.setattr(feature_store, "SEGMENT", segment)
+        monkeypatch.setattr(feature_hdf5, "SEGMENT", segment)
         with write_features(path, META) as writer:
             for number in (1, 2, segment):
                 writer.put("a", record_of(number))
@@ -243,8 +243,8 @@ def in_child(target, *args):
 
 
 def test_a_writer_killed_at_random_moments_loses_at_most_a_batch_and_is_finished_by_a_rerun(path, monkeypatch):
-    monkeypatch.setattr(feature_store, "COMMIT_EVERY", 4)
-    monkeypatch.setattr(feature_store, "SEGMENT", 4)
+    monkeypatch.setattr(feature_lmdb, "COMMIT_EVERY", 4)
+    monkeypatch.setattr(feature_hdf5, "SEGMENT", 4)
     moments, kept = random.Random(0), 0
     for _ in range(6):
         put = multiprocessing.Value("i", 0, lock=False)
@@ -279,9 +279,9 @@ def test_a_writer_killed_while_it_merges_its_segments_is_finished_by_a_rerun(tmp
             os.kill(os.getpid(), signal.SIGKILL)
         publish(*args)
 
-    publish = feature_store._publish
+    publish = feature_hdf5._publish
     with monkeypatch.context() as patch:
-        patch.setattr(feature_store if moment == "_publish" else feature_store.shutil, moment, die)
+        patch.setattr(feature_hdf5 if moment == "_publish" else feature_hdf5.shutil, moment, die)
         child = in_child(write, path, range(5))
         child.join(30)
     assert child.exitcode == -signal.SIGKILL
@@ -323,8 +323,8 @@ def test_shards_become_one_store_of_either_container_and_are_gone(path, target):
 
 @pytest.mark.parametrize("moment", [3, 7, "first shard", "last shard"])
 def test_a_killed_merge_is_finished_by_a_rerun_and_not_complete_before(path, monkeypatch, moment):
-    monkeypatch.setattr(feature_store, "COMMIT_EVERY", 2)
-    monkeypatch.setattr(feature_store, "SEGMENT", 2)
+    monkeypatch.setattr(feature_lmdb, "COMMIT_EVERY", 2)
+    monkeypatch.setattr(feature_hdf5, "SEGMENT", 2)
     shards = [path.with_stem(f"shard{rank}") for rank in range(2)]
     for rank, shard in enumerate(shards):
         write(shard, range(rank, 8, 2))
@@ -544,7 +544,7 @@ def test_foreign_values_that_are_no_record_are_damaged_images(tmp_path, content)
 
 
 def test_foreign_frames_that_are_cut_or_claim_too_much_are_damaged_images(tmp_path, monkeypatch):
-    monkeypatch.setattr(feature_store, "MAX_RECORD", 10_000)
+    monkeypatch.setattr(feature_records, "MAX_RECORD", 10_000)
     whole = legacy_value({"x": np.random.default_rng(0).random(100)})
     bomb = lz4.frame.compress(bytes(20_000))
     silent = lz4.frame.compress(bytes(20_000), store_size=False)
