@@ -9,9 +9,9 @@ A statement of NLVR2 (arXiv:1811.00491) is about two photographs: it is encoded 
 vectors (LXMERT, arXiv:1908.07490). One of NLVR v1 (Suhr et al., ACL 2017) is about up to four pictures of three boxes,
 each in six orders of the boxes, and is judged for every picture and order. Reads data/nlvr2 or data/nlvr
 (data/README.md). Training writes BEST.pth and LAST.pth, resumable checkpoints, log.jsonl, result.json and report.html;
---test writes <split>_predict.csv, the official form (identifier,True), and result_<split>.json. Scores, in percent, as
-the official scripts take them: accuracy over statements with their images, and consistency, the share of statements
-that are judged rightly with all of their images.
+--test writes <split>_predict.csv, the official form (identifier,True), and result_<split>.json. Scores, in percent:
+accuracy over statements with their images, and consistency, the share of statements that are judged rightly with all
+pairs of their set, or with all orders of their picture.
 """
 
 from dataclasses import dataclass
@@ -68,19 +68,19 @@ from clip_vl.models.vl_encoder import classify
 
 
 class Version(NamedTuple):
-    """A version of the data set; statement: the parts of an identifier that its copies with other images share."""
+    """A version of the data set.
+
+    consistent: {measure: the parts of an identifier that the copies share which must all be judged rightly}
+    """
 
     images_each: int
-    statement: tuple
-
-    def statement_of(self, identifier):
-        parts = identifier.split("-")
-        return "-".join(parts[place] for place in self.statement)
+    consistent: dict
 
 
 VERSIONS = {
-    "nlvr2": Version(2, (0, 1, 3)),  # dev-850-2-1: pair 2 of set 850 with its sentence 1
-    "nlvr": Version(1, (0, 1)),  # dev-1373-0-4: sentence 1373, picture 0, order 4 of its boxes
+    "nlvr2": Version(2, {"consistency": (0, 1, 3)}),  # dev-850-2-1: pair 2 of set 850 with its sentence 1
+    # dev-1373-0-4: sentence 1373, picture 0, order 4 of its boxes; over the six orders, and over all pictures as well
+    "nlvr": Version(1, {"consistency": (0, 1, 2), "consistency_of_sentences": (0, 1)}),
 }
 CLASSES = TASKS["nlvr2"].classes
 
@@ -116,9 +116,12 @@ def judge(model, dataset, order, device, args, watched=iter):
 def score(annotations, predictions, version):
     """Whether each prediction is right, and the report: accuracy, by truth, and consistency."""
     truth = [next((CLASSES[c] for c in annotations.answers(row)[0]), "") for row, *_ in predictions]
-    statements = [version.statement_of(annotations.question_id(row)) for row, *_ in predictions]
+    identifiers = [annotations.question_id(row).split("-") for row, *_ in predictions]
     scores = soft_scores_of(annotations, predictions)
-    return scores, answer_report(scores, {"answer_type": truth}) | consistency(scores, statements)
+    report = answer_report(scores, {"answer_type": truth})
+    for name, shared in version.consistent.items():
+        report |= consistency(scores, [tuple(parts[place] for place in shared) for parts in identifiers], name)
+    return scores, report
 
 
 def load_data(splits, tokenizer, images, version, args):

@@ -30,7 +30,7 @@ def answer_report(scores, groupings=None):
     return report
 
 
-def consistency(scores, groups):
+def consistency(scores, groups, name="consistency"):
     """Share of the groups in which every score is 1, in percent, as a flat dict like `answer_report`'s.
 
     scores: (N,) 0 or 1;  groups: N labels, such as the statement that a row is about
@@ -38,7 +38,7 @@ def consistency(scores, groups):
     whole = {}
     for score, group in zip(scores, groups):
         whole[group] = whole.get(group, True) and score == 1
-    return _row("consistency", np.array(list(whole.values()), dtype=np.float64))
+    return _row(name, np.array(list(whole.values()), dtype=np.float64))
 
 
 @torch.no_grad()
