@@ -69,10 +69,10 @@ def test_counts_of_blocks_compare_as_their_words_say(seed):
 
 
 def test_touching_is_about_the_box_s_own_sides():
-    corner, right, inside = Thing("circle", "blue", 10, 90, 90), Thing("square", "black", 30, 70, 20), Thing("circle", "yellow", 20, 1, 79)  # fmt: skip
-    said = truth_of(
-        r"there is a (circle|square|triangle|\w+ circle) touching .*", about_boxes, ((corner,), (right,), (inside,))
-    )
+    corner, right = Thing("circle", "blue", 10, 90, 90), Thing("square", "black", 30, 70, 20)
+    inside = Thing("circle", "yellow", 20, 1, 79)
+    pattern = r"there is a (circle|square|triangle|\w+ circle) touching .*"
+    said = truth_of(pattern, about_boxes, ((corner,), (right,), (inside,)))
     assert said["there is a circle touching a corner"] and not said["there is a square touching a corner"]
     assert said["there is a square touching the right wall"] and not said["there is a square touching the base"]
     assert said["there is a blue circle touching the base"] and not said["there is a yellow circle touching the wall"]
