@@ -8,7 +8,7 @@ of a thing, of a box, or of all three boxes.
 import operator
 from itertools import pairwise
 
-from clip_vl.datasets.boxes import COLORS, NUMBERS, SHAPES, SIDE, SIZES
+from clip_vl.datasets.boxes import COLORS, NUMBERS, PLACES, SHAPES, SIDE, SIZES
 
 PICTURES = 4  # about which a statement is made
 QUANTIFIERS = {
@@ -16,6 +16,9 @@ QUANTIFIERS = {
 }  # fmt: skip
 THINGS = ("item", "object", *SHAPES)
 BLOCKS = ("block",)
+ONE_BOX = (
+    0.6  # share of the statements about boxes that name one of them: an easy kind, from which the words are learnt
+)
 
 
 def statements(pictures, rng, towers, count):
@@ -33,7 +36,7 @@ def about_boxes(rng):
     if rng.random() < 0.45:
         return things_in_all(rng, THINGS)
     words, holds = rng.choice((with_many, with_two_kinds, with_so_many, with_colors))(rng, THINGS)
-    return containers(rng, rng.choice(("box", "box", "grey box")), f"with {words}", holds)
+    return containers(rng, rng.choice(("box", "box", "grey box")), words, holds)
 
 
 def about_towers(rng):
@@ -41,12 +44,11 @@ def about_towers(rng):
     if kind < 0.15:
         return things_in_all(rng, BLOCKS)
     if kind < 0.25:
-        color = rng.choice(COLORS)
-        return containers(rng, f"{color} tower", "", lambda tower: {block.color for block in tower} == {color})
+        return whole_towers(rng)
     twice = with_end, with_pair
     makers = (with_many, with_two_kinds, with_so_many, with_colors, with_height, *twice, *twice)
     words, holds = rng.choice(makers)(rng, BLOCKS)
-    return containers(rng, "tower", f"{rng.choice(('with', 'with', 'which has'))} {words}", holds)
+    return containers(rng, "tower", words, holds)
 
 
 # ---- how many
@@ -76,9 +78,23 @@ def inflect(noun, is_one):
 
 
 def containers(rng, noun, words, holds):
-    """There are so many boxes or towers of which `holds` is true."""
+    """There are so many boxes or towers with what `words` say, or now and then: the left one has that."""
+    if rng.random() < ONE_BOX:
+        place = rng.randrange(3)
+        return f"the {PLACES[place]} {noun} has {words}", lambda boxes: holds(boxes[place])
     start, is_one, enough = there_are(rng, 2)
-    return f"{start} {inflect(noun, is_one)} {words}", lambda boxes: enough(sum(map(holds, boxes)))
+    having = rng.choice(("with", "with", "which has" if is_one else "which have"))
+    return f"{start} {inflect(noun, is_one)} {having} {words}", lambda boxes: enough(sum(map(holds, boxes)))
+
+
+def whole_towers(rng):
+    """Such as "there are two blue towers"."""
+    color = rng.choice(COLORS)
+    start, is_one, enough = there_are(rng, 2)
+    return (
+        f"{start} {inflect(f'{color} tower', is_one)}",
+        lambda boxes: enough(sum({block.color for block in tower} == {color} for tower in boxes)),
+    )
 
 
 def things_in_all(rng, nouns):

@@ -18,6 +18,7 @@ BLOCK, SEAM = 20, 1  # pixels of a block's side, and of the line between two
 AT_WALL = 0.2  # share of the scattered things that stand at the right wall, and of those at the bottom
 SMOOTH = 4  # an outline is drawn this many times larger and averaged down
 
+PLACES = ("left", "middle", "right")
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 7: "seven"}
 
 
@@ -84,7 +85,7 @@ def outline(shape, size):
 
 def captions(boxes, rng):
     """What is in each box, such as "the left tower has two blocks, from the base blue, black"."""
-    return [f"the {side} {inventory(box, rng)}" for side, box in zip(("left", "middle", "right"), boxes)]
+    return [f"the {side} {inventory(box, rng)}" for side, box in zip(PLACES, boxes)]
 
 
 def inventory(box, rng):

@@ -93,3 +93,12 @@ def test_plurals_and_verbs_agree():
         text = " ".join((box_statements.about_boxes if rng.random() < 0.5 else about_towers)(rng)[0].split())
         assert not re.search(r"\bare (at least |at most |exactly |only )?(1|one)\b", text), text
         assert not re.search(r"\b(boxs|1 boxes|one boxes|1 blocks|one blocks|2 block|two block|no \w+s)\b", text), text
+
+
+def test_a_named_box_is_the_one_that_counts():
+    towers = (tower("blue"), tower("black", "yellow"), tower("yellow"))
+    said = truth_of(r"the \w+ tower has a \w+ block at the top", about_towers, towers)
+    assert {text.split()[1] for text, holds in said.items() if holds and "yellow" in text} == {"middle", "right"}
+    assert (
+        not said["the left tower has a black block at the top"] and said["the left tower has a blue block at the top"]
+    )
