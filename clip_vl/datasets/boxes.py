@@ -15,6 +15,7 @@ COLORS = tuple(RGB)
 SHAPES = ("square", "circle", "triangle")
 SIZES = {"small": 10, "medium": 20, "big": 30}  # pixels
 BLOCK, SEAM = 20, 1  # pixels of a block's side, and of the line between two
+COUNT_WEIGHTS = {1: 5, 2: 4, 3: 3, 4: 2, 5: 2, 6: 1, 7: 1}  # scattered things: mostly a few
 AT_WALL = 0.2  # share of the scattered things that stand at the right wall, and of those at the bottom
 SMOOTH = 4  # an outline is drawn this many times larger and averaged down
 
@@ -33,20 +34,25 @@ class Thing(NamedTuple):
 
 
 def think_up_boxes(rng, towers):
-    """Three new boxes from a `random.Random`, all with towers or all with scattered things."""
-    return tuple(think_up_tower(rng) if towers else think_up_scatter(rng) for _ in range(3))
+    """Three new boxes from a `random.Random`, all with towers or all with scattered things.
+
+    Most pictures do without some colour or shape: what is in one at all is the first thing to be learnt from it.
+    """
+    colors = rng.sample(COLORS, rng.randint(1, len(COLORS)))
+    shapes = rng.sample(SHAPES, rng.randint(1, len(SHAPES)))
+    return tuple(think_up_tower(rng, colors) if towers else think_up_scatter(rng, shapes, colors) for _ in range(3))
 
 
-def think_up_tower(rng):
+def think_up_tower(rng, colors):
     levels = range(SIDE - BLOCK, -1, -BLOCK - SEAM)[: rng.randint(1, 4)]
-    return tuple(Thing("square", rng.choice(COLORS), BLOCK, (SIDE - BLOCK) // 2, y) for y in levels)
+    return tuple(Thing("square", rng.choice(colors), BLOCK, (SIDE - BLOCK) // 2, y) for y in levels)
 
 
-def think_up_scatter(rng, tries=20):
+def think_up_scatter(rng, shapes, colors, tries=20):
     """One to seven things that do not overlap; one that finds no place is left out."""
     things = []
-    for _ in range(rng.randint(1, 7)):
-        look = rng.choice(SHAPES), rng.choice(COLORS), rng.choice(list(SIZES.values()))
+    for _ in range(rng.choices(list(COUNT_WEIGHTS), COUNT_WEIGHTS.values())[0]):
+        look = rng.choice(shapes), rng.choice(colors), rng.choice(list(SIZES.values()))
         room = SIDE - look[2]
         for _ in range(tries):
             thing = Thing(*look, *(room if rng.random() < AT_WALL else rng.randint(0, room) for _ in "xy"))
