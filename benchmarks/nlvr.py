@@ -47,7 +47,7 @@ BERT = {"hidden_size": 128, "num_hidden_layers": 3, "intermediate_size": 256, "i
 SCENES = ["--image_size_min", "96", "--image_size_max", "128"]
 BOXES = ["--image_size_min", "48", "--image_size_max", "192"]  # half of the size: a block has ten pixels
 PUBLISHED = {"majority class": "55.3", "CNN+RNN": "56.6", "neural module networks": "61 to 66"}
-STATEMENTS = 8  # about each set of drawn pictures
+STATEMENTS = 12  # about each set of drawn pictures
 TOWERS = 0.6  # share of the sets with towers
 TUNE = 7  # one sentence of so many is for tuning
 TUNE_SETS = 50  # drawn sets that no model trains on
@@ -160,8 +160,8 @@ def pretrain(root, snap):
            "--batchSize", "96", "--sentences_per_image", "3", "--epochs", "2", "--load", scenes / "Epoch04",
            "--not_load_scheduler", "--not_load_adam_optimizer")  # fmt: skip
     launch("nlvr2", *MODEL, *BOXES, "--dataset", "nlvr", "--data_root", root, "--output", boxes, "--train", "boxes",
-           "--valid", "boxes_tune", "--batchSize", "128", "--sentences_per_image", "8", "--epochs", "2", "--lr", "1e-3",
-           "--loadLXMERT", captions / "Epoch02")  # fmt: skip
+           "--valid", "boxes_tune", "--batchSize", "120", "--sentences_per_image", "12",
+           "--epochs", "2", "--lr", "1e-3", "--loadLXMERT", captions / "Epoch02")  # fmt: skip
     return {"scenes": ["--loadLXMERT", scenes / "Epoch04"], "boxes": ["--load", boxes / "BEST"]}
 
 
