@@ -1,20 +1,21 @@
 """Claim: on NLVR v1, what a model learnt from drawn scenes beats training from scratch and the majority class.
 
-    .venv/bin/python benchmarks/nlvr.py                             # two runs at a time, a thread each
+    .venv/bin/python benchmarks/nlvr.py                             # laid out for 25 minutes on two free cores
     .venv/bin/python benchmarks/nlvr.py --archives data/official    # where nlvr_dev.zip and nlvr_test.zip are
 
-The official training pictures are not at hand, so training is on the statements of the archive `test`: six sevenths of
-its sentences to train on, the rest to choose the epoch by; no sentence is in both. `dev` is scored once by each model,
-at the very end. All starts have the same vocabulary, model and flags of fine-tuning; only the first weights differ:
+Trained on the archive `test`: six sevenths of its sentences to learn from, the rest to choose the epoch by; no sentence
+is in both. `dev` is scored once by each model, at the very end. All starts have the same vocabulary, model and flags of
+fine-tuning; only the first weights differ, and these are one for all seeds:
 
+    statement   random, and the pictures are not seen
     scratch     random
-    scenes      pre-trained on the built-in set's captions and questions (pretrain.py)
-    boxes       and on drawn boxes in NLVR's look, with statements of a small grammar (datasets/box_statements.py)
+    scenes      pre-trained on the captions of the built-in set: masked words and matching
+    boxes       then on captions of drawn boxes in NLVR's look, and on statements of a small grammar about them
 
-The grammar was written after reading training sentences; scene graphs of the archives are not used. Accuracy is over
-pictures, as published; its interval is bootstrapped over sentences; a statement is consistent when it is judged rightly
-with all six orders of its boxes. Published, on the same dev pictures after training on the 74,460 official training
-pictures (Suhr et al., ACL 2017): majority 55.3, CNN+RNN 56.6, neural module networks 61 to 66.
+The grammar (datasets/box_statements.py) was written after reading training sentences; the archives' scene graphs are
+not used. Accuracy is over pictures, as published; its interval is bootstrapped over sentences; a statement is
+consistent that is judged rightly with all six orders of its boxes. The published figures are of dev, too, after
+training on the official training set (Suhr et al., ACL 2017). An interrupted run goes on where it stopped.
 """
 
 import argparse
