@@ -41,6 +41,7 @@ GRID_ENCODERS = {
     "RN50x4": GridConfig((4, 6, 10, 6), 80),
     "RN50x16": GridConfig((6, 8, 18, 8), 96),
     "RN-tiny": GridConfig((1, 1, 1, 1), 16),  # ours, for small pictures
+    "RN-micro": GridConfig((1, 1, 1), 16),  # ours, for smaller ones: 16 pixels a cell
     "ViT-B/32": ViTConfig(12, 768, 32, 7),
     "ViT-B/16": ViTConfig(12, 768, 16, 14),
     "ViT-L/14": ViTConfig(24, 1024, 14, 16),
