@@ -28,19 +28,21 @@ import random
 import re
 import statistics
 import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from clip_vl.datasets.box_statements import PICTURES, statements
-from clip_vl.datasets.boxes import captions, draw_boxes, think_up_boxes
-from clip_vl.datasets.convert_nlvr import convert_nlvr
-from clip_vl.datasets.images import COCO_VG, NLVR, image_path, read_image_size, relative_path, size_key
-from clip_vl.engine.random import derive_seed, numpy_rng
-
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from clip_vl.datasets.box_statements import PICTURES, statements  # noqa: E402
+from clip_vl.datasets.boxes import captions, draw_boxes, think_up_boxes  # noqa: E402
+from clip_vl.datasets.convert_nlvr import convert_nlvr  # noqa: E402
+from clip_vl.datasets.images import COCO_VG, NLVR, image_path, read_image_size, relative_path, size_key  # noqa: E402
+from clip_vl.engine.random import derive_seed, numpy_rng  # noqa: E402
+
 MODEL = ["--random_init", "--clip_model_name", "RN-micro", "--llayers", "3", "--visualbert_style", "--input_raw_images",
          "--use_positional_embedding", "--warmup_ratio", "0.05", "--max_length", "32", "--keep_last", "1", "--resume",
          "--report_step", "50", "--bf16"]  # fmt: skip

@@ -23,7 +23,7 @@ class ExtractFlags:
     data_root: str = flag("data", "Folder with the images and weights (data/README.md).")
     collection: str = flag("coco_vg", "Which images: coco_vg, gqa, flickr30k, nlvr2 or nlvr.")
     clip_model_name: str = flag(
-        "RN50", "Visual tower: RN50, RN101, RN50x4, RN50x16, ViT-B/32, ViT-B/16, ViT-L/14 or RN-tiny."
+        "RN50", "Visual tower: RN50, RN101, RN50x4, RN50x16, ViT-B/32, ViT-B/16, ViT-L/14, RN-tiny or RN-micro."
     )
     clip_weights: str | None = flag(None, "Its weights [<data_root>/clip/<name>.pt].")
     load: str | None = flag(

@@ -22,12 +22,15 @@ class Meters:
         self.sums[name] += torch.stack([value * weight, weight])
 
     def means(self):
-        """{name: mean over all that was added on all ranks, or NaN}; the ranks must have the same names."""
+        """{name: mean over all that was added on all ranks}, without the names that only weights of 0 were added to.
+
+        The ranks must have the same names.
+        """
         names = sorted(self.sums)
         if not names:
             return {}
         totals = dist.sum_over_ranks(torch.stack([self.sums[name] for name in names]))
-        return {name: (total / weight).item() for name, (total, weight) in zip(names, totals)}
+        return {name: (total / weight).item() for name, (total, weight) in zip(names, totals) if weight > 0}
 
     def clear(self):
         self.sums = {}

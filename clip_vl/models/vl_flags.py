@@ -89,7 +89,7 @@ class EncoderFlags:
 
     bert: str | None = flag(None, "Folder of the BERT-shaped text model [<data_root>/bert-base-uncased].")
     clip_model_name: str = flag(
-        "RN50", "Visual tower: RN50, RN101, RN50x4, RN50x16, ViT-B/32, ViT-B/16, ViT-L/14 or RN-tiny."
+        "RN50", "Visual tower: RN50, RN101, RN50x4, RN50x16, ViT-B/32, ViT-B/16, ViT-L/14, RN-tiny or RN-micro."
     )
     clip_weights: str | None = flag(
         None, "Weights of the visual tower: OpenAI, open_clip or safetensors [<data_root>/clip/<name>.pt]."

@@ -15,10 +15,11 @@ def test_means_are_weighted_and_a_weight_of_zero_adds_nothing():
     assert meters.means() == {"loss": 4.0}
 
 
-def test_a_meter_without_weight_is_nan():
+def test_what_nothing_was_added_to_has_no_mean():
     meters = Meters(torch.device("cpu"))
     meters.add("loss", 0.0, 0.0)
-    assert math.isnan(meters.means()["loss"])
+    meters.add("other", 3.0)
+    assert meters.means() == {"other": 3.0}
 
 
 def test_state_survives_json_exactly():
