@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job on the built-in data set: draw it, pre-train in two stages, fine-tune on VQA, score minival, compare.
 #
-#   bash scripts/quickstart.bash            about 10 minutes on 2 cores, 2 GB of memory, no network after installation
+#   bash scripts/quickstart.bash            about 12 minutes on 2 cores, 2 GB of memory, no network after installation
 #   bash scripts/quickstart.bash --smoke    the same path on a fiftieth of the data, under a minute; its scores mean nothing
 #
 # Interrupt it and run it again: what is finished is recognised, what was interrupted goes on.
