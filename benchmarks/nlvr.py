@@ -164,7 +164,7 @@ def pretrain(root, snap):
            "--not_load_scheduler", "--not_load_adam_optimizer")  # fmt: skip
     launch("nlvr2", *MODEL, *BOXES, "--dataset", "nlvr", "--data_root", root, "--output", boxes, "--train", "boxes",
            "--valid", "boxes_tune", "--batchSize", "120", "--sentences_per_image", "12",
-           "--epochs", "2", "--lr", "1e-3", "--loadLXMERT", captions / "Epoch02")  # fmt: skip
+           "--epochs", "5", "--lr", "1e-3", "--loadLXMERT", captions / "Epoch02")  # fmt: skip
     return {"scenes": ["--loadLXMERT", scenes / "Epoch04"], "boxes": ["--load", boxes / "BEST"]}
 
 

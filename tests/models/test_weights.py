@@ -330,7 +330,7 @@ def test_another_tower_is_named_with_the_flag_that_fits(tmp_path):
 
 def test_a_file_without_a_known_tower_is_refused_with_the_list(tmp_path):
     save_file({"visual.transformer.resblocks.0.ln_1.weight": torch.ones(2)}, tmp_path / "mine.safetensors")
-    with pytest.raises(UserError, match=r"none of CLIP's image towers .*: RN50, RN101, RN50x4, RN50x16, RN-tiny, RN-micro, ViT"):
+    with pytest.raises(UserError, match=r"none of CLIP's image towers .*: RN50, RN101, .*, RN-tiny, RN-micro"):
         load_clip_visual(ModifiedResNet(TINY.layers, TINY.width), tmp_path / "mine.safetensors")
 
 
