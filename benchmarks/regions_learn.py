@@ -10,7 +10,6 @@ exact boxes. As in the published recipe, the annotations of pre-training include
 
 import argparse
 import json
-import platform
 import resource
 import subprocess
 from pathlib import Path
@@ -48,7 +47,7 @@ def main():
         "question only": run("vqa", "regions_question_only", *data, *start, "--question_only"),
     }
     seconds = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"\n{seconds.ru_utime + seconds.ru_stime:.0f} CPU seconds, {platform.processor()}")
+    print(f"\n{seconds.ru_utime + seconds.ru_stime:.0f} CPU seconds")
     for name in ("loss_obj", "loss_attr", "loss_feat", "loss_mlm", "matched_accuracy", "qa_accuracy"):
         print(f"pre-training, {name:17s} {pretrained[name]:6.2f}")
     for name, result in results.items():

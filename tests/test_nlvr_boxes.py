@@ -1,11 +1,14 @@
 """Drawn boxes: the look that NLVR v1's pictures have, and captions that are true."""
 
 import random
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from clip_vl.datasets.boxes import Thing, captions, draw_boxes, think_up_boxes
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+from nlvr_boxes import Thing, captions, draw_boxes, think_up_boxes
 
 
 def test_a_picture_has_nlvr_s_size_and_colours_where_its_things_are():

@@ -2,12 +2,14 @@
 
 import random
 import re
+import sys
+from pathlib import Path
 
 import pytest
 
-from clip_vl.datasets import box_statements
-from clip_vl.datasets.box_statements import about_boxes, about_towers, statements
-from clip_vl.datasets.boxes import NUMBERS, Thing, think_up_boxes
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+from nlvr_boxes import NUMBERS, Thing, think_up_boxes
+from nlvr_statements import about_boxes, about_towers, statements
 
 VALUE = {word: number for number, word in NUMBERS.items()} | {str(number): number for number in NUMBERS}
 NUMBER = f"({'|'.join(VALUE)})"
@@ -90,7 +92,7 @@ def test_each_statement_is_true_of_half_of_the_pictures_it_is_made_for(towers):
 def test_plurals_and_verbs_agree():
     rng = random.Random(2)
     for _ in range(3000):
-        text = " ".join((box_statements.about_boxes if rng.random() < 0.5 else about_towers)(rng)[0].split())
+        text = " ".join((about_boxes if rng.random() < 0.5 else about_towers)(rng)[0].split())
         assert not re.search(r"\bare (at least |at most |exactly |only )?(1|one)\b", text), text
         assert not re.search(r"\b(boxs|1 boxes|one boxes|1 blocks|one blocks|2 block|two block|no \w+s)\b", text), text
 

@@ -8,7 +8,7 @@ of a thing, of a box, or of all three boxes.
 import operator
 from itertools import pairwise
 
-from clip_vl.datasets.boxes import COLORS, NUMBERS, PLACES, SHAPES, SIDE, SIZES
+from nlvr_boxes import COLORS, NUMBERS, PLACES, SHAPES, SIDE, SIZES
 
 PICTURES = 4  # about which a statement is made
 QUANTIFIERS = {
@@ -16,9 +16,7 @@ QUANTIFIERS = {
 }  # fmt: skip
 THINGS = ("item", "object", *SHAPES)
 BLOCKS = ("block",)
-ONE_BOX = (
-    0.6  # share of the statements about boxes that name one of them: an easy kind, from which the words are learnt
-)
+ONE_BOX = 0.6  # share of the statements about boxes that name one of them: easy ones, from which the words are learnt
 
 
 def statements(pictures, rng, towers, count):
