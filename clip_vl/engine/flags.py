@@ -8,8 +8,8 @@
 
     args = parse(Args, __doc__)
 
-Every flag answers to its own name and to its published spellings, to any unambiguous prefix of either, and booleans
-also to `--no-x`. Nothing here imports torch, so `--help` answers at once.
+Every flag answers to its own name and to its published spellings, with dashes or underscores, to any unambiguous prefix
+of either, and booleans also to `--no-x`. Nothing here imports torch, so `--help` answers at once.
 """
 
 import argparse
@@ -110,13 +110,21 @@ def _complete(argv, parser):
     for token in argv:
         name, equals, value = token.partition("=")
         if name.startswith("--") and len(name) > 2 and name not in names:
-            name = _unique(name, names, parser)
+            name = _unique(_dashed(name, names), names, parser)
         completed.append(name + equals + value)
     return completed
 
 
+def _dashed(name, names):
+    """The spelling in `names` that differs from `name` in dashes and underscores alone, or `name` itself."""
+    same = [known for known in names if known[2:].replace("-", "_") == name[2:].replace("-", "_")]
+    return same[0] if same else name
+
+
 def _unique(prefix, names, parser):
-    matches = [name for name in names if name.startswith(prefix)]
+    if prefix in names:
+        return prefix
+    matches = [name for name in names if name[2:].replace("-", "_").startswith(prefix[2:].replace("-", "_"))]
     if len({names[name] for name in matches}) == 1:
         return matches[0]
     if matches:

@@ -33,6 +33,12 @@ def test_every_spelling_reaches_the_same_field():
     assert parse(Args, "doc", ["--batchSize=8"]).batch_size == 8
 
 
+def test_dashes_and_underscores_are_the_same():
+    assert parse(Args, "doc", ["--batch-size", "8", "--no-use-clip"]).batch_size == 8
+    assert parse(Args, "doc", ["--batch-s=8"]).batch_size == 8
+    assert parse(Args, "doc", ["--use-clip", "--use-cl"]).use_clip is True
+
+
 def test_defaults_empty_strings_and_positionals():
     args = parse(Args, "doc", ["--valid", "", "a", "b"])
     assert (args.epochs, args.valid, args.names, args.bf16) == (10, "", ["a", "b"], None)
