@@ -7,39 +7,25 @@ spellings stay valid as aliases. This file imports no torch, so that `--help` an
 from dataclasses import dataclass
 
 from clip_vl.engine.flags import flag
+from clip_vl.engine.run_flags import RunFlags
 
 
 @dataclass
-class RunFlags:
+class FusedRunFlags(RunFlags):
     """Run folder and processes"""
 
     output: str = flag("snap/test", "Run folder: settings, log, checkpoints, result and report.")
-    seed: int = flag(9595, "Seed of every random draw; the same on all ranks.")
-    resume: bool = flag(
-        False, "Continue the run in --output from its newest whole checkpoint; starts it when there is none."
-    )
-    overwrite: bool = flag(False, "Start again in a run folder that is already in use; what it holds is removed.")
-    keep_last: int = flag(2, "Resumable checkpoints kept in the run folder.")
-    checkpoint_steps: int = flag(
-        1000, "Updates between resumable checkpoints (one more at each epoch end and on a signal)."
-    )
     save_step: int = flag(
         -1, "Updates between extra checkpoints under the published name Epoch{E}Step{U}; -1 for none."
     )
-    report_step: int = flag(200, "Micro-batches between two rows of the log.")
-    dry_run: bool = flag(
-        False, "Build everything, train two updates, print memory and the expected duration, save nothing."
-    )
     max_train_samples: int | None = flag(None, "Train on the first N samples only.")
     max_eval_samples: int | None = flag(None, "Evaluate on the first N samples only.")
-    num_workers: int = flag(0, "Loader workers of each process.", "--numWorkers")
     distributed: bool = flag(False, "Published flag.", dead="torchrun's environment decides")
     nodes: int = flag(1, "Published flag.", dead="torchrun's environment decides; set NNODES for the launch scripts")
     local_rank: int = flag(-1, "Published flag.", dead="torchrun's environment decides")
     multi_gpu: bool = flag(
         False, "Published flag.", "--multiGPU", dead="start one process per GPU with the launch scripts"
     )
-    tqdm: bool = flag(False, "Progress bar on a terminal.")
 
 
 @dataclass
@@ -163,7 +149,7 @@ class OptimFlags:
 
 
 @dataclass
-class FusedEncoderFlags(RunFlags, DataFlags, EncoderFlags, OptimFlags):
+class FusedEncoderFlags(FusedRunFlags, DataFlags, EncoderFlags, OptimFlags):
     """Fused encoder"""
 
 
