@@ -24,6 +24,7 @@ class Job:
         self.stop, self.meters, self.clock = StopRequest(), Meters(device), time.perf_counter()
         self.run = Run(args.output, asdict(args), program, args.resume, args.overwrite, writer, str(device))
         self.model = self.updater = None
+        self.beside = {}  # modules whose state a checkpoint holds beside the model's, such as a loss with a queue
 
     def accumulation(self, done, batches):
         """For micro-batch `done` (from 1) of `batches`: is it the last of its update, and how many does that have?"""
@@ -60,7 +61,7 @@ class Job:
 
     def save(self, **position):
         """A resumable checkpoint. position: JSON values that say where training stands, such as epoch=, batch=."""
-        save_training(self.run, self.model, self.updater, self.meters, self.args, **position)
+        save_training(self.run, self.model, self.updater, self.meters, self.args, self.beside, **position)
 
     def save_if_due(self, stop, **position):
         """Save every --checkpoint_steps updates, or when a signal asked to stop, and then do."""
@@ -79,7 +80,7 @@ class Job:
 
     def restore(self):
         """The position of the newest whole checkpoint, everything brought to it; None when there is none."""
-        return restore_training(self.run, self.model, self.updater, self.meters, self.args)
+        return restore_training(self.run, self.model, self.updater, self.meters, self.args, self.beside)
 
     def log(self, epoch, **values):
         """A row of the log that took time of its own, such as a validation."""

@@ -32,6 +32,23 @@ def warmup_linear(total, warmup_ratio):
     return factor
 
 
+def warmup_cosine(total, warmup, held_until=0):
+    """update -> factor: (update + 1) / warmup over the first `warmup` updates, then a half cosine to 0 at `total`.
+
+    held_until: updates before it have a factor of 0, and the rest is laid out from there
+    """
+
+    def factor(update):
+        update, length = update - held_until, total - held_until
+        if update < 0:
+            return 0.0
+        if update < warmup:
+            return (update + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, (update - warmup) / max(1, length - warmup))))
+
+    return factor
+
+
 def step_decay(milestones, updates_per_epoch, first_epoch=0):
     """update -> factor: a tenth at each milestone, an epoch number counted from 0."""
 
@@ -73,12 +90,15 @@ class Updater:
     """Forward precision, gradient accumulation, the finite check, clipping and the step, for one or several optimizers.
 
     model:       the module, wrapped for distributed training
+    beside:      modules without parameters whose state the forward pass moves, such as a loss with a queue
     optimizers:  {name: (optimizer, factor)}; `factor(update)` scales each group's base learning rate
-    An update whose loss or gradient is not finite on any rank is skipped on all of them: weights, optimizer state and
-    BatchNorm statistics stay as they were, and the schedule does not move. `max_skipped` of them raise Diverged.
+    An update whose loss or gradient is not finite on any rank is skipped on all of them: weights, optimizer state,
+    BatchNorm statistics and the state beside stay as they were, and the schedule does not move. `max_skipped` of them raise Diverged.
     """
 
-    def __init__(self, model, optimizers, *, device, dtype=None, max_grad_norm=1.0, max_skipped=50, seed=0):
+    def __init__(
+        self, model, optimizers, *, device, dtype=None, max_grad_norm=1.0, max_skipped=50, seed=0, beside=()
+    ):
         self.model, self.device, self.dtype, self.seed = model, device, dtype, seed
         self.optimizers = {name: optimizer for name, (optimizer, _) in optimizers.items()}
         self.factors = {name: factor for name, (_, factor) in optimizers.items()}
@@ -89,6 +109,7 @@ class Updater:
         self.update = self.micro_step = self.skipped = 0
         self._loss_is_finite = torch.ones((), dtype=torch.bool, device=device)
         self._buffers = [b for b in model.buffers() if b.is_floating_point() and b.numel()]
+        self._buffers += [b for module in beside for b in module.buffers() if b.numel()]
         self._good_buffers = [b.clone() for b in self._buffers]
 
     def micro_batch(self, is_last):

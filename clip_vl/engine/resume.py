@@ -14,15 +14,17 @@ FREE_FLAGS = {"output", "resume", "overwrite", "keep_last", "checkpoint_steps", 
               "stop_after_epoch", "max_damaged", "max_skipped", "dry_run", "data_root", "load"}  # fmt: skip
 
 
-def save_training(run, model, updater, meters, args, **position):
+def save_training(run, model, updater, meters, args, beside=None, **position):
     """Write a resumable checkpoint; a disk that is full costs one line, never the run.
 
+    beside:   {name: module} whose state goes into the checkpoint as well, such as a loss with a queue
     position: JSON values that say where training stands, such as epoch=, batch=, best=
     """
     sums = dist.gather(meters.state())  # each rank's own: their float sums must not be added in another order
     if dist.rank() != 0:
         return
     tensors, optimizers = {"model": _unwrapped(model).state_dict()}, {}
+    tensors |= {name: module.state_dict() for name, module in (beside or {}).items()}
     for name, optimizer in updater.optimizers.items():
         tensors[f"optim_{name}"], optimizers[name] = flatten_optimizer(optimizer)
     state = {"position": position, "updater": updater.state(), "optimizers": optimizers, "meters": sums}
@@ -34,7 +36,7 @@ def save_training(run, model, updater, meters, args, **position):
         print(f"warning: no checkpoint at update {updater.update}: {error.strerror}; older ones are whole", flush=True)
 
 
-def restore_training(run, model, updater, meters, args):
+def restore_training(run, model, updater, meters, args, beside=None):
     """Bring everything to the newest whole checkpoint of the run and return its position; None when there is none.
 
     raises: UserError when the flags or the number of processes are not those of the run
@@ -46,6 +48,8 @@ def restore_training(run, model, updater, meters, args):
     path, tensors, state = found
     _check_same_run(state, args)
     _unwrapped(model).load_state_dict(tensors["model"])
+    for name, module in (beside or {}).items():
+        module.load_state_dict(tensors[name])
     for name, optimizer in updater.optimizers.items():
         restore_optimizer(optimizer, tensors[f"optim_{name}"], state["optimizers"][name])
     updater.load_state(state["updater"])

@@ -26,7 +26,7 @@ from clip_vl.engine.files import TEMPORARY, atomic_json, atomic_write
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "lmdb")
 UNFINISHED = (f"{TEMPORARY}*",)  # what a killed writer leaves
 WRITTEN = (*UNFINISHED, "args.json", "log.jsonl", "result.json", "gallery.json", "report.html", "*_predict.json",
-           "*_predict.csv", "*.pth", "checkpoints", "tensorboard")  # fmt: skip
+           "*_predict.csv", "*.pth", "epoch_*.pt", "checkpoints", "tensorboard")  # fmt: skip
 
 
 class Run:

@@ -1,0 +1,114 @@
+"""A dual encoder: an image tower and a text tower, each with a head, that meet in one space.
+
+    model = build_dual_encoder(args)                      # models/dual_build.py
+    images = model.encode_image(pixels)                   # (B, D), L2-normalised
+    texts = model.encode(["a cat", "a dog"])              # (2, D), NumPy, L2-normalised
+    similarity = images @ texts.T
+"""
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class DualEncoder(nn.Module):
+    """What a loss needs of a batch of pairs comes out of `forward`, as a dict of tensors.
+
+    image_tower, text_tower: modules as models/image_towers.py and models/text_towers.py make them; `CachedTower` in
+                             the place of one whose features are read from a cache
+    image_head, text_head:   modules over the towers' features
+    extras:                  {name: module or parameter} a loss adds: logit_scale, logit_bias, prototypes, projections
+
+    Parameters that no output depends on would stall distributed training, so each loss brings its own.
+    """
+
+    def __init__(self, image_tower, text_tower, image_head, text_head, **extras):
+        super().__init__()
+        self.image_tower, self.text_tower = image_tower, text_tower
+        self.image_head, self.text_head = image_head, text_head
+        for name, extra in extras.items():
+            setattr(self, name, extra)
+        for name in ("mean", "std"):
+            pixels = torch.tensor(getattr(image_tower, name, (0.0, 0.0, 0.0))).view(3, 1, 1)
+            self.register_buffer(name, pixels, persistent=False)
+
+    @property
+    def tokenizer(self):
+        """list of str -> dict of token tensors, for the loader's workers; None where the text tower is a cache."""
+        return getattr(self.text_tower, "tokenizer", None)
+
+    def normalise(self, images):
+        """uint8 (B, 3, H, W) -> float, as the image tower wants it; float images are taken as normalised already."""
+        if images.is_floating_point():
+            return images
+        return (images.float() / 255 - self.mean) / self.std
+
+    def encode_image(self, images, projection=True):
+        """images uint8 or normalised (B, 3, H, W) -> (B, D), L2-normalised; without projection the tower's (B, width)."""
+        features = self.image_tower(self.normalise(images))
+        return F.normalize(self.image_head(features), dim=-1) if projection else features
+
+    def encode_text(self, tokens, projection=True):
+        """tokens as the tokenizer gives them, or a list of str -> (B, D), L2-normalised; or the tower's (B, width)."""
+        if not isinstance(tokens, dict | torch.Tensor):
+            tokens = {name: ids.to(self.mean.device) for name, ids in self.tokenizer(list(tokens)).items()}
+        features = self.text_tower(tokens)
+        return F.normalize(self.text_head(features), dim=-1) if projection else features
+
+    @torch.no_grad()
+    def encode(self, sentences, batch_size=32):
+        """Features of many sentences, NumPy float32 (N, D), as sentence-transformers' `encode`: always projected.
+
+        Sentences of like length share a batch; the order is that of `sentences`.
+        """
+        order = sorted(range(len(sentences)), key=lambda i: -len(sentences[i]))
+        parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        features = [self.encode_text([sentences[i] for i in part]).float().cpu().numpy() for part in parts]
+        return np.concatenate(features)[np.argsort(order)] if features else np.zeros((0, 0), np.float32)
+
+    def forward(self, batch):
+        """batch: images (B, 3, H, W) and tokens, or image_cache or text_cache (B, width) in their place; images_2 and
+        two_texts ask for second views.
+
+        returns: image_features, text_features (B, D), and with second views image_features_2, text_features_2; with a
+                 temperature logit_scale, with SigLIP's logit_bias; with prototypes image_scores, text_scores (B, K);
+                 with ProtoCLIP's projections image_projected, text_projected (B, P) and prototype_scale
+        """
+        images, texts = batch.get("image_cache", batch.get("images")), batch.get("text_cache", batch.get("tokens"))
+        outputs = {"image_features": self.encode_image(images), "text_features": self.encode_text(texts)}
+        if "images_2" in batch:
+            outputs["image_features_2"] = self.encode_image(batch["images_2"])
+        if batch.get("two_texts"):
+            outputs["text_features_2"] = self.encode_text(texts)  # another dropout mask
+        for name in ("logit_scale", "prototype_scale"):
+            if hasattr(self, name):
+                outputs[name] = getattr(self, name).exp()
+        if hasattr(self, "logit_bias"):
+            outputs["logit_bias"] = self.logit_bias.clone()
+        if hasattr(self, "prototypes"):
+            outputs |= {f"{side}_scores": self.prototypes(outputs[f"{side}_features"]) for side in ("image", "text")}
+        if hasattr(self, "image_projection"):
+            for side in ("image", "text"):
+                outputs[f"{side}_projected"] = getattr(self, f"{side}_projection")(outputs[f"{side}_features"])
+        return outputs
+
+    @torch.no_grad()
+    def clamp_scales(self):
+        """Keep temperatures in [0, ln 100], after every update (arXiv:2103.00020, section 2.5)."""
+        for name in ("logit_scale", "prototype_scale"):
+            if hasattr(self, name):
+                getattr(self, name).clamp_(0.0, np.log(100.0))
+
+
+class CachedTower(nn.Module):
+    """In the place of a frozen tower whose features come from a cache: hands them on."""
+
+    tokenizer = None
+
+    def __init__(self, width):
+        super().__init__()
+        self.width = width
+
+    def forward(self, features):
+        return features.float()

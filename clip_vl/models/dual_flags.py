@@ -1,0 +1,159 @@
+"""The flags that the programs of the dual encoder share: towers, heads, optimisation. No torch is imported here."""
+
+from dataclasses import dataclass
+
+from clip_vl.engine.flags import flag
+
+BUILDERS_IMAGE = ("openclip", "torchvision", "timm", "clip")
+BUILDERS_TEXT = ("openclip", "huggingface", "sbert", "clip")
+
+
+@dataclass
+class ImageTowerFlags:
+    """Image tower"""
+
+    image_model_builder: str = flag("clip", "Where the image tower comes from: openclip, torchvision, timm, or clip for ours.")
+    image_model: str = flag("RN50", "Its name there, such as RN50, mobilenet_v3_large, vit_small_patch16_224, RN-tiny.")
+    image_model_tag: str = flag("openai", "Which published weights, for --pretrained_image_model with openclip.")
+    pretrained_image_model: bool = flag(False, "Start from published weights, found in --cache_dir.")
+    image_weights: str | None = flag(None, "File to read the image tower's weights from.")
+    image_resolution: int | None = flag(None, "Pixels a side [the tower's own].")
+    lock_image_model: bool = flag(False, "Freeze the image tower; its head still learns.")
+    unlock_image_model: bool = flag(False, "Say that the image tower learns, as it does unless locked.")
+    lock_image_partial: str = flag("", "Freeze parameters whose name contains a keyword; 'kw,!kw' with ! unfreezes.")
+    image_head_n_layers: int = flag(0, "Layers of the projection head: 0 none, 1 linear, 2 or more a DINO MLP.")
+    grad_checkpointing: bool = flag(False, "Recompute activations in the backward pass, in towers that can.")
+
+
+@dataclass
+class TextTowerFlags:
+    """Text tower"""
+
+    text_model_builder: str = flag("clip", "Where the text tower comes from: openclip, huggingface, sbert, or clip for ours.")
+    text_model: str = flag("RN50", "Its name there, or a local folder.")
+    text_model_tag: str = flag("openai", "Which published weights, for --pretrained_text_model with openclip.")
+    pretrained_text_model: bool = flag(False, "Start from published weights, found in --cache_dir or the folder.")
+    text_weights: str | None = flag(None, "File to read the text tower's weights from.")
+    text_vocab: str | None = flag(None, "Folder with a vocab.txt for a clip text tower over WordPiece instead of CLIP's BPE.")
+    text_pooler: str = flag("cls", "Sentence feature of a huggingface tower.", choices=["cls", "cls_before_pooler", "mean", "PromptBERT"])
+    max_seq_length: int = flag(77, "Tokens of a text at most.")
+    lock_text_model: bool = flag(False, "Freeze the text tower; its head still learns.")
+    unlock_text_model: bool = flag(False, "Say that the text tower learns, as it does unless locked.")
+    lock_text_partial: str = flag("", "Freeze parameters whose name contains a keyword; 'kw,!kw' with ! unfreezes.")
+    text_head_n_layers: int = flag(0, "Layers of the projection head: 0 none, 1 linear, 2 or more a DINO MLP.")
+    prompt: bool = flag(False, "CoOp: learned vectors after the start token.")
+    n_prompt: int = flag(4, "How many of them.")
+    adapter: str | None = flag(None, "Adapter of a huggingface tower, whose own weights it freezes: bottleneck_adapter, "
+                               "lang_adapter, prefix_tuning, dummy (compacter), lora_adapter, ia3_adapter, mam_adapter, unipelt.")  # fmt: skip
+
+
+@dataclass
+class SharedTowerFlags:
+    """Both towers"""
+
+    joint_projection_dim: int = flag(1024, "Width of the joint space where both sides have a head.")
+    logit_scale: float = flag(0.07, "Temperature to start from; a text tower's own counts first.")
+    force_quick_gelu: bool = flag(False, "OpenAI's approximation of GELU whatever the name says.")
+    cache_dir: str = flag("cache/weights", "Folder where published weights are looked for; nothing is downloaded.")
+    load: str | None = flag(None, "Checkpoint of a whole dual encoder to start from: epoch_N.pt, or open_clip's with clip towers.")
+
+
+@dataclass
+class DualOptimFlags:
+    """Optimisation"""
+
+    batch_size: int = flag(64, "Pairs per process and micro-batch.")
+    epochs: int = flag(32, "Passes over the training data, or episodes.")
+    stop_after_epoch: int | None = flag(None, "End after this epoch, on the schedule of --epochs.")
+    lr: float = flag(5e-4, "Peak learning rate.")
+    opt: str = flag("adamw", "Optimizer: adamw, sgd, or another of timm's, also with lookahead_ before it.")
+    beta1: float | None = flag(None, "First beta of Adam [0.9].")
+    beta2: float | None = flag(None, "Second beta of Adam [0.98 for image models with vit in their name, else 0.999].")
+    eps: float | None = flag(None, "Epsilon of Adam [1e-6 for image models with vit in their name, else 1e-8].")
+    weight_decay: float = flag(0.2, "Decoupled decay of matrices; none on norms, biases and temperatures.", "--wd")
+    layer_decay_image: float = flag(1.0, "Factor of the learning rate from each layer of the image tower to the one below.")
+    layer_decay_text: float = flag(1.0, "The same of the text tower.")
+    warmup: int = flag(10000, "Updates with a rising learning rate; then a cosine to 0.")
+    max_grad_norm: float = flag(1e16, "Joint L2 norm to which gradients are clipped.", "--clip_grad")
+    gradient_accumulation_steps: int = flag(1, "Micro-batches per update; the negatives of a pair are those of its own.")
+    grad_cache: int = flag(0, "Pairs per forward pass (GradCache): the negatives are the whole batch, on the memory of a chunk.")
+    precision: str = flag("amp", "amp is bfloat16 where the device is fast at it; fp16 has a gradient scaler.", choices=["amp", "bf16", "fp16", "fp32"])
+    compile: bool = flag(False, "torch.compile the towers.")
+    use_bn_sync: bool = flag(False, "Batch statistics over all processes (GPUs).")
+    model_ema: bool = flag(False, "Keep a moving average of the weights, and evaluate and write that.")
+    model_ema_decay: float = flag(0.9999, "Its decay per update.")
+    max_skipped: int = flag(50, "Updates with a non-finite loss or gradient after which the run stops.")
+
+    @property
+    def bf16(self):
+        return {"amp": None, "bf16": True}.get(self.precision, False)
+
+    @property
+    def fp16(self):
+        return self.precision == "fp16"
+
+
+@dataclass
+class DualDataFlags:
+    """Data"""
+
+    train_data: str | None = flag(None, "Training data, separated by commas: CSV or TSV, COCO JSON, image folders, shards, ...")
+    valid_data: str | None = flag(None, "Held-out pairs in the same forms, for recall after epochs.")
+    datasets_dir: str = flag("data", "Folder of named data sets such as mscoco_captions.", "--eval_data_dir")
+    images_dir: str | None = flag(None, "Folder of the images that a table names [the table's own].")
+    csv_separator: str | None = flag(None, "Separator of tables [found out].")
+    csv_img_key: str = flag("filepath", "Column of the image's path.")
+    csv_caption_key: str = flag("title", "Column of the caption.")
+    csv_label_key: str | None = flag(None, "Column of an integer class, for UniCL and CrossEntropy.")
+    dataset_size: int | None = flag(None, "Only the first n rows.")
+    augmentation: str | None = flag(None, "Crops and colours.", choices=["protoclip-light-augmentation"])
+    max_damaged: float = flag(0.001, "Share of missing or damaged training images that is tolerated; each one is named.")
+
+
+@dataclass
+class PublishedRunFlags:
+    """Published flags of the run"""
+
+    logs: str | None = flag(None, "Folder of run folders: with --name, --output is LOGS/NAME.")
+    name: str | None = flag(None, "Name of the run folder.")
+    save_frequency: int = flag(1, "Epochs between two epoch_N.pt; the last one is always written.")
+    save_most_recent: bool = flag(True, "Published flag: resumable checkpoints at each epoch's end; always on.")
+    report_to: str = flag("tensorboard", "Published flag: TensorBoard events, always written.", choices=["tensorboard", ""])
+    copy_codebase: bool = flag(False, "Published flag.", dead="args.json records the commit and whether files were changed")
+    local_loss: bool = flag(False, "Published flag: each process computes its rows of the logits; always so.")
+    gather_with_grad: bool = flag(False, "Published flag: gradients reach every process's features; always so.")
+    debug: bool = flag(False, "Published flag.", dead="every program reports alike")
+    log_local: bool = flag(False, "Published flag.", dead="rank 0 writes the log")
+    wandb_notes: str = flag("", "Published flag.", dead="TensorBoard has no notes")
+    dist_url: str = flag("", "Published flag.", dead="torchrun's environment decides")
+    dist_backend: str = flag("nccl", "Published flag.", dead="NCCL on GPUs, gloo on CPUs")
+    no_set_device_rank: bool = flag(False, "Published flag.", dead="torchrun's environment decides")
+    ddp_static_graph: bool = flag(False, "Published flag.", dead="it changes no result")
+    find_unused_parameters: bool = flag(False, "Published flag.", dead="every parameter takes part")
+    skip_scheduler: bool = flag(False, "Published flag.", dead="the original never read it")
+
+
+def check_dual_flags(args):
+    """Lower-case builder names, and refuse what cannot work, in one sentence, before anything is built."""
+    from clip_vl.engine.errors import UserError
+
+    for side, builders in (("image", BUILDERS_IMAGE), ("text", BUILDERS_TEXT)):
+        name = f"{side}_model_builder"
+        setattr(args, name, getattr(args, name).lower())
+        if getattr(args, name) not in builders:
+            raise UserError(f"--{name} {getattr(args, name)} is not one of {', '.join(builders)}")
+        if getattr(args, f"lock_{side}_model") and getattr(args, f"unlock_{side}_model"):
+            raise UserError(f"--lock_{side}_model and --unlock_{side}_model exclude each other; pass one of them")
+    if args.adapter and args.text_model_builder != "huggingface":
+        raise UserError(f"--adapter {args.adapter} needs --text_model_builder huggingface")
+    for name in ("batch_size", "epochs", "gradient_accumulation_steps", "report_step", "checkpoint_steps", "keep_last"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    if args.logit_scale <= 0:
+        raise UserError(f"--logit_scale {args.logit_scale} is a temperature: it must be above 0")
+
+
+def name_output(args, program):
+    """Set --output from --logs and --name where it is not given: LOGS/NAME, or snap/<program>/NAME."""
+    if args.output is None:
+        args.output = f"{args.logs or f'snap/{program}'}/{args.name or 'test'}"
