@@ -1,0 +1,70 @@
+"""Retrieval between images and texts: exact ranks in chunks, recall at K, ties stated.
+
+A query's rank is 1 + how many others score above its best-scoring match; with ties the pessimistic rank also counts the
+others that score the same. The match's score and its competitors' come out of the same product: computed apart they
+differ in the last bits, and near-duplicates would tie or not by accident.
+"""
+
+import numpy as np
+import torch
+
+CHUNK = 2**22  # scores computed at a time: 16 MiB
+
+
+def retrieval_metrics(image_features, text_features, image_of_text, ks=(1, 5, 10)):
+    """Recall at K both ways, in percent, with mean and median rank and how many ranks hang on a tie.
+
+    image_features: (N, D), text_features: (M, D), L2-normalised, float32 tensors on one device
+    image_of_text:  (M,) row of the image that each text describes; every image has a text
+    returns: dict of text_to_image_recall@1 ..., image_to_text_recall@1 ..., mean_recall, *_median_rank, *_ties and n
+    """
+    ranks = {
+        "text_to_image": text_to_image_ranks(image_features, text_features, image_of_text),
+        "image_to_text": image_to_text_ranks(image_features, text_features, image_of_text),
+    }
+    metrics = {}
+    for way, (best, worst) in ranks.items():
+        metrics |= {f"{way}_recall@{k}": 100 * float(np.mean(worst <= k)) for k in ks}
+        ties = int(np.sum(best != worst))
+        if ties:
+            metrics |= {f"{way}_recall@{k}_optimistic": 100 * float(np.mean(best <= k)) for k in ks}
+        metrics |= {f"{way}_mean_rank": float(worst.mean()), f"{way}_median_rank": float(np.median(worst))}
+        metrics |= {f"{way}_ties": ties, f"{way}_n": len(worst)}
+    recalls = [metrics[f"{way}_recall@{k}"] for way in ranks for k in ks]
+    return metrics | {"mean_recall": float(np.mean(recalls))}
+
+
+def text_to_image_ranks(image_features, text_features, image_of_text):
+    """(optimistic, pessimistic) rank of each text's image among all images, int64 (M,) each."""
+    targets = torch.as_tensor(image_of_text, device=text_features.device)
+    step = max(1, CHUNK // len(image_features))
+    ranks = []
+    for start in range(0, len(text_features), step):
+        scores = text_features[start : start + step] @ image_features.T  # (m, N)
+        gold = scores.gather(1, targets[start : start + step, None])
+        ranks.append(torch.stack([1 + count(scores > gold), count(scores >= gold)]))
+    return _both(ranks)
+
+
+def image_to_text_ranks(image_features, text_features, image_of_text):
+    """(optimistic, pessimistic) rank of each image's best text among the texts of other images, int64 (N,) each."""
+    image_of_text = torch.as_tensor(image_of_text, device=text_features.device)
+    step = max(1, CHUNK // len(text_features))
+    ranks = []
+    for start in range(0, len(image_features), step):
+        scores = image_features[start : start + step] @ text_features.T  # (n, M)
+        rows = torch.arange(start, start + len(scores), device=scores.device)
+        own = image_of_text[None] == rows[:, None]  # (n, M)
+        gold = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+        others = scores.masked_fill(own, -torch.inf)
+        ranks.append(torch.stack([1 + count(others > gold), 1 + count(others >= gold)]))
+    return _both(ranks)
+
+
+def count(flags):
+    """How many of each row are true, (n, N) bool -> (n,). A sum over bool would widen every element to int64 first."""
+    return torch.from_numpy(np.count_nonzero(flags.cpu().numpy(), axis=1))
+
+
+def _both(ranks):
+    return tuple(torch.cat(ranks, dim=1).numpy())

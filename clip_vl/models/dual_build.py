@@ -1,0 +1,184 @@
+"""From flags to a dual encoder: towers, heads, what is frozen, and which parameter learns at which rate."""
+
+import math
+
+import torch
+from torch import nn
+
+from clip_vl.engine import dist
+from clip_vl.engine.errors import UserError
+from clip_vl.engine.optim import Updater, autocast_dtype, warmup_cosine
+from clip_vl.models.dual_encoder import CachedTower, DualEncoder
+from clip_vl.models.image_towers import build_image_tower
+from clip_vl.models.layers import layer_of_parameters
+from clip_vl.models.locks import lock, lock_partial
+from clip_vl.models.projection_heads import PrototypeLayer, build_head, joint_dim
+from clip_vl.models.text_towers import build_text_tower
+from clip_vl.models.weights import load_weights, read_state_dict
+
+SIGLIP_SCALE, SIGLIP_BIAS = 10.0, -10.0  # where the pairwise sigmoid starts (arXiv:2303.15343, section 3.2)
+NOT_DECAYED = ("bn", "ln", "bias", "logit_scale")
+
+
+def build_dual_encoder(args, needs=frozenset(), cached_widths=None, teacher=None):
+    """The `DualEncoder` that the flags describe, with pretrained and loaded weights, frozen as they ask.
+
+    needs:         what the loss brings, among "scale", "bias" and "prototypes"
+    cached_widths: {"image" or "text": width of its cached features}: that tower is not built
+    teacher:       side that a one-way loss gives no gradient
+    """
+    cached = cached_widths or {}
+    towers = {side: CachedTower(cached[side]) if side in cached else _build_tower(side, args) for side in ("image", "text")}
+    heads = _build_heads(towers, args, needs)
+    model = DualEncoder(towers["image"], towers["text"], *heads, **_extras(towers, heads, args, needs))
+    if args.load:
+        load_dual_encoder(model, args.load)
+    _freeze(model, args, teacher)
+    return model
+
+
+def _build_tower(side, args):
+    builder, name = getattr(args, f"{side}_model_builder"), getattr(args, f"{side}_model")
+    common = {
+        "tag": getattr(args, f"{side}_model_tag"),
+        "pretrained": getattr(args, f"pretrained_{side}_model"),
+        "weights": getattr(args, f"{side}_weights"),
+        "cache_dir": args.cache_dir,
+        "quick_gelu": args.force_quick_gelu,
+    }
+    if side == "image":
+        return build_image_tower(
+            builder, name, resolution=args.image_resolution, checkpointing=args.grad_checkpointing, **common
+        )
+    return build_text_tower(
+        builder,
+        name,
+        pooler=args.text_pooler,
+        max_length=args.max_seq_length,
+        vocab=args.text_vocab,
+        prompt=args.prompt,
+        n_prompt=args.n_prompt,
+        adapter=args.adapter,
+        **common,
+    )
+
+
+def _build_heads(towers, args, needs):
+    """(image head, text head), of the widths that the towers and --joint_projection_dim allow."""
+    layers = (args.image_head_n_layers, args.text_head_n_layers)
+    widths = (towers["image"].width, towers["text"].width)
+    out = joint_dim(*widths, *layers, args.joint_projection_dim)
+    return tuple(build_head("dino", width, n, out) for width, n in zip(widths, layers))
+
+
+def _extras(towers, heads, args, needs):
+    extras = {}
+    if "scale" in needs:
+        own = getattr(towers["text"], "initial_logit_scale", None)
+        start = math.log(1 / args.logit_scale) if own is None else own
+        extras["logit_scale"] = nn.Parameter(torch.tensor(math.log(SIGLIP_SCALE) if "bias" in needs else start))
+    if "bias" in needs:
+        extras["logit_bias"] = nn.Parameter(torch.tensor(SIGLIP_BIAS))
+    width = heads[0].width
+    if "prototypes" in needs:
+        extras["prototypes"] = PrototypeLayer(width, args.num_prototypes)
+    if "projections" in needs:
+        shape = (width, args.projection_n_layers, args.projection_dim)
+        extras["text_projection"] = build_head("protoclip", *shape, hidden_dim=args.projection_hidden_dim)
+        extras["image_projection"] = build_head("protoclip", *shape, hidden_dim=args.projection_hidden_dim)
+        extras["image_projection"].load_state_dict(extras["text_projection"].state_dict())
+        extras["prototype_scale"] = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+    return extras
+
+
+def load_dual_encoder(model, path):
+    """The weights of a whole dual encoder: an epoch_N.pt of ours."""
+    state = read_state_dict(path, "--load takes a checkpoint of a whole dual encoder, such as snap/align/NAME/epoch_32.pt")
+    cached = tuple(f"{side}_tower." for side in ("image", "text") if isinstance(getattr(model, f"{side}_tower"), CachedTower))
+    new = ("prototypes.", "image_projection.", "text_projection.", "prototype_scale", "logit_scale", "logit_bias")
+    unwanted = tuple(key for key in state if key.startswith(new) and key not in model.state_dict())
+    load_weights(model, state, new=new, ignore=(*cached, *unwanted), source=path)
+
+
+def _freeze(model, args, teacher):
+    for side in ("image", "text"):
+        tower = getattr(model, f"{side}_tower")
+        if teacher == side and not getattr(args, f"lock_{side}_model"):
+            dist.print0(f"this loss teaches one way: the {side} tower gets no gradient, and is locked")
+        if teacher == side or getattr(args, f"lock_{side}_model"):
+            if side == "text" and args.adapter:
+                raise UserError("--adapter trains in the text tower: do not lock it, the adapter freezes its other weights")
+            lock(tower)
+        if words := getattr(args, f"lock_{side}_partial"):
+            lock_partial(tower, words)
+    if teacher:
+        lock(getattr(model, f"{teacher}_head"))
+
+
+# ---- optimizers
+
+
+def build_updater(model, args, updates_per_epoch, device, beside=(), text_schedule=None):
+    """The `Updater` of a dual encoder, wrapped or not: an optimizer for the image side, one for all the rest.
+
+    text_schedule: update -> factor of the rest, where it differs from the image side's
+    """
+    total = updates_per_epoch * args.epochs
+    image_schedule = warmup_cosine(total, args.warmup)
+    schedules = {"image": image_schedule, "text": text_schedule or image_schedule}
+    optimizers = {}
+    for side, groups in parameter_groups(getattr(model, "module", model), args).items():
+        if groups:
+            optimizers[side] = (build_optimizer(groups, args), schedules[side])
+    if not optimizers:
+        raise UserError("everything is frozen: unlock a tower, or give one a head (--text_head_n_layers 1)")
+    return Updater(
+        model,
+        optimizers,
+        device=device,
+        dtype=autocast_dtype(device, args.bf16, args.fp16),
+        max_grad_norm=args.max_grad_norm,
+        max_skipped=args.max_skipped,
+        seed=args.seed,
+        beside=beside,
+    )
+
+
+def parameter_groups(model, args):
+    """{"image": groups, "text": groups} by weight decay and layer; heads and scales stand above the last layer.
+
+    No decay of vectors, of names with bn, ln, bias or logit_scale in them, and of ProtoCLIP's projections.
+    """
+    text_lr = getattr(args, "lr_text", -1)
+    rates = {"image": args.lr, "text": args.lr if text_lr < 0 else text_lr}
+    decays = {"image": args.layer_decay_image, "text": args.layer_decay_text}
+    scales = {}
+    for side in ("image", "text"):
+        layer_of, last = layer_of_parameters(getattr(model, f"{side}_tower")) if decays[side] != 1 else ({}, 0)
+        scales |= {f"{side}_tower.{name}": decays[side] ** (last + 1 - layer) for name, layer in layer_of.items()}
+    groups = {"image": {}, "text": {}}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            side = "image" if name.startswith("image_") else "text"
+            plain = parameter.ndim < 2 or any(word in name for word in NOT_DECAYED) or "_projection." in name
+            key = (0.0 if plain else args.weight_decay, rates[side] * scales.get(name, 1.0))
+            groups[side].setdefault(key, []).append(parameter)
+    return {
+        side: [{"params": p, "weight_decay": decay, "lr": lr} for (decay, lr), p in sorted(found.items(), key=lambda g: g[0])]
+        for side, found in groups.items()
+    }
+
+
+def build_optimizer(groups, args):
+    """torch's AdamW, or the optimizer that timm knows as --opt."""
+    vit = "vit" in args.image_model.lower()
+    betas = (args.beta1 or 0.9, args.beta2 or (0.98 if vit else 0.999))
+    eps = args.eps or (1e-6 if vit else 1e-8)
+    if args.opt == "adamw":
+        return torch.optim.AdamW(groups, lr=args.lr, betas=betas, eps=eps, fused=True)
+    from timm.optim import create_optimizer_v2, list_optimizers
+
+    if args.opt.removeprefix("lookahead_") not in list_optimizers() or args.opt.endswith("adahessian"):
+        raise UserError(f"--opt {args.opt} is not an optimizer known here; one of {', '.join(list_optimizers())}")
+    adam = {"betas": betas, "eps": eps} if "adam" in args.opt else {}
+    return create_optimizer_v2(groups, opt=args.opt, lr=args.lr, weight_decay=args.weight_decay, **adam)
