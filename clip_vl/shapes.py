@@ -2,12 +2,14 @@
 
     python -m clip_vl.shapes --output data/shapes                       about 7,600 pictures, half a minute on 2 cores
     python -m clip_vl.shapes --output data/shapes_smoke --size smoke    a hundredth of it, for trying things out
+    python -m clip_vl.shapes --output data/shapes_pairs --size pairs    13,000 pictures with whole descriptions, as TSV
 
 Writes a data root (data/README.md): LXMERT and VQA JSON, the official VQA v2 files of minival, answer tables, COCO and
 Visual Genome image folders, image sizes, a Karpathy split, a small BERT vocabulary and configuration, and the scene
 graphs; features/regions.lmdb, what a detector that makes no mistake would find in the COCO and Visual Genome pictures;
-and pictures, annotations, answers and image sizes of GQA, SNLI-VE and NLVR2. The same seed gives the same bytes. A
-finished set is recognised, an interrupted one is drawn again.
+and pictures, annotations, answers and image sizes of GQA, SNLI-VE and NLVR2. For dual encoders, `--size pairs` writes
+train, valid and test.tsv (filepath, title) and, in the last two columns, false descriptions of the same words. The same
+seed gives the same bytes. A finished set is recognised, an interrupted one is drawn again.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ class ShapesFlags:
     """Built-in data set"""
 
     output: str = flag("data/shapes", "Data root to write.")
-    size: str = flag("full", "How many pictures.", choices=["full", "smoke"])
+    size: str = flag("full", "How many pictures.", choices=["full", "smoke", "pairs"])
     seed: int = flag(0, "Seed of every scene and sentence.")
     workers: int = flag(2, "Processes that draw.")
 
@@ -39,12 +41,14 @@ from tqdm import tqdm
 
 from clip_vl.datasets.feature_store import write_features
 from clip_vl.datasets.images import relative_path
+from clip_vl.datasets.scene_descriptions import describe_all, small_scene
 from clip_vl.datasets.scene_drawing import draw_scene
 from clip_vl.datasets.scene_files import picture_files, scene_lists, task_files, vocabulary
 from clip_vl.datasets.scene_regions import WIDTH, scene_regions
 from clip_vl.datasets.scene_sentences import annotate, captions, questions, regions
 from clip_vl.datasets.scene_tasks import MAKERS
 from clip_vl.datasets.scenes import scene_to_json, think_up_scene
+from clip_vl.datasets.text import SPECIAL_TOKENS
 from clip_vl.engine.dist import run_program
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.files import temporary_name
@@ -77,6 +81,7 @@ TASKS = {  # task -> split -> (full size, smoke), in pictures or, for nlvr2, set
     "snli_ve": {"train": (600, 16), "dev": (80, 8), "test": (120, 8)},
     "nlvr2": {"train": (140, 2), "dev": (16, 1), "test1": (24, 1)},
 }
+PAIRS = {"train": 12000, "valid": 500, "test": 500}
 QUESTION_SOURCES = ("vqa", "gqa", "visual7w")
 BERT = {
     "model_type": "bert", "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -123,6 +128,35 @@ def make_unit(job):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         draw_scene(scene, numpy_rng(seed, f"{task} grain", number, place)).save(root / path, quality=92)  # PNG has none
     return {"scenes": {path: scene_to_json(*picture) for path, picture in pictures.items()}, "rows": rows}
+
+
+def make_pair(job):
+    """Think up, draw and describe one small scene.
+
+    job:     (folder, path of the picture below it, number, seed)
+    returns: the row of the table: path, true description, and two false ones, "" where there is none
+    """
+    root, path, number, seed = job
+    rng = random.Random(derive_seed(seed, "pair", number))
+    scene = small_scene(rng)
+    draw_scene(scene, numpy_rng(seed, "pair grain", number)).save(root / path, quality=92)
+    return path, *describe_all(scene, rng)
+
+
+def build_pairs(root, seed, workers):
+    """Pictures and tables of `--size pairs` -> pictures per split."""
+    jobs, number = {}, 0
+    for split, count in PAIRS.items():
+        (root / "images" / split).mkdir(parents=True)
+        jobs[split] = [(root, f"images/{split}/{place:06d}.jpg", number + place, seed) for place in range(count)]
+        number += count
+    rows = draw(make_pair, jobs, workers, "drawing pairs")
+    for split, its_rows in rows.items():
+        lines = ["filepath\ttitle\tattribute_swap\trelation_swap", *("\t".join(row) for row in its_rows)]
+        write(root / f"{split}.tsv", "\n".join(lines) + "\n")
+    words = sorted({word.strip(",") for its_rows in rows.values() for row in its_rows for word in row[1].split()})
+    write(root / "vocab.txt", "\n".join([*SPECIAL_TOKENS, ",", *words]) + "\n")
+    return PAIRS
 
 
 def picture_jobs(root, size, seed):
@@ -185,6 +219,15 @@ def write(path, text):
     path.write_text(text, encoding="utf-8")
 
 
+def build_tasks(root, seed, workers, size):
+    """Everything of the sizes full and smoke -> pictures per split."""
+    records = draw(make_picture, picture_jobs(root, size, seed), workers, "drawing")
+    drawn = draw(make_unit, task_jobs(root, size, seed), workers, "drawing tasks")
+    scenes = scene_lists(records, drawn)
+    write_files(root, records, drawn, scenes)
+    return {name: len(rows) for name, rows in scenes.items()}
+
+
 def build(output, size="full", seed=0, workers=2):
     """Write the data set as a folder `output`, or leave it alone when it is there already."""
     output = Path(output)
@@ -202,11 +245,10 @@ def build(output, size="full", seed=0, workers=2):
     temporary = temporary_name(output)
     try:
         temporary.mkdir()
-        records = draw(make_picture, picture_jobs(temporary, size, seed), workers, "drawing")
-        drawn = draw(make_unit, task_jobs(temporary, size, seed), workers, "drawing tasks")
-        scenes = scene_lists(records, drawn)
-        write_files(temporary, records, drawn, scenes)
-        counts = {name: len(rows) for name, rows in scenes.items()}
+        if size == "pairs":
+            counts = build_pairs(temporary, seed, workers)
+        else:
+            counts = build_tasks(temporary, seed, workers, size)
         write(temporary / "shapes.json", json.dumps(made_as | {"pictures": counts}))
         temporary.rename(output)
     except BaseException:

@@ -27,7 +27,7 @@ from pathlib import Path
 import torch
 
 from clip_vl.engine.errors import DataError
-from clip_vl.engine.files import TEMPORARY, atomic_write, sync_folder, temporary_name
+from clip_vl.engine.files import TEMPORARY, atomic_file, atomic_write, sync_folder, temporary_name
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -181,6 +181,19 @@ def _sweep(folder):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError:  # still being written, or already gone
             continue
+
+
+# ---- one file, for exchange
+
+
+def save_plain(path, value):
+    """Write with torch.save, atomically; a full disk costs one line and the file, never the run."""
+    try:
+        with atomic_file(path) as file:
+            torch.save(value, file)
+    except (OSError, RuntimeError) as error:
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch.save covers its cause
+        print(f"warning: {path} could not be written: {getattr(cause, 'strerror', None) or cause}", flush=True)
 
 
 # ---- loading

@@ -93,7 +93,8 @@ class Updater:
     beside:      modules without parameters whose state the forward pass moves, such as a loss with a queue
     optimizers:  {name: (optimizer, factor)}; `factor(update)` scales each group's base learning rate
     An update whose loss or gradient is not finite on any rank is skipped on all of them: weights, optimizer state,
-    BatchNorm statistics and the state beside stay as they were, and the schedule does not move. `max_skipped` of them raise Diverged.
+    BatchNorm statistics and the state beside stay as they were, and the schedule does not move. `max_skipped` of them
+    raise Diverged.
     """
 
     def __init__(

@@ -28,7 +28,9 @@ def build_dual_encoder(args, needs=frozenset(), cached_widths=None, teacher=None
     teacher:       side that a one-way loss gives no gradient
     """
     cached = cached_widths or {}
-    towers = {side: CachedTower(cached[side]) if side in cached else _build_tower(side, args) for side in ("image", "text")}
+    towers = {
+        side: CachedTower(cached[side]) if side in cached else _build_tower(side, args) for side in ("image", "text")
+    }
     heads = _build_heads(towers, args, needs)
     model = DualEncoder(towers["image"], towers["text"], *heads, **_extras(towers, heads, args, needs))
     if args.load:
@@ -93,8 +95,10 @@ def _extras(towers, heads, args, needs):
 
 def load_dual_encoder(model, path):
     """The weights of a whole dual encoder: an epoch_N.pt of ours."""
-    state = read_state_dict(path, "--load takes a checkpoint of a whole dual encoder, such as snap/align/NAME/epoch_32.pt")
-    cached = tuple(f"{side}_tower." for side in ("image", "text") if isinstance(getattr(model, f"{side}_tower"), CachedTower))
+    state = read_state_dict(path, "--load takes a whole dual encoder, such as snap/align/NAME/epoch_32.pt")
+    cached = tuple(
+        f"{side}_tower." for side in ("image", "text") if isinstance(getattr(model, f"{side}_tower"), CachedTower)
+    )
     new = ("prototypes.", "image_projection.", "text_projection.", "prototype_scale", "logit_scale", "logit_bias")
     unwanted = tuple(key for key in state if key.startswith(new) and key not in model.state_dict())
     load_weights(model, state, new=new, ignore=(*cached, *unwanted), source=path)
@@ -107,7 +111,7 @@ def _freeze(model, args, teacher):
             dist.print0(f"this loss teaches one way: the {side} tower gets no gradient, and is locked")
         if teacher == side or getattr(args, f"lock_{side}_model"):
             if side == "text" and args.adapter:
-                raise UserError("--adapter trains in the text tower: do not lock it, the adapter freezes its other weights")
+                raise UserError("--adapter trains in the text tower and freezes the rest of it: do not lock it as well")
             lock(tower)
         if words := getattr(args, f"lock_{side}_partial"):
             lock_partial(tower, words)
@@ -164,7 +168,10 @@ def parameter_groups(model, args):
             key = (0.0 if plain else args.weight_decay, rates[side] * scales.get(name, 1.0))
             groups[side].setdefault(key, []).append(parameter)
     return {
-        side: [{"params": p, "weight_decay": decay, "lr": lr} for (decay, lr), p in sorted(found.items(), key=lambda g: g[0])]
+        side: [
+            {"params": p, "weight_decay": decay, "lr": lr}
+            for (decay, lr), p in sorted(found.items(), key=lambda g: g[0])
+        ]
         for side, found in groups.items()
     }
 

@@ -1,9 +1,9 @@
 """A dual encoder: an image tower and a text tower, each with a head, that meet in one space.
 
-    model = build_dual_encoder(args)                      # models/dual_build.py
-    images = model.encode_image(pixels)                   # (B, D), L2-normalised
-    texts = model.encode(["a cat", "a dog"])              # (2, D), NumPy, L2-normalised
-    similarity = images @ texts.T
+model = build_dual_encoder(args)                      # models/dual_build.py
+images = model.encode_image(pixels)                   # (B, D), L2-normalised
+texts = model.encode(["a cat", "a dog"])              # (2, D), NumPy, L2-normalised
+similarity = images @ texts.T
 """
 
 import numpy as np
@@ -45,12 +45,12 @@ class DualEncoder(nn.Module):
         return (images.float() / 255 - self.mean) / self.std
 
     def encode_image(self, images, projection=True):
-        """images uint8 or normalised (B, 3, H, W) -> (B, D), L2-normalised; without projection the tower's (B, width)."""
+        """images uint8 or normalised (B, 3, H, W) -> (B, D), L2-normalised, or without projection the tower's."""
         features = self.image_tower(self.normalise(images))
         return F.normalize(self.image_head(features), dim=-1) if projection else features
 
     def encode_text(self, tokens, projection=True):
-        """tokens as the tokenizer gives them, or a list of str -> (B, D), L2-normalised; or the tower's (B, width)."""
+        """tokens as the tokenizer gives them, or a list of str -> (B, D), L2-normalised, or the tower's."""
         if not isinstance(tokens, dict | torch.Tensor):
             tokens = {name: ids.to(self.mean.device) for name, ids in self.tokenizer(list(tokens)).items()}
         features = self.text_tower(tokens)

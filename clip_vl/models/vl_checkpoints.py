@@ -11,7 +11,7 @@ import torch
 
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
-from clip_vl.engine.files import atomic_file
+from clip_vl.engine.checkpoint import save_plain
 from clip_vl.models.weights import load_weights, read_state_dict, state_for_exchange
 
 ENCODER = re.compile(r"^(lxrt_encoder\.model\.)?bert\.")
@@ -97,16 +97,6 @@ def save_task(folder, model, is_best):
         weights = state_for_exchange(model)
         for name in ("BEST.pth", "LAST.pth") if is_best else ("LAST.pth",):
             save_plain(folder / name, weights)
-
-
-def save_plain(path, value):
-    """Write with torch.save, atomically; a full disk costs one line and the file, never the run."""
-    try:
-        with atomic_file(path) as file:
-            torch.save(value, file)
-    except (OSError, RuntimeError) as error:
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch.save covers its cause
-        print(f"warning: {path} could not be written: {getattr(cause, 'strerror', None) or cause}", flush=True)
 
 
 def load_stage_optimizers(stem, updater, skip_adam, skip_scheduler):
