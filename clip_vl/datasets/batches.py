@@ -202,10 +202,14 @@ def _start_worker(worker_id):
 
 
 def to_device(batch, device):
-    """The tensors of a batch on `device`; everything else as it is."""
-    return {
-        name: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for name, value in batch.items()
-    }
+    """The tensors of a batch, and of dicts in it, on `device`; everything else as it is."""
+
+    def moved(value):
+        if isinstance(value, dict):
+            return to_device(value, device)
+        return value.to(device, non_blocking=True) if torch.is_tensor(value) else value
+
+    return {name: moved(value) for name, value in batch.items()}
 
 
 def say_skipped(annotations):

@@ -31,18 +31,42 @@ def iterate_json_object(path):
     return _iterate(path, "{", "}", "object", _take_member)
 
 
+def iterate_json_members(path):
+    """Yield (line number, key, item) for every item of every list that is a member of the object in the file.
+
+    Members that are no lists come as one item. Such as {"images": [...], "annotations": [...]}, whose lists are longer
+    than `iterate_json_object` would take at once.
+    """
+
+    def take(text):
+        line, key = text.line(), text.take_value()
+        text.expect(":", "':' was expected after a key")
+        if text.next_character() != "[":
+            yield line, key, text.take_value()
+            return
+        for line, value in _items(text, "[", "]", "list", lambda text: (text.line(), text.take_value())):
+            yield line, key, value
+
+    for items in _iterate(path, "{", "}", "object", take):
+        yield from items
+
+
 def _iterate(path, opening, closing, name, take):
     with _open(path) as file:
         text = _Text(path, file, READ_BYTES, LONGEST_ITEM)
-        text.expect(opening, f"a JSON {name}, '{opening}...{closing}', was expected")
-        if text.next_character() != closing:
-            yield take(text)
-            while text.next_character() == ",":
-                text.position += 1
-                text.next_character()
-                yield take(text)
-        text.expect(closing, f"',' or '{closing}' was expected after an item")
+        yield from _items(text, opening, closing, name, take)
         text.expect("", f"the {name} has ended, but more text follows")
+
+
+def _items(text, opening, closing, name, take):
+    text.expect(opening, f"a JSON {name}, '{opening}...{closing}', was expected")
+    if text.next_character() != closing:
+        yield take(text)
+        while text.next_character() == ",":
+            text.position += 1
+            text.next_character()
+            yield take(text)
+    text.expect(closing, f"',' or '{closing}' was expected after an item")
 
 
 def _take_member(text):

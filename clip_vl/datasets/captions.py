@@ -1,0 +1,123 @@
+"""--train_data and --valid_data -> a source of captioned images (`caption_source`).
+
+    pairs.csv,more.tsv:0.5,mscoco_captions,classes/train     separated by commas; `:0.5` is the weight of the one before
+
+An entry is a path, or a name below --datasets_dir:
+  FILE.csv .tsv .txt         a table (`caption_csv`)
+  FILE.json .jsonl[@SPLITS]  COCO, Flickr or ImageNet-Captions (`caption_json`); splits as in @val or @train+restval
+  FILE-{000..099}.tar        WebDataset shards, several joined by `::` (`tar_shards`)
+  FOLDER[@SPLIT]             a Hugging Face data set (`hub_folder`), the built-in scenes, or a folder for each class
+  shapes:FOLDER[@SPLITS]     the built-in scenes of a data root that `python -m clip_vl.shapes` made
+  mscoco_captions[@SPLITS]   Karpathy's split, karpathy/dataset_coco.json; mscoco_captions_x0.1 is every tenth image
+  mscoco_captions_2014       official/captions_train2014.json; @val for captions_val2014.json
+Without splits these are the training ones.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from clip_vl.datasets.caption_csv import open_csv
+from clip_vl.datasets.caption_json import open_caption_json
+from clip_vl.datasets.caption_mixture import Mixture
+from clip_vl.datasets.caption_source import is_remote
+from clip_vl.datasets.class_folders import open_classes
+from clip_vl.datasets.hub_folder import is_hub_folder, open_hub
+from clip_vl.datasets.tar_shards import open_shards
+from clip_vl.engine.errors import UserError
+
+KARPATHY = "karpathy/dataset_coco.json"
+TABLES, JSONS = (".csv", ".tsv", ".txt"), (".json", ".jsonl", ".ndjson")
+PUBLISHED_X01 = 10  # mscoco_captions_x0.1
+ENTRY = re.compile(r"(?P<path>.+?)(?:@(?P<splits>\w+(?:\+\w+)*))?(?::(?P<weight>\d+(?:\.\d+)?))?")
+
+
+@dataclass
+class SourceSettings:
+    """The flags that sources read; the flags of a program do as well."""
+
+    datasets_dir: str = "data"
+    images_dir: str | None = None
+    csv_separator: str | None = None
+    csv_img_key: str = "filepath"
+    csv_caption_key: str = "title"
+    csv_label_key: str | None = None
+    dataset_size: int | None = None
+
+
+def open_sources(spec, settings):
+    """The `Mixture` of all entries of `spec`, cut to the first --dataset_size rows. Raises UserError, DataError."""
+    entries = [entry.strip() for entry in (spec or "").split(",") if entry.strip()]
+    if not entries:
+        raise UserError("--train_data names no data; `clip_vl/datasets/captions.py` lists what it may name")
+    if settings.dataset_size is not None and settings.dataset_size < 1:
+        raise UserError(f"--dataset_size {settings.dataset_size} must be at least 1")
+    parsed = [_parse(entry) for entry in entries]
+    sources = [open_entry(path, splits, settings) for path, splits, _ in parsed]
+    return Mixture(sources, [weight for *_, weight in parsed], settings.dataset_size)
+
+
+def _parse(entry):
+    """(path, splits or None, weight) of an entry; what exists under the whole name is that."""
+    if Path(entry).exists() or is_remote(entry):
+        return entry, None, 1.0
+    match = ENTRY.fullmatch(entry)
+    weight = float(match["weight"] or 1)
+    if weight == 0:
+        raise UserError(f"{entry}: the weight must be above 0; leave the entry out instead")
+    return match["path"], match["splits"] and match["splits"].split("+"), weight
+
+
+def open_entry(name, splits, settings):
+    """The source of one entry."""
+    cache_root = Path(settings.datasets_dir) / "cache"
+    if is_remote(name):
+        raise UserError(f"{name} is a remote address, and training fetches nothing: download it and name the file")
+    if name.startswith("mscoco_captions") and not Path(name).exists():
+        return _open_coco(name, splits, settings, cache_root)
+    if ".tar" in name:
+        return open_shards("::".join(_located(part, settings) for part in name.split("::")), cache_root)
+    path = Path(_located(name.removeprefix("shapes:"), settings))
+    if path.is_dir():
+        return _open_folder(path, splits, settings, cache_root)
+    if not path.is_file():
+        raise UserError(f"{name} is not there, neither as a path nor below --datasets_dir {settings.datasets_dir}")
+    if path.suffix.lower() in JSONS:
+        return open_caption_json(path, splits, settings, cache_root)
+    if path.suffix.lower() not in TABLES:
+        raise UserError(f"{path}: the form of its data is not known; tables, JSON, .tar shards and folders are")
+    if splits:
+        raise UserError(f"{path}@{'+'.join(splits)}: a table has no splits; name the table of the split")
+    return open_csv(path, settings, cache_root)
+
+
+def _located(name, settings):
+    """The path itself where something is there, or else its place below --datasets_dir where something is."""
+    below = Path(settings.datasets_dir, name)
+    return str(below) if not Path(name).exists() and below.exists() else name
+
+
+def _open_coco(name, splits, settings, cache_root):
+    root = Path(settings.datasets_dir)
+    if name == "mscoco_captions_2014":
+        path = root / "official" / f"captions_{(splits or ['train'])[0]}2014.json"
+        splits, every = None, 1
+    elif name in ("mscoco_captions", "mscoco_captions_x0.1"):
+        path, every = root / KARPATHY, PUBLISHED_X01 if name.endswith("x0.1") else 1
+    else:
+        raise UserError(f"{name} is not known; mscoco_captions, mscoco_captions_2014 and mscoco_captions_x0.1 are")
+    if not path.is_file():
+        raise UserError(f"{name} is read from {path}, which is not there; data/README.md says what it is")
+    return open_caption_json(path, splits, settings, cache_root, every)
+
+
+def _open_folder(path, splits, settings, cache_root):
+    if (path / KARPATHY).is_file():
+        return open_caption_json(path / KARPATHY, splits, settings, cache_root)
+    if is_hub_folder(path):
+        if splits and len(splits) > 1:
+            raise UserError(f"{path}@{'+'.join(splits)}: name one split, and the others as entries of their own")
+        return open_hub(path, splits and splits[0], settings, cache_root)
+    if splits:
+        raise UserError(f"{path}@{'+'.join(splits)}: a folder of classes has no splits; name the folder of the split")
+    return open_classes(path, cache_root)

@@ -1,0 +1,162 @@
+"""Hugging Face data sets on disk: what `save_to_disk` wrote, or a folder of parquet or arrow files. Nothing is fetched
+and no loading script runs; images stay the bytes they are until a worker decodes them.
+"""
+
+import hashlib
+from pathlib import Path
+
+from clip_vl.datasets.cache import writable_root
+from clip_vl.datasets.caption_source import CaptionSource, path_below
+from clip_vl.datasets.images import DamagedImage
+from clip_vl.datasets.tar_shards import quick_digest
+from clip_vl.engine.errors import DataError, UserError
+
+IMAGE_COLUMNS, CAPTION_COLUMNS = ("image", "img", "jpg", "png"), ("caption", "captions", "text", "sentences", "txt")
+LABEL_COLUMNS = ("label", "cls")
+
+
+def is_hub_folder(folder):
+    return any(Path(folder).glob("*.parquet")) or any(Path(folder).glob("*.arrow")) or _is_saved(folder)
+
+
+def _is_saved(folder):
+    return Path(folder, "state.json").is_file() or Path(folder, "dataset_dict.json").is_file()
+
+
+def open_hub(folder, split, settings, cache_root):
+    return HubSource(folder, split, settings.csv_img_key, settings.csv_caption_key, settings.csv_label_key, cache_root)
+
+
+class HubSource(CaptionSource):
+    """Rows of the data set in `folder`. The columns are those named, where they are there, or else the usual ones."""
+
+    def __init__(self, folder, split, image_key, caption_key, label_key, cache_root):
+        self.arguments = (folder, split, image_key, caption_key, label_key, cache_root)
+        self.folder = Path(folder)
+        data = _load(self.folder, split, cache_root)
+        self.image_column = self._column(data, image_key, IMAGE_COLUMNS, "image")
+        self.caption_column = self._column(data, caption_key, CAPTION_COLUMNS, "caption")
+        self.label_column = next((c for c in (label_key, *LABEL_COLUMNS) if c in data.column_names), None)
+        columns = [self.image_column, self.caption_column, *([self.label_column] if self.label_column else [])]
+        self.data = _undecoded(data.select_columns(columns), self.image_column)
+        self.captions_only = self.data.select_columns([self.caption_column])
+        self.labels = self._read_labels()
+        self.num_classes = 1 + max(self.labels, default=-1) if self.labels is not None else 0
+        self.starts = self._count_captions()
+        self.num_texts = self.starts[-1] if self.starts is not None else len(self.data)
+        files = sorted(path for path in self.folder.rglob("*") if path.suffix in (".arrow", ".parquet"))
+        self.digest = hashlib.sha256(
+            repr((split, columns, [quick_digest(path) for path in files])).encode()
+        ).hexdigest()
+
+    def __reduce__(self):
+        return type(self), self.arguments
+
+    def _column(self, data, named, usual, what):
+        found = next((column for column in (named, *usual) if column in data.column_names), None)
+        if found is None:
+            flag = {"image": "--csv_img_key", "caption": "--csv_caption_key"}[what]
+            raise UserError(
+                f"{self.folder} has no column of {what}s ({flag}); its columns are {', '.join(data.column_names)}"
+            )
+        return found
+
+    def _read_labels(self):
+        """The classes of all rows; None without a column of integers."""
+        import numpy as np
+
+        if self.label_column is None:
+            return None
+        values = self.data.with_format("numpy", columns=[self.label_column])[self.label_column][:]
+        return values.astype(np.int32) if np.issubdtype(values.dtype, np.integer) else None
+
+    def _count_captions(self):
+        """Where the captions of each row begin, (N + 1,); None where each row has one."""
+        import numpy as np
+        import pyarrow.compute as pc
+
+        column = self.captions_only.data.column(self.caption_column)
+        if not str(column.type).startswith(("list", "large_list", "fixed_size_list")):
+            return None
+        if self.captions_only._indices is not None:
+            raise UserError(f"{self.folder} is a selection of rows; save it with flatten_indices() first")
+        counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+        if not counts.all():
+            raise DataError(f"{self.folder}: row {int(np.argmin(counts))} has no caption")
+        return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+
+    def __len__(self):
+        return len(self.data)
+
+    def name(self, row):
+        return f"{self.folder}[{row}]"
+
+    def label(self, row):
+        return -1 if self.labels is None else int(self.labels[row])
+
+    def read(self, row):
+        """The stored bytes, or the file below the folder that the row names."""
+        image = self.data[row][self.image_column]
+        image = {"bytes": image, "path": None} if isinstance(image, bytes) else image
+        if not isinstance(image, dict):
+            raise DamagedImage(self.name(row), "is no image")
+        if image.get("bytes"):
+            return image["bytes"]
+        try:
+            return (self.folder / path_below(self.folder, image.get("path") or "")).read_bytes()
+        except ValueError as error:
+            raise DamagedImage(self.name(row), str(error)) from None
+        except OSError as error:
+            raise DamagedImage(self.name(row), f"cannot be read: {error.strerror}") from None
+
+    def num_captions(self, row):
+        return 1 if self.starts is None else int(self.starts[row + 1] - self.starts[row])
+
+    def text_number(self, row, index):
+        return index + (row if self.starts is None else int(self.starts[row]))
+
+    def text(self, number):
+        import numpy as np
+
+        if self.starts is None:
+            return self._caption(number, self.captions_only[number][self.caption_column])
+        row = int(np.searchsorted(self.starts, number, side="right")) - 1
+        return self._caption(row, self.captions_only[row][self.caption_column][number - int(self.starts[row])])
+
+    def _caption(self, row, text):
+        text = text.get("raw") if isinstance(text, dict) else text
+        if not isinstance(text, str):
+            raise DataError(f"{self.name(row)}: {text!r:.60} is no caption (column {self.caption_column!r})")
+        return text.strip()
+
+
+def _load(folder, split, cache_root):
+    """The memory-mapped data set, without a look at anything but the files of the folder."""
+    import datasets
+
+    try:
+        if _is_saved(folder):
+            data = datasets.load_from_disk(str(folder))
+            return _split_of(folder, data, split) if isinstance(data, datasets.DatasetDict) else data
+        if files := sorted(map(str, folder.glob("*.arrow"))):
+            return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
+        files = sorted(map(str, folder.glob("*.parquet")))
+        return datasets.Dataset.from_parquet(files, cache_dir=str(writable_root(cache_root) / "parquet"))
+    except UserError:
+        raise
+    except Exception as error:  # foreign files: the library raises anything
+        raise DataError(f"{folder} cannot be read as a data set: {str(error) or type(error).__name__}") from error
+
+
+def _split_of(folder, data, split):
+    if (split or "train") not in data:
+        raise UserError(f"{folder} has no split {split or 'train'!r}; it has {', '.join(data)}: write {folder}@SPLIT")
+    return data[split or "train"]
+
+
+def _undecoded(data, column):
+    import datasets
+
+    if isinstance(data.features[column], datasets.Image):
+        return data.cast_column(column, datasets.Image(decode=False))
+    return data

@@ -1,0 +1,166 @@
+"""WebDataset shards: members of one key (`000042.jpg`, `000042.txt`, `000042.cls`) are a row; plain tar files only.
+
+The shards are indexed once, where every image lies in them, and then read at random places, so that their rows are
+shuffled, weighted and resumed as those of any other source. Captions are in .txt, or under "caption" in .json.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+
+from clip_vl.datasets.cache import build_once
+from clip_vl.datasets.caption_source import is_remote
+from clip_vl.datasets.caption_table import FORMAT, CaptionTable, Record, TableWriter, digest_of
+from clip_vl.datasets.columns import ColumnWriter, read_column
+from clip_vl.datasets.images import DamagedImage
+from clip_vl.datasets.tar_index import iterate_members
+from clip_vl.engine import dist
+from clip_vl.engine.errors import DataError, UserError
+
+IMAGES = ("jpg", "jpeg", "png", "webp")
+MAX_IMAGE, MAX_TEXT = 1 << 28, 1 << 20  # bytes
+MAX_SHARDS = 100_000
+HEAD, TAIL = 1 << 20, 1 << 16  # bytes of a file that go into its digest
+BATCH = 8192
+
+
+def open_shards(spec, cache_root):
+    """The rows of the shards that `a-{000..010}.tar` names, or several such joined by `::`, in this order."""
+    shards = list(itertools.chain.from_iterable(map(expand_braces, spec.split("::"))))
+    if len(shards) > MAX_SHARDS:
+        raise UserError(f"{spec!r:.80} names {len(shards):,} shards; the limit is {MAX_SHARDS:,}")
+    digest = digest_of({"format": FORMAT, "shards": [quick_digest(shard) for shard in shards]})
+    folder = build_once(cache_root, "shards", digest, lambda folder: _index(folder, shards))
+    source = ShardSource(folder, digest, shards)
+    if incomplete := source.meta["incomplete"]:
+        dist.print0(f"{spec}: {incomplete} members' keys have no image or no caption; they are left out")
+    return source
+
+
+def expand_braces(spec):
+    """`s-{08..10}.tar` -> s-08.tar, s-09.tar, s-10.tar, as shells do."""
+    match = re.search(r"\{(\d+)\.\.(\d+)\}", spec)
+    if match is None:
+        return [spec]
+    first, last = int(match[1]), int(match[2])
+    if last - first >= MAX_SHARDS:
+        raise UserError(f"{spec!r:.80} names more than {MAX_SHARDS:,} shards")
+    width = len(match[1]) if match[1].startswith("0") else 0
+    names = (f"{spec[: match.start()]}{number:0{width}d}{spec[match.end() :]}" for number in range(first, last + 1))
+    return list(itertools.chain.from_iterable(map(expand_braces, names)))
+
+
+def quick_digest(path):
+    """A digest of a large file by its size, modification time, beginning and end."""
+    if is_remote(str(path)):
+        raise UserError(f"{path} is a remote address, and training fetches nothing: download it and name the file")
+    try:
+        with Path(path).open("rb") as file:
+            status = os.fstat(file.fileno())
+            ends = os.pread(file.fileno(), HEAD, 0) + os.pread(file.fileno(), TAIL, max(status.st_size - TAIL, 0))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    return hashlib.sha256(f"{status.st_size} {status.st_mtime_ns} ".encode() + ends).hexdigest()
+
+
+def _index(folder, shards):
+    from tqdm import tqdm
+
+    columns = ("shard", "offset", "size")
+    writer = TableWriter(folder, dict.fromkeys(columns, (ColumnWriter, np.int64)))
+    incomplete = 0
+    for number, shard in enumerate(tqdm(shards, "indexing shards", disable=None)):
+        rows = []
+        for key, members in itertools.groupby(iterate_members(shard), lambda member: _split(member.name)[0]):
+            row = _row(shard, key, {_split(member.name)[1]: member for member in members})
+            incomplete += row is None
+            rows.extend([] if row is None else [row])
+        for start in range(0, len(rows), BATCH):
+            records, images = zip(*rows[start : start + BATCH])
+            places = {"offset": [image.offset for image in images], "size": [image.size for image in images]}
+            writer.extend(records, shard=[number] * len(images), **places)
+    if not writer.rows:
+        raise DataError(f"{shards[0]} ({len(shards)} shards) holds no image with a caption: NAME.jpg beside NAME.txt")
+    writer.close(incomplete=incomplete)
+
+
+def _split(name):
+    """(key, extension): the key ends at the first dot of the file's name."""
+    folder, slash, file = name.rpartition("/")
+    key, _, extension = file.partition(".")
+    return f"{folder}{slash}{key}", extension.lower()
+
+
+def _row(shard, key, members):
+    """(Record, Member of the image) of the members of one key by extension, or None."""
+    image = next((members[extension] for extension in IMAGES if extension in members), None)
+    if image is None:
+        return None
+    if image.size > MAX_IMAGE:
+        raise DataError(f"{shard}: {image.name!r:.80} has {image.size:,} bytes; an image may have {MAX_IMAGE:,}")
+    about = _json(shard, members["json"]) if "json" in members else {}
+    caption = _text(shard, members["txt"]) if "txt" in members else about.get("caption")
+    if not isinstance(caption, str) or not caption.strip():
+        return None
+    label = _text(shard, members["cls"]) if "cls" in members else "-1"
+    if not re.fullmatch(r"-1|\d{1,9}", label):
+        raise DataError(f"{shard}: {key!r:.80} has the class {label!r:.40}; an integer from 0 was expected")
+    return Record(image.name, [caption.strip()], int(label)), image
+
+
+def _text(shard, member):
+    if member.size > MAX_TEXT:
+        raise DataError(f"{shard}: {member.name!r:.80} has {member.size:,} bytes; a text may have {MAX_TEXT:,}")
+    try:
+        return _pread(shard, member.offset, member.size).decode("utf-8").strip()
+    except UnicodeDecodeError:
+        raise DataError(f"{shard}: {member.name!r:.80} is not UTF-8 text") from None
+
+
+def _json(shard, member):
+    try:
+        value = json.loads(_text(shard, member))
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{shard}: {member.name!r:.80} is not valid JSON: {error}") from None
+    return value if isinstance(value, dict) else {}
+
+
+def _pread(path, offset, size):
+    with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (a descriptor is all that is used)
+        return os.pread(file.fileno(), size, offset)
+
+
+class ShardSource(CaptionTable):
+    """Images at their places in the shards. Holds no open file."""
+
+    def __init__(self, folder, digest, shards):
+        super().__init__(folder, digest, ".")
+        self.shards = list(shards)
+        self.shard, self.offset, self.size = (read_column(folder, name) for name in ("shard", "offset", "size"))
+
+    def __reduce__(self):
+        return type(self), (self.folder, self.digest, self.shards)
+
+    def name(self, row):
+        return f"{self.shards[self.shard[row]]}:{self.paths[row]}"
+
+    def image_id(self, row):
+        place = f"{self.shards[self.shard[row]]}:{self.offset[row]}"
+        return int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "little") >> 1
+
+    def read(self, row):
+        size = int(self.size[row])
+        try:
+            data = _pread(self.shards[self.shard[row]], int(self.offset[row]), size)
+        except OSError as error:
+            raise DamagedImage(self.name(row), f"cannot be read: {error.strerror}") from None
+        if len(data) != size:
+            raise DamagedImage(
+                self.name(row), f"has {len(data):,} of {size:,} bytes: the shard was changed while in use"
+            )
+        return data
