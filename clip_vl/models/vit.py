@@ -1,4 +1,4 @@
-"""CLIP's vision transformer (arXiv:2103.00020, section 2.4; arXiv:2010.11929) as a grid encoder, for any canvas."""
+"""CLIP's vision transformer (arXiv:2103.00020, section 2.4; arXiv:2010.11929), for any canvas, as grid or pooled."""
 
 from dataclasses import dataclass
 
@@ -20,6 +20,8 @@ class ViTConfig:
     width: int
     patch: int
     positions: int
+    head_width: int = HEAD_WIDTH
+    mlp_ratio: float = 4.0
 
     @property
     def grid_dim(self):
@@ -35,10 +37,11 @@ class ViTConfig:
 class VisionTransformer(nn.Module):
     """Patches and a class token through pre-norm layers; parameter names as in CLIP's `visual`, without its projection.
 
-    checkpoint_backbone keeps only each layer's input and recomputes the rest.
+    checkpoint_backbone keeps only each layer's input and recomputes the rest. OpenAI's weights were trained with
+    QuickGELU, most of the others with GELU: their shapes are the same, their features are not.
     """
 
-    def __init__(self, config, checkpoint_backbone=False):
+    def __init__(self, config, checkpoint_backbone=False, quick_gelu=True):
         super().__init__()
         self.config, self.checkpoint_backbone = config, checkpoint_backbone
         D = config.width
@@ -46,7 +49,9 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(D**-0.5 * torch.randn(D))
         self.positional_embedding = nn.Parameter(D**-0.5 * torch.randn(config.positions**2 + 1, D))
         self.ln_pre = nn.LayerNorm(D)
-        self.transformer = nn.ModuleDict({"resblocks": nn.ModuleList(Block(D) for _ in range(config.layers))})
+        self.transformer = nn.ModuleDict(
+            {"resblocks": nn.ModuleList(Block(config, quick_gelu) for _ in range(config.layers))}
+        )
         self.ln_post = nn.LayerNorm(D)
 
     def forward(self, images):
@@ -54,17 +59,52 @@ class VisionTransformer(nn.Module):
 
         The class token takes part in attention and is left out of the grid.
         """
+        x, cells = self._encode(images)
+        return self.ln_post(x[:, 1:]).transpose(1, 2).unflatten(2, cells)
+
+    def _encode(self, images, outputs=None):
+        """(N, outputs, D), the first tokens (None: all) after the last layer, and the grid's (rows, columns)."""
         patches = self.conv1(images)
-        rows, columns = patches.shape[-2:]
+        cells = patches.shape[-2:]
         class_token = self.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
         x = torch.cat([class_token, patches.flatten(2).transpose(1, 2)], dim=1)  # (N, 1 + h w, D)
-        x = self.ln_pre(x + resize_positions(self.positional_embedding, rows, columns).to(x.dtype))
+        x = self.ln_pre(x + resize_positions(self.positional_embedding, *cells).to(x.dtype))
+        *blocks, last = self.transformer["resblocks"]
+        for block in blocks:
+            x = self._run(block, x)
+        return self._run(last, x, outputs), cells
+
+    def _run(self, block, *inputs):
+        if self.checkpoint_backbone:
+            return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return block(*inputs)
+
+
+class PooledVisionTransformer(VisionTransformer):
+    """The class token's last state, normalised and projected: CLIP's `visual` whole, with its parameter names."""
+
+    def __init__(self, config, embed_dim, checkpoint_backbone=False, quick_gelu=False):
+        super().__init__(config, checkpoint_backbone, quick_gelu)
+        self.proj = nn.Parameter(config.width**-0.5 * torch.randn(config.width, embed_dim))
+        self._initialise()
+
+    def forward(self, images):
+        """images: float (N, 3, H, W), normalised -> (N, embed_dim), not L2-normalised.
+
+        Nothing reads the other tokens after the last layer, so that layer computes the class token alone.
+        """
+        x, _ = self._encode(images, outputs=1)
+        return self.ln_post(x[:, 0]) @ self.proj
+
+    def _initialise(self):
+        """As CLIP's text tower (`initialize_parameters`): smaller the more layers add to the residual stream."""
+        D, L = self.config.width, self.config.layers
         for block in self.transformer["resblocks"]:
-            if self.checkpoint_backbone:
-                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x)
-        return self.ln_post(x[:, 1:]).transpose(1, 2).unflatten(2, (rows, columns))
+            nn.init.normal_(block.attn.in_proj_weight, std=D**-0.5)
+            nn.init.normal_(block.attn.out_proj.weight, std=(2 * L * D) ** -0.5)
+            nn.init.normal_(block.mlp["c_fc"].weight, std=(2 * D) ** -0.5)
+            nn.init.normal_(block.mlp["c_proj"].weight, std=(2 * L * D) ** -0.5)
+            nn.init.zeros_(block.attn.out_proj.bias)
 
 
 def resize_positions(table, rows, columns):
@@ -83,30 +123,46 @@ def resize_positions(table, rows, columns):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width):
+    def __init__(self, config, quick_gelu):
         super().__init__()
-        self.ln_1, self.ln_2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attn = SelfAttention(width)
-        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(width, 4 * width), "c_proj": nn.Linear(4 * width, width)})
+        D, hidden = config.width, int(config.width * config.mlp_ratio)
+        self.quick_gelu = quick_gelu
+        self.ln_1, self.ln_2 = nn.LayerNorm(D), nn.LayerNorm(D)
+        self.attn = SelfAttention(D, config.head_width)
+        self.mlp = nn.ModuleDict({"c_fc": nn.Linear(D, hidden), "c_proj": nn.Linear(hidden, D)})
 
-    def forward(self, x):
-        x = x + self.attn(self.ln_1(x))
+    def forward(self, x, outputs=None):
+        """x: (N, L, D) -> (N, L, D), or (N, outputs, D): the first tokens alone, which attend to all the same."""
+        x = x[:, :outputs] + self.attn(self.ln_1(x), outputs)
         hidden = self.mlp["c_fc"](self.ln_2(x))
-        return x + self.mlp["c_proj"](hidden * torch.sigmoid(1.702 * hidden))  # OpenAI's approximation of GELU
+        return x + self.mlp["c_proj"](quick_gelu(hidden) if self.quick_gelu else F.gelu(hidden))
+
+
+def quick_gelu(x):
+    """OpenAI's approximation of GELU."""
+    return x * torch.sigmoid(1.702 * x)
 
 
 class SelfAttention(nn.Module):
     """Query, key and value from one matrix, under the names of `nn.MultiheadAttention`."""
 
-    def __init__(self, width):
+    def __init__(self, width, head_width=HEAD_WIDTH):
         super().__init__()
-        self.heads = width // HEAD_WIDTH
+        self.heads = width // head_width
         self.in_proj_weight = nn.Parameter(torch.randn(3 * width, width) * width**-0.5)
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x):
-        """x: (N, L, D) -> (N, L, D)."""
-        projected = F.linear(x, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.heads, HEAD_WIDTH))
-        query, key, value = projected.permute(2, 0, 3, 1, 4)  # (N, heads, L, d) each
+    def forward(self, x, outputs=None):
+        """x: (N, L, D) -> (N, L, D), or (N, outputs, D) for the first tokens alone."""
+        D = x.shape[-1]
+        if outputs is None:
+            query, key, value = self._heads(x, 0, 3 * D)  # (N, heads, L, d) each
+        else:
+            (query,), (key, value) = self._heads(x[:, :outputs], 0, D), self._heads(x, D, 3 * D)
         return self.out_proj(attend(query, key, value).transpose(1, 2).flatten(2))
+
+    def _heads(self, x, start, end):
+        """Rows start..end of the matrix on x, a multiple of D -> (rows / D, N, heads, L, d)."""
+        projected = F.linear(x, self.in_proj_weight[start:end], self.in_proj_bias[start:end])
+        return projected.unflatten(-1, (-1, self.heads, x.shape[-1] // self.heads)).permute(2, 0, 3, 1, 4)

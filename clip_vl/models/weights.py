@@ -4,6 +4,7 @@ import hashlib
 import pickle
 import re
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -118,7 +119,8 @@ def load_weights(model, state, *, new=(), ignore=(), allow_partial=False, source
     unwanted = tuple(ignore)
     state = {k: v for k, v in state.items() if k in own or not (UNUSED_KEYS.search(k) or k.startswith(unwanted))}
     state = {k: v for k, v in state.items() if has_tower or "visual_model." not in k}
-    fitting = {key: tensor for key, tensor in state.items() if key in own and tensor.shape == own[key].shape}
+    fitting = OrderedDict((key, t) for key, t in state.items() if key in own and t.shape == own[key].shape)
+    fitting._metadata = own._metadata  # the names are this version's (MNASNet refuses to load without a version)
     required = [key for key in own if not key.startswith(tuple(new))]
     table = mismatch_table(state, own, required)
     if table and not allow_partial:
