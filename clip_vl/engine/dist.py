@@ -91,6 +91,59 @@ def gather(value):
     return values
 
 
+def gather_rows(tensor):
+    """Every process's rows, in rank order: (B, ...) -> (W * B, ...), without gradient. B must be the same on all."""
+    tensor = tensor.detach().contiguous()
+    if world_size() == 1:
+        return tensor
+    gathered = tensor.new_empty(world_size() * tensor.shape[0], *tensor.shape[1:])
+    torch.distributed.all_gather(list(gathered.chunk(world_size())), tensor)
+    return gathered
+
+
+def all_gather(tensor):
+    """`gather_rows` with gradient: my rows receive the sum of the gradients that all processes have for them.
+
+    A loss whose mean over the processes is that of the whole batch so gets W times its gradient, of which
+    DistributedDataParallel's mean over the processes makes the gradient of the whole batch.
+    """
+    return tensor if world_size() == 1 else _AllGather.apply(tensor)
+
+
+def all_reduce(tensor):
+    """The sum of a tensor over all processes, with gradient: the sum of the gradients that they have for it."""
+    return tensor if world_size() == 1 else _AllReduce.apply(tensor)
+
+
+class _AllGather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor):
+        return gather_rows(tensor)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        B = gradient.shape[0] // world_size()
+        if gradient.is_cuda:
+            mine = gradient.new_empty(B, *gradient.shape[1:])
+            torch.distributed.reduce_scatter(mine, list(gradient.contiguous().chunk(world_size())))
+            return mine
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(gradient)  # gloo has no fast reduce-scatter
+        return gradient[rank() * B : (rank() + 1) * B]
+
+
+class _AllReduce(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, tensor):
+        tensor = tensor.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(tensor)
+        return tensor
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _AllReduce.apply(gradient)
+
+
 def first_rank_builds(build):
     """`build()` on the first process of each node, then on the others, which find its result made."""
     result = build() if local_rank() == 0 else None

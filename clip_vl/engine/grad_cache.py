@@ -1,0 +1,77 @@
+"""GradCache (arXiv:2101.06983): the gradient of a loss over a large batch, on the memory of one chunk's activations.
+
+    leaves = cached_forward(model, chunks, seed_chunk)      # every chunk, without activations
+    updater.backward(loss_of(leaves), 1)                    # gradients of the outputs
+    cached_backward(model, chunks, leaves, seed_chunk)      # every chunk again, with activations: those of the weights
+
+A model's outputs are a dict of tensors: (b, ...) with a row per sample of the chunk, or scalars such as a temperature,
+which are the same for every chunk. `seed_chunk(i)` keys the random generators, so that dropout is the same both times:
+
+    def seed_chunk(i):
+        seed_step(args.seed, updater.update * len(chunks) + i, dist.rank())
+
+Autocast is the caller's, around each of the calls. With a GradScaler the loss is scaled before its backward pass, so
+the gradients of the leaves are scaled already and nothing is scaled here.
+"""
+
+import contextlib
+
+import torch
+
+
+def cached_forward(model, chunks, seed_chunk):
+    """Outputs for all chunks as leaves that want gradients: {name: (B, ...) or scalar}.
+
+    Buffers such as BatchNorm's statistics stay as they were: the second pass moves them, once.
+    """
+    module = getattr(model, "module", model)  # no exchange of gradients here
+    outputs = []
+    with torch.no_grad(), kept_buffers(module):
+        for i, chunk in enumerate(chunks):
+            seed_chunk(i)
+            outputs.append(module(chunk))
+    return {name: _leaf([each[name] for each in outputs]) for name in outputs[0]}
+
+
+def cached_backward(model, chunks, leaves, seed_chunk):
+    """Carry the gradients of `cached_forward`'s leaves on to the weights, chunk by chunk.
+
+    Under DistributedDataParallel only the last chunk exchanges gradients; scalars receive theirs with it.
+    """
+    start = 0
+    for i, chunk in enumerate(chunks):
+        is_last = i == len(chunks) - 1
+        with _no_exchange(model, unless=is_last):
+            seed_chunk(i)
+            outputs = model(chunk)
+            rows = next(len(output) for output in outputs.values() if output.ndim)
+            surrogate(outputs, leaves, slice(start, start + rows), is_last).backward()
+        start += rows
+
+
+def surrogate(outputs, leaves, rows, with_scalars):
+    """A scalar whose gradient with respect to `outputs` is that of the leaves: their product, summed."""
+    total = 0
+    for name, output in outputs.items():
+        gradient = leaves[name].grad
+        if gradient is not None and output.requires_grad and (output.ndim or with_scalars):
+            total = total + (output * (gradient[rows] if output.ndim else gradient)).sum()
+    return total
+
+
+@contextlib.contextmanager
+def kept_buffers(module):
+    """On leaving, the module's buffers are as they were."""
+    buffers = [buffer for buffer in module.buffers() if buffer.numel()]
+    before = [buffer.clone() for buffer in buffers]
+    yield
+    torch._foreach_copy_(buffers, before)
+
+
+def _leaf(outputs):
+    output = torch.cat(outputs) if outputs[0].ndim else outputs[0].clone()
+    return output.requires_grad_(output.is_floating_point())
+
+
+def _no_exchange(model, unless):
+    return contextlib.nullcontext() if unless or not hasattr(model, "no_sync") else model.no_sync()
