@@ -67,7 +67,7 @@ def _read_config(name, tag):
 
 def _file(name, tag, cache_dir):
     if Path(name).is_dir():
-        return find_file(name, [name], hub_files=OPENCLIP_FILES)
+        return find_file(name, [Path(name) / file for file in OPENCLIP_FILES], OPENCLIP_FILES[0])
     return openclip_file(name, tag, cache_dir)
 
 

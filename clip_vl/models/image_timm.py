@@ -5,7 +5,7 @@ import sys
 from clip_vl.engine.errors import UserError
 from clip_vl.models.image_towers import PooledTower
 from clip_vl.models.pixels import Pixels, describe, measure_width
-from clip_vl.models.pretrained_files import find_file, load_tower
+from clip_vl.models.pretrained_files import load_tower, published_file
 from clip_vl.models.weights import read_state_dict
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -52,11 +52,10 @@ def _file(name, config, cache_dir):
     import torch
 
     files = (config["hf_hub_filename"],) if config.get("hf_hub_filename") else HUB_FILES
-    folders = [*([cache_dir] if cache_dir else []), f"{torch.hub.get_dir()}/checkpoints"]
-    hub = config.get("hf_hub_id") or ""
-    if not hub and not config.get("url"):
+    url, hub = config.get("url") or "", config.get("hf_hub_id") or ""
+    if not hub and not url:
         raise UserError(f"timm's {name} has no published weights; name a tag, or give a file as weights")
-    return find_file(f"timm's {name}", folders, "" if hub else config["url"], hub, files)
+    return published_file(f"timm's {name}", f"{torch.hub.get_dir()}/checkpoints", cache_dir, url, hub, files)
 
 
 def _resize(model, name, side):

@@ -8,7 +8,7 @@ from torch import nn
 from clip_vl.engine.errors import UserError
 from clip_vl.models.image_towers import PooledTower
 from clip_vl.models.pixels import Pixels, describe, measure_width
-from clip_vl.models.pretrained_files import find_file, load_tower
+from clip_vl.models.pretrained_files import load_tower, published_file
 from clip_vl.models.weights import read_state_dict
 
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # classifiers half way, of GoogLeNet and Inception
@@ -66,8 +66,8 @@ def _published(name, tag):
 def _file(name, published, cache_dir):
     import torch
 
-    folders = [*([cache_dir] if cache_dir else []), f"{torch.hub.get_dir()}/checkpoints"]
-    return find_file(f"torchvision's {name} ({published.name})", folders, published.url)
+    folder = f"{torch.hub.get_dir()}/checkpoints"
+    return published_file(f"torchvision's {name} ({published.name})", folder, cache_dir, published.url)
 
 
 def _create(name, side, loaded):

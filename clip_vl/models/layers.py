@@ -17,17 +17,14 @@ def layer_of_parameters(tower):
     projection with the output. A tower without blocks (VGG) counts each of its matrices as one.
     """
     units = list(_units("", tower, is_root=True))
-    kinds = Counter(type(module) for _, module in units if _is_block(module))
-    is_block = lambda module: kinds[type(module)] > 1 and _is_block(module)  # noqa: E731
-    if not any(is_block(module) for _, module in units):
-        is_block = lambda module: _matrices(module) > 0 and not isinstance(module, nn.Embedding)  # noqa: E731
-    L = sum(is_block(module) for _, module in units)
-    layers, passed = {}, 0
+    blocks = _blocks([module for _, module in units])
+    layers, passed, L = {}, 0, len(blocks)
     for name, module in units:
-        passed += is_block(module)
-        inside = passed if is_block(module) or passed == 0 else passed + 1
+        is_block = module in blocks
+        passed += is_block
+        inside = passed if is_block or passed == 0 else passed + 1
         for key, _ in module.named_parameters(prefix=name):
-            layers[key] = 0 if isinstance(module, nn.Embedding) else inside
+            layers[key] = 0 if _is_table(module) else inside
     for key, _ in tower.named_parameters():
         if key not in layers:  # directly on a shell
             layers[key] = L + 1 if "proj" in key.rpartition(".")[2] or "logit" in key else 0
@@ -44,6 +41,13 @@ def _units(name, module, is_root=False):
         path = f"{name}.{key}" if name else key
         wraps_all = is_root and len(children) == 1  # a wrapper around the library's own model
         yield from _units(path, child, is_root=wraps_all and any(True for _ in child.children()))
+
+
+def _blocks(modules):
+    """Those that count as layers, as a set."""
+    kinds = Counter(type(module) for module in modules if _is_block(module))
+    repeated = {module for module in modules if kinds[type(module)] > 1 and _is_block(module)}
+    return repeated or {module for module in modules if _matrices(module) and not _is_table(module)}
 
 
 def _is_block(module):

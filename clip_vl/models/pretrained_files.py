@@ -11,23 +11,20 @@ from clip_vl.models.weights import load_weights
 OPENCLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
-def find_file(what, folders, url="", hub="", hub_files=()):
-    """The first file found of a published model.
+def find_file(what, places, source, hub="", files=(), cache_dir=None):
+    """The first file of a published model that is on this machine.
 
-    what:      how the model is named in the error
-    folders:   where to look for the url's file name, and for the hub's names; the first is named in the error
-    url:       where it is published; only its last part counts
-    hub:       a repository on the Hugging Face hub, looked for in its cache, under each of hub_files
+    what, source:   how the error names the model and the place it is published at
+    places:         paths to look at, the first of which the error advises
+    hub, files:     a repository on the Hugging Face hub and the names of its weights, looked for in the hub's cache
+    cache_dir:      another folder of that cache's form
     """
-    names = [Path(url).name] if url else list(hub_files)
-    places = [Path(folder) / name for folder in folders for name in names]
-    cached = [] if not hub else [_in_hub_cache(hub, name, folders[0]) for name in hub_files]
+    cached = (_in_hub_cache(hub, name, folder) for name in files for folder in (None, cache_dir)) if hub else ()
     found = next((Path(path) for path in (*places, *cached) if path and Path(path).is_file()), None)
     if found is None:
-        source = url or f"https://huggingface.co/{hub}"
         raise UserError(
-            f"the weights of {what} are not on this machine: fetch {source} and put {' or '.join(names)} into "
-            f"{folders[0]}, or give the file itself as weights"
+            f"the weights of {what} are not on this machine: put {source} at {places[0]}, "
+            "or give the path of the file as weights"
         )
     return found
 
@@ -35,11 +32,20 @@ def find_file(what, folders, url="", hub="", hub_files=()):
 def _in_hub_cache(repository, name, cache_dir):
     from huggingface_hub import try_to_load_from_cache
 
-    for folder in (None, cache_dir):
-        path = try_to_load_from_cache(repository, name, cache_dir=folder)
-        if isinstance(path, str):
-            return path
-    return None
+    path = try_to_load_from_cache(repository, name, cache_dir=cache_dir)
+    return path if isinstance(path, str) else None
+
+
+def published_file(what, folder, cache_dir, url="", hub="", files=()):
+    """The local file of weights published at a url or on the hub: in cache_dir, in `folder` or in the hub's cache.
+
+    A url's file keeps its name. The hub's files are all named alike, so a repository's stand in a folder of its name.
+    """
+    names = [url.rpartition("/")[2]] if url else []
+    names += [f"{hub.rpartition('/')[2]}/{file}" for file in files] if hub else []
+    places = [Path(parent) / name for parent in (cache_dir, folder) if parent for name in names]
+    source = url or f"{files[0]} of https://huggingface.co/{hub}"
+    return find_file(what, places, source, hub, files, cache_dir)
 
 
 def openclip_file(name, tag, cache_dir=None):
@@ -47,11 +53,10 @@ def openclip_file(name, tag, cache_dir=None):
     if not tag:
         raise UserError(f"pretrained weights of {name} need a tag, such as openai, or a file as weights")
     entry = openclip_tag(name, tag)
-    repository, _, file = entry.get("hf_hub", "").rpartition("/")
-    files = (file.replace(".bin", ".safetensors"), file) if file else OPENCLIP_FILES
-    folders = [cache_dir] if cache_dir else []
-    folders.append(Path("~/.cache/clip").expanduser())
-    return find_file(f"{name} ({tag})", folders, entry.get("url", ""), repository, files)
+    hub, _, file = entry.get("hf_hub", "").rpartition("/")
+    files = (str(Path(file).with_suffix(".safetensors")), file) if file else OPENCLIP_FILES
+    folder = Path("~/.cache/clip").expanduser()
+    return published_file(f"{name} ({tag})", folder, cache_dir, entry.get("url", ""), hub, files)
 
 
 def load_tower(model, state, source, ignore=()):

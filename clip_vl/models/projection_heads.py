@@ -1,5 +1,7 @@
 """Projection heads between the towers and the loss, and the prototypes of the losses that compare assignments."""
 
+from itertools import pairwise
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -62,9 +64,11 @@ class ProtoClipHead(nn.Module):
 
 
 def _mlp(sizes, activation, norm=None):
-    layers = [nn.Linear(sizes[0], sizes[1])]
-    for rows, columns in zip(sizes[1:], sizes[2:]):
-        layers += [norm(rows)] * (norm is not None) + [activation(), nn.Linear(rows, columns)]
+    """Linear layers of these sizes; between them the norm, if any, and the activation."""
+    layers = []
+    for rows, columns in pairwise(sizes):
+        between = [activation()] if norm is None else [norm(rows), activation()]
+        layers += [*(between if layers else []), nn.Linear(rows, columns)]
     return nn.Sequential(*layers)
 
 
