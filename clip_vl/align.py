@@ -91,67 +91,139 @@ class AlignFlags(
 
 FLAGS = parse(AlignFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
 
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
 import torch
 
-from clip_vl.datasets.align import AlignDataset, EvalPairs, PairCount, caption_epoch
+from clip_vl.datasets.align import AlignDataset
+from clip_vl.datasets.batches import DamagedPairs, build_loader, evaluation_loader, training_loader
 from clip_vl.datasets.captions import open_sources
-from clip_vl.datasets.batches import build_loader, to_device, training_loader
-from clip_vl.datasets.crops import eval_crop, train_crop
-from clip_vl.datasets.episodes import build_order, eval_rows
+from clip_vl.datasets.crops import crops_for
+from clip_vl.datasets.encoding import ImagesOf, TextsOf, retrieval_items, shares
+from clip_vl.datasets.episodes import training_order
 from clip_vl.datasets.teacher_cache import cached_features
 from clip_vl.engine import dist
 from clip_vl.engine.checkpoint import save_plain
 from clip_vl.engine.dry_run import dry_run
 from clip_vl.engine.errors import UserError
-from clip_vl.engine.grad_cache import GradCache
+from clip_vl.engine.grad_cache import cached_backward, cached_forward
 from clip_vl.engine.job import Job
-from clip_vl.engine.optim import autocast, warmup_cosine
-from clip_vl.engine.random import seed_step
+from clip_vl.engine.optim import autocast
+from clip_vl.engine.random import derive_seed, seed_step
 from clip_vl.engine.report import write_report
-from clip_vl.evaluation.recall import evaluate_retrieval
-from clip_vl.losses.alignment import build_loss, needs_of
-from clip_vl.losses.prototypes import Episode
-from clip_vl.losses.self_supervised import byol, simcse
-from clip_vl.models.dual_build import build_dual_encoder, build_updater
+from clip_vl.evaluation.features import collect
+from clip_vl.evaluation.gallery import retrieval_gallery
+from clip_vl.evaluation.recall import retrieval_metrics
+from clip_vl.losses.alignment import build_loss, loss_class
+from clip_vl.losses.contrastive import simcse_loss
+from clip_vl.losses.episode import EpisodeLoss
+from clip_vl.losses.regression import byol_loss
+from clip_vl.models.dual_build import average_weights, build_dual_encoder, build_updater, frozen_digest
+
+MODEL_INPUTS = ("images", "images_2", "tokens", "teacher_features")
 
 
-def objective(outputs, labels, job, args):
-    """{name: weighted loss} of a batch, from what the model made of it."""
+def objective(job, outputs, labels, rows, epoch, args):
+    """{name: weighted loss} of a batch, from what the model made of it; rows are those of the episode."""
     student, teacher = ("image", "text") if args.teacher == "text" else ("text", "image")
     kind = "scores" if job.loss.needs_prototypes else "features"
     scales = {name: outputs.get(name) for name in ("logit_scale", "logit_bias")}
     aligned = job.loss(outputs[f"{student}_{kind}"], outputs[f"{teacher}_{kind}"], labels=labels, **scales)
-    losses = {"loss_align": (args.w_clip if args.add_projection_head else args.w_align) * aligned}
+    losses = {"loss_align": (args.w_clip if job.episode else args.w_align) * aligned}
     if args.w_simcse:
-        losses["loss_simcse"] = args.w_simcse * simcse(outputs["text_features"], outputs["text_features_2"])
+        losses["loss_simcse"] = args.w_simcse * simcse_loss(outputs["text_features"], outputs["text_features_2"])
     if args.BYOL:
-        losses["loss_byol"] = byol(outputs["image_features"], outputs["image_features_2"])
+        losses["loss_byol"] = byol_loss(outputs["image_features_2"], outputs["image_features"])
+    if job.episode:
+        projected = outputs["image_projected"], outputs["text_projected"]
+        losses["loss_proto"] = 0 * (sum(map(torch.sum, projected)) + outputs["prototype_scale"])  # all parameters take part
+        if has_prototypes(epoch, args) and job.episode.is_filled:
+            weights = {"proto": args.w_proto, "proto_external": args.w_proto_external}
+            for name, value in job.episode(*projected, rows, outputs["prototype_scale"]).items():
+                losses[f"loss_{name}"] = weights[name] * value
     return losses
+
+
+def has_prototypes(epoch, args):
+    """Whether ProtoCLIP's prototypes count in this epoch: not while InfoNCE warms up, and not in LiT at the end."""
+    return args.infonce_warmup_epoch <= epoch and not 0 <= args.lit_start_epoch <= epoch
 
 
 def train_one_epoch(job, epoch, start, best, args):
     """The epoch's micro-batches from `start` on."""
     model, updater, batches = job.model.train(), job.updater, job.order.epoch(epoch)
-    job.loss.train()
     if args.dry_run:
         batches = batches[: args.gradient_accumulation_steps]
     loader = training_loader(job.train_set, epoch, batches[start:], job.damage, job.device, args)
     for done, batch in enumerate(loader, start + 1):
         is_last, in_this_update = job.accumulation(done, len(batches))
         inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-        if args.w_simcse:
-            inputs["two_texts"] = True
-        losses_of = lambda outputs: job.objective(outputs, batch, epoch)  # noqa: B023, E731
+        chunks, seed_chunk = in_chunks(inputs, updater.micro_step, args)
         with updater.micro_batch(is_last):
-            if args.grad_cache:
-                losses = job.grad_cache(inputs, losses_of, in_this_update, is_last)
-            else:
-                losses = losses_of(model(inputs))
-                updater.backward(sum(losses.values()), in_this_update)
+            outputs = cached_forward(model, chunks, seed_chunk) if chunks else model(inputs)
+            losses = objective(job, outputs, batch["labels"], batches[done - 1], epoch, args)
+            updater.backward(sum(losses.values()), in_this_update)
+            if chunks:
+                cached_backward(model, chunks, outputs, seed_chunk)
         for name, value in losses.items():
             job.meters.add(name, value)
         job.report(epoch, total=True)
         if is_last:
             stop = job.step(lambda: [job.source.name(int(row)) for row in batch["rows"][:4]])  # noqa: B023
-            job.after_update()
+            bare(model).clamp_scales()
+            if job.average:
+                job.average.update_parameters(bare(model))
             job.save_if_due(stop, epoch=epoch, batch=done, best=best)
+
+
+def in_chunks(inputs, step, args):
+    """For GradCache: the batch in parts of --grad_cache pairs, and what keys their random draws; no parts without it."""
+
+    def part(value, rows):
+        return {name: part(each, rows) for name, each in value.items()} if isinstance(value, dict) else value[rows]
+
+    size = len(next(value for value in inputs.values() if torch.is_tensor(value)))
+    starts = range(0, size, args.grad_cache) if 0 < args.grad_cache < size else ()
+    chunks = [part(inputs, slice(start, start + args.grad_cache)) for start in starts]
+    return chunks, lambda i: torch.manual_seed(derive_seed(args.seed, "chunk", step, dist.rank(), i))
+
+
+def start_episode(job, epoch, args):
+    """ProtoCLIP: cluster what the model makes of the episode's pairs, in training augmentation and evaluation mode."""
+    frequency = args.clustering_frequency
+    if not job.episode or frequency < 1 or epoch % frequency or not has_prototypes(epoch, args):
+        return
+    rows = np.sort(np.concatenate(dist.gather(job.order.epoch(epoch).ravel())))
+    unique, copies = np.unique(rows, return_counts=True)
+    mine = shares(unique, args.batch_size, dist.rank(), dist.world_size())
+    model, projected = dist.unwrap(job.model).eval(), {}
+
+    def batches():
+        loader = training_loader(job.train_set, epoch, mine, job.damage, job.device, args)
+        yield from zip(mine, job.until_stopped(loader))
+
+    def encode(batch):
+        outputs = model({name: batch[name] for name in MODEL_INPUTS if name in batch})
+        return torch.cat([outputs["image_projected"], outputs["text_projected"]], dim=1)
+
+    both = collect(encode, batches(), autocast(job.device, args)).repeat_interleave(torch.from_numpy(copies), dim=0)
+    projected = both.chunk(2, dim=1)
+    job.episode.fill(rows, *projected, seed=derive_seed(args.seed, "k-means", epoch))
+
+
+def evaluate(model, source, crop, device, args, watched=iter):
+    """Recall of held-out pairs: (metrics, image features, text features, image_of_text, rows of the images)."""
+    model.eval()
+    rows, numbers, image_of_text = retrieval_items(source)
+    precision = autocast(device, args)
+
+    def features(dataset, wanted, encode):
+        mine = shares(np.arange(len(wanted)), args.batch_size, dist.rank(), dist.world_size())
+        loader = evaluation_loader(dataset, [wanted[part] for part in mine], device, args)
+        return collect(encode, zip(mine, watched(loader)), precision)
+
+    images = features(ImagesOf(source, crop), rows, lambda batch: model.encode_image(batch["images"]))
+    texts = features(TextsOf(source, model.tokenizer), numbers, lambda batch: model.encode_text(batch["tokens"]))
+    return retrieval_metrics(images, texts, image_of_text), images, texts, image_of_text, rows

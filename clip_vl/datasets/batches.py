@@ -223,6 +223,8 @@ def say_skipped(annotations):
 class DamageCount:
     """Names each training image that is missing or damaged once, and ends the run when there are too many of them."""
 
+    consequence = "its samples count for nothing"
+
     def __init__(self, annotations, args):
         self.total, self.tolerated = len(annotations.image_ids), args.max_damaged
         self.names = set()
@@ -240,9 +242,18 @@ class DamageCount:
         for image_id, sentence in damaged:
             if image_id not in self.names:
                 self.names.add(image_id)
-                print(f"warning: {sentence}; its samples count for nothing", flush=True)
+                print(f"warning: {sentence}; {self.consequence}", flush=True)
         if len(self.names) > self.tolerated * self.total:
             raise DataError(
                 f"{len(self.names)} of {self.total} images are missing or damaged, more than --max_damaged "
                 f"{self.tolerated:g} allows; the last one: {damaged[-1][1]}"
             )
+
+
+class DamagedPairs(DamageCount):
+    """The same for pairs of images and captions, of which `total` are trained on."""
+
+    consequence = "another pair takes its place"
+
+    def __init__(self, total, args):
+        self.total, self.tolerated, self.names = total, args.max_damaged, set()

@@ -150,3 +150,17 @@ def _centre(image, S):
         height, width = image.shape[1:]
     top, left = round((height - S) / 2), round((width - S) / 2)
     return image[:, top : top + S, left : left + S]
+
+
+def crops_for(tower, builder, augmentation, image_crop=None):
+    """(training crop, evaluation crop) of an image tower that says its resolution, interpolation, crop and short_side.
+
+    augmentation: None for that of the builder, "protoclip-light-augmentation", or "none" for the evaluation crop
+    image_crop:   in the place of the tower's own, of EvalCrop's
+    """
+    for_evaluation = EvalCrop(tower.resolution, tower.interpolation, image_crop or tower.crop, tower.short_side)
+    if augmentation == "none":
+        return for_evaluation, for_evaluation
+    kind = "torchvision" if builder in ("torchvision", "timm") else "openclip"
+    kind = kind if augmentation is None else augmentation.removesuffix("-augmentation")
+    return TrainCrop(tower.resolution, kind, tower.interpolation), for_evaluation

@@ -101,6 +101,13 @@ def gather_rows(tensor):
     return gathered
 
 
+def broadcast_buffers(module):
+    """Rank 0's buffers of a module, on every process."""
+    if world_size() > 1:
+        for buffer in module.buffers():
+            torch.distributed.broadcast(buffer, src=0)
+
+
 def all_gather(tensor):
     """`gather_rows` with gradient: my rows receive the sum of the gradients that all processes have for them.
 
@@ -167,8 +174,7 @@ def unwrap(model):
     """
     module = getattr(model, "module", model)
     if module is not model:
-        for buffer in module.buffers():
-            torch.distributed.broadcast(buffer, src=0)
+        broadcast_buffers(module)
     return module
 
 

@@ -44,17 +44,25 @@ class DualEncoder(nn.Module):
             return images
         return (images.float() / 255 - self.mean) / self.std
 
+    def image_output(self, images):
+        """What the image side's head gives, (B, D), normalised only where the head does it."""
+        return self.image_head(self.image_tower(self.normalise(images)))
+
+    def text_output(self, tokens):
+        """The same of the text side."""
+        return self.text_head(self.text_tower(tokens))
+
     def encode_image(self, images, projection=True):
-        """images uint8 or normalised (B, 3, H, W) -> (B, D), L2-normalised, or without projection the tower's."""
-        features = self.image_tower(self.normalise(images))
-        return F.normalize(self.image_head(features), dim=-1) if projection else features
+        """images uint8 or normalised (B, 3, H, W) -> (B, D), L2-normalised; without projection the tower's (B, width)."""
+        if not projection:
+            return self.image_tower(self.normalise(images))
+        return F.normalize(self.image_output(images).float(), dim=-1)
 
     def encode_text(self, tokens, projection=True):
-        """tokens as the tokenizer gives them, or a list of str -> (B, D), L2-normalised, or the tower's."""
+        """tokens as the tokenizer gives them, or a list of str -> (B, D), L2-normalised; or the tower's (B, width)."""
         if not isinstance(tokens, dict | torch.Tensor):
             tokens = {name: ids.to(self.mean.device) for name, ids in self.tokenizer(list(tokens)).items()}
-        features = self.text_tower(tokens)
-        return F.normalize(self.text_head(features), dim=-1) if projection else features
+        return F.normalize(self.text_output(tokens).float(), dim=-1) if projection else self.text_tower(tokens)
 
     @torch.no_grad()
     def encode(self, sentences, batch_size=32):
@@ -68,24 +76,24 @@ class DualEncoder(nn.Module):
         return np.concatenate(features)[np.argsort(order)] if features else np.zeros((0, 0), np.float32)
 
     def forward(self, batch):
-        """batch: images (B, 3, H, W) and tokens, or image_cache or text_cache (B, width) in their place; images_2 and
-        two_texts ask for second views.
+        """batch: images (B, 3, H, W) and tokens, of which one may be teacher_features (B, width) of a `CachedTower`;
+        images_2 and two_texts ask for second views.
 
-        returns: image_features, text_features (B, D), and with second views image_features_2, text_features_2; with a
-                 temperature logit_scale, with SigLIP's logit_bias; with prototypes image_scores, text_scores (B, K);
-                 with ProtoCLIP's projections image_projected, text_projected (B, P) and prototype_scale
+        returns: image_features, text_features (B, D) as the heads give them; image_features_2, text_features_2 of second
+                 views; logit_scale; SigLIP's logit_bias; with prototypes image_scores, text_scores (B, K); ProtoCLIP's
+                 image_projected, text_projected (B, P) and prototype_scale
         """
-        images, texts = batch.get("image_cache", batch.get("images")), batch.get("text_cache", batch.get("tokens"))
-        outputs = {"image_features": self.encode_image(images), "text_features": self.encode_text(texts)}
+        images, texts = (batch.get(name, batch.get("teacher_features")) for name in ("images", "tokens"))
+        outputs = {"image_features": self.image_output(images), "text_features": self.text_output(texts)}
         if "images_2" in batch:
-            outputs["image_features_2"] = self.encode_image(batch["images_2"])
+            outputs["image_features_2"] = self.image_output(batch["images_2"])
         if batch.get("two_texts"):
-            outputs["text_features_2"] = self.encode_text(texts)  # another dropout mask
+            outputs["text_features_2"] = self.text_output(texts)  # another dropout mask
         for name in ("logit_scale", "prototype_scale"):
             if hasattr(self, name):
                 outputs[name] = getattr(self, name).exp()
         if hasattr(self, "logit_bias"):
-            outputs["logit_bias"] = self.logit_bias.clone()
+            outputs["logit_bias"] = self.logit_bias * 1  # an output, which distributed training looks at
         if hasattr(self, "prototypes"):
             outputs |= {f"{side}_scores": self.prototypes(outputs[f"{side}_features"]) for side in ("image", "text")}
         if hasattr(self, "image_projection"):

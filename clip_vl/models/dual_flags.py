@@ -106,7 +106,8 @@ class DualDataFlags:
     csv_caption_key: str = flag("title", "Column of the caption.")
     csv_label_key: str | None = flag(None, "Column of an integer class, for UniCL and CrossEntropy.")
     dataset_size: int | None = flag(None, "Only the first n rows.")
-    augmentation: str | None = flag(None, "Crops and colours.", choices=["protoclip-light-augmentation"])
+    augmentation: str | None = flag(None, "Crops and colours; none takes the whole picture as evaluation does [as the image tower's library trains].", choices=["protoclip-light-augmentation", "torchvision-late", "none"])
+    image_crop: str | None = flag(None, "How evaluation fits a picture into the square [the tower's own].", choices=["short_side", "squash", "pad"])
     max_damaged: float = flag(0.001, "Share of missing or damaged training images that is tolerated; each one is named.")
 
 

@@ -1,0 +1,75 @@
+"""ProtoCLIP's loss with the prototypes of the running episode as its state (arXiv:2206.10996)."""
+
+import numpy as np
+import torch
+from torch import nn
+
+from clip_vl.engine import dist
+from clip_vl.engine.errors import UserError
+from clip_vl.losses.prototypes import cluster, episode_prototypes, prototypical_loss
+
+DIRECTIONS = {"i2t": ("image", "text"), "t2i": ("text", "image"), "i2e": ("image", "external"), "t2e": ("text", "external")}
+
+
+class EpisodeLoss(nn.Module):
+    """Prototypes of an episode: `fill` once per episode, then a loss for each of its batches.
+
+    pairs:    how many pairs an episode has, over all processes;  k: prototypes;  width: of the projections
+    external: array (rows of the data set, d) of an external teacher, or None
+    The buffers are all a resumed run needs: the features they came from are gone by then.
+    """
+
+    def __init__(self, pairs, k, width, external=None, *, pbt=False, target_temperature=-1.0, kmeans=None):
+        super().__init__()
+        if external is not None and not pbt:
+            raise UserError("--external_teacher needs --PBT: its features are of another space than the projections")
+        self.k, self.pbt, self.temperature, self.external = k, pbt, target_temperature, external
+        self.kmeans = kmeans or {}
+        self.directions = [name for name in DIRECTIONS if external is not None or not name.endswith("e")]
+        widths = {"external": 0 if external is None else external.shape[1]}
+        self.register_buffer("rows", torch.full((pairs,), -1))
+        for name in self.directions:
+            self.register_buffer(f"{name}_labels", torch.zeros(pairs, dtype=torch.int64))
+            self.register_buffer(f"{name}_student", torch.zeros(k, width))
+            self.register_buffer(f"{name}_teacher", torch.zeros(k, widths.get(DIRECTIONS[name][1], width)))
+
+    @property
+    def is_filled(self):
+        return bool(self.rows[0] >= 0)
+
+    def fill(self, rows, image_features, text_features, seed):
+        """Cluster on rank 0, hand the result to all.
+
+        rows: int (pairs,), sorted, those of the episode, some of them perhaps twice; image_features, text_features:
+        (pairs, P), projections of these rows
+        """
+        self.rows.copy_(torch.as_tensor(rows))
+        if dist.rank() == 0:
+            features = {"image": image_features, "text": text_features}
+            if self.external is not None:
+                features["external"] = np.asarray(self.external[rows], dtype=np.float32)
+            clusters = {name: cluster(values, self.k, seed=seed, **self.kmeans) for name, values in features.items()}
+            for name in self.directions:
+                student, teacher = DIRECTIONS[name]
+                found = episode_prototypes(features[student], clusters[teacher], self.k, self.pbt)
+                for part in ("labels", "student", "teacher"):
+                    getattr(self, f"{name}_{part}").copy_(getattr(found, part))
+        dist.broadcast_buffers(self)
+
+    def forward(self, image_projected, text_projected, rows, scale):
+        """Projections (B, P) of rows (B,) of the episode -> {"proto": scalar, "proto_external": scalar}."""
+        place = torch.searchsorted(self.rows, rows.to(self.rows.device))
+        student = {"image": image_projected, "text": text_projected}
+        losses = {
+            name: prototypical_loss(
+                student[DIRECTIONS[name][0]],
+                getattr(self, f"{name}_labels")[place],
+                getattr(self, f"{name}_student"),
+                getattr(self, f"{name}_teacher"),
+                scale=scale,
+                target_temperature=-1.0 if name.endswith("e") else self.temperature,  # external ones are always hard
+            )
+            for name in self.directions
+        }
+        halves = {"proto": ("i2t", "t2i"), "proto_external": ("i2e", "t2e")}
+        return {part: sum(losses[n] for n in names) / 2 for part, names in halves.items() if names[0] in losses}
