@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from clip_vl.engine.flags import flag, parse
 from clip_vl.engine.run_flags import RunFlags
+from clip_vl.losses.loss_flags import LossFlags, ProtoCLIPFlags
 from clip_vl.models.dual_flags import (
     DualDataFlags,
     DualOptimFlags,
@@ -23,50 +24,6 @@ from clip_vl.models.dual_flags import (
     check_dual_flags,
     name_output,
 )
-
-
-@dataclass
-class LossFlags:
-    """Loss"""
-
-    loss: str = flag("InfoNCE", "InfoNCE, UniCL, CrossEntropy, SigLIP, SimReg, SimReg-L1, SimReg-SmoothL1, VICReg, BarlowTwins, "
-                     "RKD, CompRess-1q, CompRess-2q, SEED, DINO or ProtoCPC.", "--distiller")  # fmt: skip
-    loss_variant: str = flag("paper", "The formula of the paper, or of the original code where they differ.", choices=["paper", "original"])
-    teacher: str = flag("text", "Side whose features teach.", choices=["text", "image"])
-    w_align: float = flag(1.0, "Weight of the loss.", "--w_distill")
-    w_simcse: float = flag(0.0, "Weight of SimCSE: two dropout masks of each text.")
-    BYOL: bool = flag(False, "Add the distance between two views of each image.")
-    w_rkd_d: float = flag(0.5, "Weight of RKD's distances.")
-    w_rkd_a: float = flag(1.0, "Weight of RKD's angles.")
-    dino_teacher_temp: float = flag(0.04, "Temperature of the teacher in DINO and ProtoCPC.")
-    queue_size: int = flag(65536, "Features kept by SEED and CompRess.")
-    num_prototypes: int = flag(65536, "Prototypes of DINO and ProtoCPC.")
-    sinkhorn: bool = flag(False, "ProtoCPC: balance the teacher's assignments by Sinkhorn iterations.")
-
-
-@dataclass
-class ProtoCLIPFlags:
-    """ProtoCLIP"""
-
-    add_projection_head: bool = flag(False, "ProtoCLIP: prototypes of each episode beside InfoNCE.")
-    projection_hidden_dim: int = flag(2048, "Width inside the projections.")
-    projection_dim: int = flag(128, "Width of the projections.")
-    projection_n_layers: int = flag(2, "Their layers; 0 is a single linear one.")
-    w_clip: float = flag(1.0, "Weight of InfoNCE.")
-    w_proto: float = flag(0.0, "Weight of the other modality's prototypes.")
-    w_proto_external: float = flag(0.0, "Weight of the external teacher's prototypes.")
-    target_temperature: float = flag(-1.0, "Temperature of soft targets; hard labels where it is not above 0.")
-    k: int = flag(20000, "Prototypes of an episode.")
-    kmeans_max_iter: int = flag(20, "Iterations of k-means.")
-    kmeans_nredo: int = flag(1, "Starts of k-means, of which the best counts.")
-    PBT: bool = flag(False, "Back-translated prototypes: means of the student's features over the teacher's clusters.")
-    external_teacher: str | None = flag(None, "Array (rows of the data set, width), .npy, of an external teacher; needs --PBT.")
-    clustering_frequency: int = flag(1, "Epochs between two clusterings; -1 for none.")
-    infonce_warmup_epoch: int = flag(0, "Epochs of InfoNCE alone at the start.")
-    lit_start_epoch: int = flag(-1, "From this epoch InfoNCE alone, the image tower at rest; -1 for never.")
-    lr_text: float = flag(-1.0, "Learning rate of the text side [--lr].")
-    text_start_epoch: int = flag(-1, "First epoch in which the text side learns.")
-    text_end_epoch: int = flag(-1, "Epoch at which its schedule ends.")
 
 
 @dataclass
@@ -91,14 +48,11 @@ class AlignFlags(
 
 FLAGS = parse(AlignFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
 
-from contextlib import nullcontext
-from pathlib import Path
-
 import numpy as np
 import torch
 
 from clip_vl.datasets.align import AlignDataset
-from clip_vl.datasets.batches import DamagedPairs, build_loader, evaluation_loader, training_loader
+from clip_vl.datasets.batches import DamagedPairs, build_loader, evaluation_loader, to_device, training_loader
 from clip_vl.datasets.captions import open_sources
 from clip_vl.datasets.crops import crops_for
 from clip_vl.datasets.encoding import ImagesOf, TextsOf, retrieval_items, shares
@@ -120,7 +74,15 @@ from clip_vl.losses.alignment import build_loss, loss_class
 from clip_vl.losses.contrastive import simcse_loss
 from clip_vl.losses.episode import EpisodeLoss
 from clip_vl.losses.regression import byol_loss
-from clip_vl.models.dual_build import average_weights, build_dual_encoder, build_updater, frozen_digest
+from clip_vl.models.dual_build import (
+    average_weights,
+    build_dual_encoder,
+    build_tower,
+    build_updater,
+    compile_towers,
+    frozen_digest,
+)
+from clip_vl.models.pixels import normalise
 
 MODEL_INPUTS = ("images", "images_2", "tokens", "teacher_features")
 
@@ -163,7 +125,7 @@ def train_one_epoch(job, epoch, start, best, args):
         chunks, seed_chunk = in_chunks(inputs, updater.micro_step, args)
         with updater.micro_batch(is_last):
             outputs = cached_forward(model, chunks, seed_chunk) if chunks else model(inputs)
-            losses = objective(job, outputs, batch["labels"], batches[done - 1], epoch, args)
+            losses = objective(job, outputs, batch["labels"], torch.from_numpy(batches[done - 1]), epoch, args)
             updater.backward(sum(losses.values()), in_this_update)
             if chunks:
                 cached_backward(model, chunks, outputs, seed_chunk)
@@ -172,9 +134,9 @@ def train_one_epoch(job, epoch, start, best, args):
         job.report(epoch, total=True)
         if is_last:
             stop = job.step(lambda: [job.source.name(int(row)) for row in batch["rows"][:4]])  # noqa: B023
-            bare(model).clamp_scales()
+            dist.bare(model).clamp_scales()
             if job.average:
-                job.average.update_parameters(bare(model))
+                job.average.update_parameters(dist.bare(model))
             job.save_if_due(stop, epoch=epoch, batch=done, best=best)
 
 
@@ -214,7 +176,7 @@ def start_episode(job, epoch, args):
 
 
 def evaluate(model, source, crop, device, args, watched=iter):
-    """Recall of held-out pairs: (metrics, image features, text features, image_of_text, rows of the images)."""
+    """Recall of held-out pairs, and what it was computed from: (metrics, dict for `retrieval_gallery`)."""
     model.eval()
     rows, numbers, image_of_text = retrieval_items(source)
     precision = autocast(device, args)
@@ -226,4 +188,153 @@ def evaluate(model, source, crop, device, args, watched=iter):
 
     images = features(ImagesOf(source, crop), rows, lambda batch: model.encode_image(batch["images"]))
     texts = features(TextsOf(source, model.tokenizer), numbers, lambda batch: model.encode_text(batch["tokens"]))
-    return retrieval_metrics(images, texts, image_of_text), images, texts, image_of_text, rows
+    found = {"images": images, "texts": texts, "image_of_text": image_of_text, "rows": rows, "numbers": numbers}
+    return retrieval_metrics(images, texts, image_of_text), found
+
+
+def open_teacher(args, source, device):
+    """With --cache_teacher: (side of the locked tower, its features of the data set); (None, None) without.
+
+    The tower is built for the processes that still have something to encode, and gone afterwards.
+    """
+    if not args.cache_teacher:
+        return None, None
+    side = next((side for side in ("text", "image") if getattr(args, f"lock_{side}_model")), None)
+    if side is None:
+        raise UserError("--cache_teacher keeps the features of a locked tower: pass --lock_text_model or --lock_image_model")
+    tower = build_tower(side, args).to(device).eval()
+    pixels = [torch.tensor(values, device=device).view(3, 1, 1) for values in (tower.mean, tower.std)] if side == "image" else []
+    if side == "image":
+        dataset, count = ImagesOf(source, crops_for(tower, args)[1]), len(source)
+    else:
+        dataset, count = TextsOf(source, tower.tokenizer), source.num_texts
+
+    @torch.no_grad()
+    def encode(numbers):
+        parts = [numbers[start : start + args.batch_size] for start in range(0, len(numbers), args.batch_size)]
+        features = []
+        for batch in build_loader(dataset, 0, parts, args, device):
+            batch = to_device(batch, device)
+            with autocast(device, args):
+                inputs = normalise(batch["images"], *pixels) if side == "image" else batch["tokens"]
+                features.append(tower(inputs).float().cpu())
+            for row, _ in batch.get("damaged", ()):
+                features[-1][batch["rows"].tolist().index(row)] = torch.nan
+        return torch.cat(features)
+
+    return side, cached_features(source.digest, frozen_digest(tower), count, encode, Path(args.datasets_dir) / "cache")
+
+
+def build_model(job, args, side, teacher):
+    """The model with what its losses want, the losses, and the state that checkpoints hold beside the model's."""
+    kind = loss_class(args.loss)
+    wants = {"scale": kind.needs_scale, "bias": kind.needs_bias, "prototypes": kind.needs_prototypes,
+             "projections": args.add_projection_head, "two_texts": args.w_simcse > 0}  # fmt: skip
+    one_way = args.teacher if kind.uni_directional and not (args.teacher == "text" and args.w_simcse) else None
+    cached = {side: teacher.width} if side else None
+    model = build_dual_encoder(args, {name for name, wanted in wants.items() if wanted}, cached, one_way)
+    job.loss = build_loss(
+        args.loss, model.image_head.width, variant=args.loss_variant, queue_size=args.queue_size, sinkhorn=args.sinkhorn,
+        n_prototypes=args.num_prototypes, teacher_temperature=args.dino_teacher_temp, w_rkd_d=args.w_rkd_d,
+        w_rkd_a=args.w_rkd_a, seed=args.seed,
+    ).to(job.device)  # fmt: skip
+    job.episode = build_episode(job, args)
+    job.average = average_weights(model, args.model_ema_decay).to(job.device) if args.model_ema else None
+    modules = {"loss": job.loss, "episode": job.episode, "average": job.average}
+    job.beside = {name: module for name, module in modules.items() if module is not None and module.state_dict()}
+    return model
+
+
+def build_episode(job, args):
+    """ProtoCLIP's loss, with --add_projection_head."""
+    if not args.add_projection_head:
+        return None
+    external = None
+    if args.external_teacher:
+        external = np.load(args.external_teacher, mmap_mode="r", allow_pickle=False)
+        if len(external) < len(job.source):
+            raise UserError(f"{args.external_teacher} has {len(external)} rows, the training data {len(job.source)}")
+    pairs = len(job.order) * args.batch_size * dist.world_size()
+    kmeans = {"iterations": args.kmeans_max_iter, "redo": args.kmeans_nredo}
+    settings = {"pbt": args.PBT, "target_temperature": args.target_temperature, "kmeans": kmeans}
+    return EpisodeLoss(pairs, args.k, args.projection_dim, external, **settings).to(job.device)
+
+
+def text_schedule(args, updates_per_epoch):
+    """ProtoCLIP: the text side learns from --text_start_epoch to --text_end_epoch."""
+    start, end = max(args.text_start_epoch, 0), args.text_end_epoch if args.text_end_epoch >= 0 else args.epochs
+    return warmup_cosine(end * updates_per_epoch, args.warmup, start * updates_per_epoch)
+
+
+def image_schedule(args, updates_per_epoch):
+    """The image side learns until the epoch before --lit_start_epoch, where that is given."""
+    epochs = args.lit_start_epoch - 1 if args.lit_start_epoch > 0 else args.epochs
+    return warmup_cosine(epochs * updates_per_epoch, args.warmup)
+
+
+def train(device, args):
+    """Train, evaluate, write epoch_N.pt."""
+    seed_step(args.seed, 0, 0)  # the same first weights on every rank
+    job = Job("align", args, device)
+    job.source = open_sources(args.train_data, args)
+    valid = open_sources(args.valid_data, args) if args.valid_data else None
+    job.damage = DamagedPairs(len(job.source), args)
+    job.order = training_order(
+        job.source, args.batch_size, episode_size=args.episode_size, sampling=args.episode_sampling,
+        rank=dist.rank(), world_size=dist.world_size(), seed=args.seed,
+    )  # fmt: skip
+
+    side, teacher = open_teacher(args, job.source, device)
+    model = build_model(job, args, side, teacher)
+    train_crop, valid_crop = (None, None) if side == "image" else crops_for(model.image_tower, args)
+    job.train_set = AlignDataset(
+        job.source, train_crop, model.tokenizer, args.seed, views=1 + args.BYOL, teacher=teacher, teacher_of=side or "text"
+    )
+    if args.compile:
+        compile_towers(model)
+    job.model = dist.wrap(model.to(device, memory_format=torch.channels_last), device)
+    updates_per_epoch = -(-len(job.order) // args.gradient_accumulation_steps)
+    schedules = {"image": image_schedule(args, updates_per_epoch), "text": text_schedule(args, updates_per_epoch)}
+    job.updater = build_updater(job.model, args, schedules, device, beside=[job.loss])
+    last_epoch = args.stop_after_epoch or args.epochs
+    if args.dry_run:
+        return dry_run(lambda: train_one_epoch(job, 0, 0, {}, args), last_epoch * updates_per_epoch, device)
+    position = job.restore() or {"epoch": 0, "batch": 0, "best": {}}
+
+    best = position["best"]
+    if args.eval_first and valid and not job.updater.micro_step:
+        metrics, _ = evaluate(dist.unwrap(job.model), valid, valid_crop, device, args)
+        job.log(-1, **{f"valid_{name}": value for name, value in metrics.items()})
+    for epoch in range(position["epoch"], last_epoch):
+        start = position["batch"] if epoch == position["epoch"] else 0
+        if not start:
+            start_episode(job, epoch, args)
+        train_one_epoch(job, epoch, start, best, args)
+        job.save(epoch=epoch, batch=len(job.order), best=best)
+        measured = job.average.module if job.average else dist.unwrap(job.model)
+        is_last = epoch + 1 == last_epoch
+        if valid and (is_last or (args.retrieval_frequency and (epoch + 1) % args.retrieval_frequency == 0)):
+            metrics, found = evaluate(measured, valid, valid_crop, device, args, job.until_stopped)
+            job.log(epoch, **{f"valid_{name}": value for name, value in metrics.items()})
+            best = metrics | {"epoch": epoch + 1}
+            job.write_gallery(lambda: retrieval_gallery(valid, **found))  # noqa: B023
+        if dist.rank() == 0 and (is_last or (epoch + 1) % args.save_frequency == 0):
+            weights = {name: tensor.cpu().contiguous() for name, tensor in measured.state_dict().items()}
+            content = {"epoch": epoch + 1, "name": job.run.folder.name, "state_dict": weights}
+            save_plain(job.run.folder / f"epoch_{epoch + 1}.pt", content)
+        job.save(epoch=epoch + 1, batch=0, best=best)
+
+    job.run.write_result(task="retrieval", split=args.valid_data, checkpoint=f"epoch_{last_epoch}.pt", **best)
+    if dist.rank() == 0:
+        print(f"report: {write_report(job.run.folder)}")
+
+
+def main(args):
+    device = dist.setup()
+    check_dual_flags(args)
+    train(device, args)
+
+
+if __name__ == "__main__":
+    name_output(FLAGS, "align")
+    dist.run_program(main, FLAGS)

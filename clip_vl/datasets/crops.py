@@ -152,15 +152,15 @@ def _centre(image, S):
     return image[:, top : top + S, left : left + S]
 
 
-def crops_for(tower, builder, augmentation, image_crop=None):
+def crops_for(tower, args):
     """(training crop, evaluation crop) of an image tower that says its resolution, interpolation, crop and short_side.
 
-    augmentation: None for that of the builder, "protoclip-light-augmentation", or "none" for the evaluation crop
-    image_crop:   in the place of the tower's own, of EvalCrop's
+    args.augmentation: None for that of the tower's library, or one of the published names; "none" is the evaluation crop
+    args.image_crop:   of `EvalCrop`'s, in the place of the tower's own
     """
-    for_evaluation = EvalCrop(tower.resolution, tower.interpolation, image_crop or tower.crop, tower.short_side)
-    if augmentation == "none":
+    for_evaluation = EvalCrop(tower.resolution, tower.interpolation, args.image_crop or tower.crop, tower.short_side)
+    if args.augmentation == "none":
         return for_evaluation, for_evaluation
-    kind = "torchvision" if builder in ("torchvision", "timm") else "openclip"
-    kind = kind if augmentation is None else augmentation.removesuffix("-augmentation")
+    kind = "torchvision" if args.image_model_builder in ("torchvision", "timm") else "openclip"
+    kind = args.augmentation.removesuffix("-augmentation") if args.augmentation else kind
     return TrainCrop(tower.resolution, kind, tower.interpolation), for_evaluation

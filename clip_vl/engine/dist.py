@@ -167,12 +167,17 @@ def wrap(model, device):
     )
 
 
+def bare(model):
+    """The model itself, without the wrapper of `wrap`."""
+    return getattr(model, "module", model)
+
+
 def unwrap(model):
     """The model itself, with rank 0's buffers on every rank.
 
     BatchNorm statistics follow each rank's own batches between two exchanges; an evaluation must not depend on them.
     """
-    module = getattr(model, "module", model)
+    module = bare(model)
     if module is not model:
         broadcast_buffers(module)
     return module

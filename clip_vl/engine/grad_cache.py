@@ -18,13 +18,15 @@ import contextlib
 
 import torch
 
+from clip_vl.engine import dist
+
 
 def cached_forward(model, chunks, seed_chunk):
     """Outputs for all chunks as leaves that want gradients: {name: (B, ...) or scalar}.
 
     Buffers such as BatchNorm's statistics stay as they were: the second pass moves them, once.
     """
-    module = getattr(model, "module", model)  # no exchange of gradients here
+    module = dist.bare(model)  # no exchange of gradients here
     outputs = []
     with torch.no_grad(), kept_buffers(module):
         for i, chunk in enumerate(chunks):

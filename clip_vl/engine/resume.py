@@ -23,7 +23,7 @@ def save_training(run, model, updater, meters, args, beside=None, **position):
     sums = dist.gather(meters.state())  # each rank's own: their float sums must not be added in another order
     if dist.rank() != 0:
         return
-    tensors, optimizers = {"model": _unwrapped(model).state_dict()}, {}
+    tensors, optimizers = {"model": dist.bare(model).state_dict()}, {}
     tensors |= {name: module.state_dict() for name, module in (beside or {}).items()}
     for name, optimizer in updater.optimizers.items():
         tensors[f"optim_{name}"], optimizers[name] = flatten_optimizer(optimizer)
@@ -47,7 +47,7 @@ def restore_training(run, model, updater, meters, args, beside=None):
         return None
     path, tensors, state = found
     _check_same_run(state, args)
-    _unwrapped(model).load_state_dict(tensors["model"])
+    dist.bare(model).load_state_dict(tensors["model"])
     for name, module in (beside or {}).items():
         module.load_state_dict(tensors[name])
     for name, optimizer in updater.optimizers.items():
@@ -73,6 +73,3 @@ def _check_same_run(state, args):
 def _binding_flags(args):
     return {name: value for name, value in vars(args).items() if name not in FREE_FLAGS}
 
-
-def _unwrapped(model):
-    return getattr(model, "module", model)

@@ -1,4 +1,4 @@
-"""Validation questions to look at: a picture, the annotators' answers and the model's top five."""
+"""Validation samples to look at: a picture, what is true of it, and the model's top five."""
 
 import base64
 import io
@@ -36,6 +36,38 @@ def _card(annotations, row, classes, probabilities, score, answers, picture_of):
         "correct": score >= RIGHT,
         "note": annotations.question_type(row),
     }
+
+
+def retrieval_gallery(source, images, texts, image_of_text, rows, numbers, count=24, seed=0):
+    """The same for retrieval: `count` images and their five nearest texts; half are images whose nearest is another's.
+
+    source:  has read(row) and text(number);  images: (N, D), texts: (M, D), L2-normalised;  image_of_text: (M,)
+    rows:    (N,) of the images;  numbers: (M,) of the texts
+    """
+    order = numpy_rng(seed, "gallery").permutation(len(rows))[: 10 * count]
+    scores = images[order] @ texts.T
+    best = scores.topk(min(5, len(numbers)), dim=1)
+    hits = image_of_text[best.indices[:, 0].numpy()] == order
+    wrong, right = np.flatnonzero(~hits), np.flatnonzero(hits)
+    some_wrong = max(count // 2, count - len(right))
+    cards = []
+    for place in sorted([*wrong[:some_wrong], *right[: count - min(some_wrong, len(wrong))]]):
+        image = order[place]
+        own = np.flatnonzero(image_of_text == image)
+        cards.append(
+            {
+                "image": thumbnail(source.read(int(rows[image]))),
+                "title": source.name(int(rows[image])),
+                "truth": [[source.text(int(numbers[t])), round(scores[place, t].item(), 3)] for t in own],
+                "predictions": [
+                    [source.text(int(numbers[t])), round(value, 3)]
+                    for t, value in zip(best.indices[place].tolist(), best.values[place].tolist())
+                ],
+                "correct": bool(hits[place]),
+                "note": "image to text, cosine",
+            }
+        )
+    return {"cards": cards}
 
 
 def thumbnail(data):

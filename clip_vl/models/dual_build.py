@@ -1,5 +1,6 @@
 """From flags to a dual encoder: towers, heads, what is frozen, and which parameter learns at which rate."""
 
+import hashlib
 import math
 
 import torch
@@ -7,7 +8,7 @@ from torch import nn
 
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
-from clip_vl.engine.optim import Updater, autocast_dtype, warmup_cosine
+from clip_vl.engine.optim import Updater, autocast_dtype
 from clip_vl.models.dual_encoder import CachedTower, DualEncoder
 from clip_vl.models.image_towers import build_image_tower
 from clip_vl.models.layers import layer_of_parameters
@@ -23,23 +24,25 @@ NOT_DECAYED = ("bn", "ln", "bias", "logit_scale")
 def build_dual_encoder(args, needs=frozenset(), cached_widths=None, teacher=None):
     """The `DualEncoder` that the flags describe, with pretrained and loaded weights, frozen as they ask.
 
-    needs:         what the loss brings, among "scale", "bias" and "prototypes"
+    needs:         what the losses want, among "scale", "bias", "prototypes", "projections" and "two_texts"
     cached_widths: {"image" or "text": width of its cached features}: that tower is not built
     teacher:       side that a one-way loss gives no gradient
     """
     cached = cached_widths or {}
     towers = {
-        side: CachedTower(cached[side]) if side in cached else _build_tower(side, args) for side in ("image", "text")
+        side: CachedTower(cached[side]) if side in cached else build_tower(side, args) for side in ("image", "text")
     }
     heads = _build_heads(towers, args, needs)
     model = DualEncoder(towers["image"], towers["text"], *heads, **_extras(towers, heads, args, needs))
     if args.load:
         load_dual_encoder(model, args.load)
     _freeze(model, args, teacher)
+    model.two_texts = "two_texts" in needs
     return model
 
 
-def _build_tower(side, args):
+def build_tower(side, args):
+    """The image or the text tower that the flags describe."""
     builder, name = getattr(args, f"{side}_model_builder"), getattr(args, f"{side}_model")
     common = {
         "tag": getattr(args, f"{side}_model_tag"),
@@ -119,19 +122,42 @@ def _freeze(model, args, teacher):
         lock(getattr(model, f"{teacher}_head"))
 
 
+def frozen_digest(tower):
+    """What the features of a frozen tower depend on, for the keys of caches: its class and weights, and their pixels."""
+    digest = hashlib.sha256()
+    for name, tensor in tower.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    pixels = [
+        getattr(tower, name, None) for name in ("resolution", "interpolation", "crop", "short_side", "mean", "std")
+    ]
+    return f"{type(tower).__name__} {digest.hexdigest()} {pixels}"
+
+
+def average_weights(model, decay):
+    """A copy of the model whose weights follow an exponential moving average: `update_parameters(model)` per update."""
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+def compile_towers(model):
+    """torch.compile both towers in place; the names of the weights do not change."""
+    for tower in (model.image_tower, model.text_tower):
+        if not isinstance(tower, CachedTower):
+            tower.compile()
+
+
 # ---- optimizers
 
 
-def build_updater(model, args, updates_per_epoch, device, beside=(), text_schedule=None):
+def build_updater(model, args, schedules, device, beside=()):
     """The `Updater` of a dual encoder, wrapped or not: an optimizer for the image side, one for all the rest.
 
-    text_schedule: update -> factor of the rest, where it differs from the image side's
+    schedules: {"image": update -> factor, "text": update -> factor}
     """
-    total = updates_per_epoch * args.epochs
-    image_schedule = warmup_cosine(total, args.warmup)
-    schedules = {"image": image_schedule, "text": text_schedule or image_schedule}
     optimizers = {}
-    for side, groups in parameter_groups(getattr(model, "module", model), args).items():
+    for side, groups in parameter_groups(dist.bare(model), args).items():
         if groups:
             optimizers[side] = (build_optimizer(groups, args), schedules[side])
     if not optimizers:

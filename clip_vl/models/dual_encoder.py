@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from clip_vl.models.pixels import normalise
+
 
 class DualEncoder(nn.Module):
     """What a loss needs of a batch of pairs comes out of `forward`, as a dict of tensors.
@@ -27,6 +29,7 @@ class DualEncoder(nn.Module):
         super().__init__()
         self.image_tower, self.text_tower = image_tower, text_tower
         self.image_head, self.text_head = image_head, text_head
+        self.two_texts = False  # whether `forward` encodes texts twice, for SimCSE
         for name, extra in extras.items():
             setattr(self, name, extra)
         for name in ("mean", "std"):
@@ -38,15 +41,9 @@ class DualEncoder(nn.Module):
         """list of str -> dict of token tensors, for the loader's workers; None where the text tower is a cache."""
         return getattr(self.text_tower, "tokenizer", None)
 
-    def normalise(self, images):
-        """uint8 (B, 3, H, W) -> float, as the image tower wants it; float images are taken as normalised already."""
-        if images.is_floating_point():
-            return images
-        return (images.float() / 255 - self.mean) / self.std
-
     def image_output(self, images):
         """What the image side's head gives, (B, D), normalised only where the head does it."""
-        return self.image_head(self.image_tower(self.normalise(images)))
+        return self.image_head(self.image_tower(normalise(images, self.mean, self.std)))
 
     def text_output(self, tokens):
         """The same of the text side."""
@@ -55,7 +52,7 @@ class DualEncoder(nn.Module):
     def encode_image(self, images, projection=True):
         """images uint8 or normalised (B, 3, H, W) -> (B, D), L2-normalised; without projection the tower's (B, width)."""
         if not projection:
-            return self.image_tower(self.normalise(images))
+            return self.image_tower(normalise(images, self.mean, self.std))
         return F.normalize(self.image_output(images).float(), dim=-1)
 
     def encode_text(self, tokens, projection=True):
@@ -77,17 +74,20 @@ class DualEncoder(nn.Module):
 
     def forward(self, batch):
         """batch: images (B, 3, H, W) and tokens, of which one may be teacher_features (B, width) of a `CachedTower`;
-        images_2 and two_texts ask for second views.
+        images_2, if any, are second views.
 
         returns: image_features, text_features (B, D) as the heads give them; image_features_2, text_features_2 of second
                  views; logit_scale; SigLIP's logit_bias; with prototypes image_scores, text_scores (B, K); ProtoCLIP's
                  image_projected, text_projected (B, P) and prototype_scale
         """
-        images, texts = (batch.get(name, batch.get("teacher_features")) for name in ("images", "tokens"))
+        images, texts = (
+            batch["teacher_features" if isinstance(tower, CachedTower) else name]
+            for tower, name in ((self.image_tower, "images"), (self.text_tower, "tokens"))
+        )
         outputs = {"image_features": self.image_output(images), "text_features": self.text_output(texts)}
         if "images_2" in batch:
             outputs["image_features_2"] = self.image_output(batch["images_2"])
-        if batch.get("two_texts"):
+        if self.two_texts:
             outputs["text_features_2"] = self.text_output(texts)  # another dropout mask
         for name in ("logit_scale", "prototype_scale"):
             if hasattr(self, name):

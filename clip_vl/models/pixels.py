@@ -34,6 +34,11 @@ def describe(tower, width, pixels):
     return tower
 
 
+def normalise(images, mean, std):
+    """uint8 (B, 3, H, W) -> float, by the tensors mean and std (3, 1, 1); float images are taken as normalised already."""
+    return images if images.is_floating_point() else (images.float() / 255 - mean) / std
+
+
 def measure_width(model, resolution, name):
     """How many numbers per image the model gives: a forward pass of shapes alone, on the meta device."""
     named = [*model.named_parameters(), *model.named_buffers()]
