@@ -1,8 +1,8 @@
 """The dual encoder: train any image tower with any text tower, head and loss on pairs of images and captions.
 
-    python -m clip_vl.align --output snap/align/NAME --train_data pairs.csv --image_model RN50 --text_model RN50 --loss InfoNCE
-    bash scripts/align.bash 0,1,2,3 NAME 9590 4 --train_data pairs.csv --loss SEED --lock_text_model ...    four GPUs
-    python -m clip_vl.align ... --lock_text_model --cache_teacher     encode the locked tower once, train without it
+    python -m clip_vl.align --output snap/align/NAME --train_data pairs.csv --image_model RN50 --text_model RN50
+    bash scripts/align.bash 0,1,2,3 NAME 9590 4 --train_data pairs.csv --loss SEED --lock_text_model ...  four GPUs
+    python -m clip_vl.align ... --lock_text_model --cache_teacher    encode the locked tower once, train without it
 
 Writes epoch_N.pt, resumable checkpoints, log.jsonl, result.json and report.html; with --valid_data also recall at 1, 5
 and 10 of held-out pairs. CLIP (arXiv:2103.00020), LiT (2111.07991), SEED (2101.04731), CompRess (2010.14713), ProtoCLIP
@@ -35,18 +35,30 @@ class AlignFlags(
 
     num_workers: int = flag(0, "Loader workers of each process.", "--numWorkers", "--workers")
     episode_size: int = flag(0, "Pairs drawn for an epoch; 0 for plain epochs over all of them.")
-    episode_sampling: str = flag("replacement", "How an episode is drawn; as published some pairs come twice.", choices=["replacement", "permutation"])
+    episode_sampling: str = flag(
+        "replacement",
+        "How an episode is drawn; as published some pairs come twice.",
+        choices=["replacement", "permutation"],
+    )
     cache_teacher: bool = flag(False, "Encode the locked tower once for the data set, and train without it in memory.")
     restart: bool = flag(False, "With --load, count epochs from 0; they always are: --resume goes on with a run.")
-    retrieval_frequency: int = flag(1, "Epochs between two evaluations of --valid_data; 0 for none but the last.", "--retrieval_eval_frequency")
+    retrieval_frequency: int = flag(
+        1, "Epochs between two evaluations of --valid_data; 0 for none but the last.", "--retrieval_eval_frequency"
+    )
     eval_first: bool = flag(False, "Evaluate --valid_data before training as well.")
-    zeroshot_frequency: int = flag(0, "Published flag.", "--zeroshot_eval_frequency", dead="evaluation suites are programs of their own")
-    linear_frequency: int = flag(0, "Published flag.", "--linear_eval_frequency", dead="evaluation suites are programs of their own")
+    zeroshot_frequency: int = flag(
+        0, "Published flag.", "--zeroshot_eval_frequency", dead="evaluation suites are programs of their own"
+    )
+    linear_frequency: int = flag(
+        0, "Published flag.", "--linear_eval_frequency", dead="evaluation suites are programs of their own"
+    )
     nlp_eval_frequency: int = flag(0, "Published flag.", dead="evaluation suites are programs of their own")
     visualize_frequency: int = flag(-1, "Published flag.", dead="the original never read it")
 
 
 FLAGS = parse(AlignFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
+
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -64,7 +76,7 @@ from clip_vl.engine.dry_run import dry_run
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.grad_cache import cached_backward, cached_forward
 from clip_vl.engine.job import Job
-from clip_vl.engine.optim import autocast
+from clip_vl.engine.optim import autocast, warmup_cosine
 from clip_vl.engine.random import derive_seed, seed_step
 from clip_vl.engine.report import write_report
 from clip_vl.evaluation.features import collect
@@ -100,7 +112,7 @@ def objective(job, outputs, labels, rows, epoch, args):
         losses["loss_byol"] = byol_loss(outputs["image_features_2"], outputs["image_features"])
     if job.episode:
         projected = outputs["image_projected"], outputs["text_projected"]
-        losses["loss_proto"] = 0 * (sum(map(torch.sum, projected)) + outputs["prototype_scale"])  # all parameters take part
+        losses["loss_proto"] = 0 * (sum(map(torch.sum, projected)) + outputs["prototype_scale"])  # they take part
         if has_prototypes(epoch, args) and job.episode.is_filled:
             weights = {"proto": args.w_proto, "proto_external": args.w_proto_external}
             for name, value in job.episode(*projected, rows, outputs["prototype_scale"]).items():
@@ -141,7 +153,7 @@ def train_one_epoch(job, epoch, start, best, args):
 
 
 def in_chunks(inputs, step, args):
-    """For GradCache: the batch in parts of --grad_cache pairs, and what keys their random draws; no parts without it."""
+    """For GradCache: the batch in parts of --grad_cache pairs, and what keys their draws; no parts without it."""
 
     def part(value, rows):
         return {name: part(each, rows) for name, each in value.items()} if isinstance(value, dict) else value[rows]
@@ -201,10 +213,10 @@ def open_teacher(args, source, device):
         return None, None
     side = next((side for side in ("text", "image") if getattr(args, f"lock_{side}_model")), None)
     if side is None:
-        raise UserError("--cache_teacher keeps the features of a locked tower: pass --lock_text_model or --lock_image_model")
+        raise UserError("--cache_teacher is for a locked tower: pass --lock_text_model or --lock_image_model")
     tower = build_tower(side, args).to(device).eval()
-    pixels = [torch.tensor(values, device=device).view(3, 1, 1) for values in (tower.mean, tower.std)] if side == "image" else []
     if side == "image":
+        pixels = [torch.tensor(values, device=device).view(3, 1, 1) for values in (tower.mean, tower.std)]
         dataset, count = ImagesOf(source, crops_for(tower, args)[1]), len(source)
     else:
         dataset, count = TextsOf(source, tower.tokenizer), source.num_texts
@@ -288,7 +300,13 @@ def train(device, args):
     model = build_model(job, args, side, teacher)
     train_crop, valid_crop = (None, None) if side == "image" else crops_for(model.image_tower, args)
     job.train_set = AlignDataset(
-        job.source, train_crop, model.tokenizer, args.seed, views=1 + args.BYOL, teacher=teacher, teacher_of=side or "text"
+        job.source,
+        train_crop,
+        model.tokenizer,
+        args.seed,
+        views=1 + args.BYOL,
+        teacher=teacher,
+        teacher_of=side or "text",
     )
     if args.compile:
         compile_towers(model)

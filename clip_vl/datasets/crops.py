@@ -155,7 +155,7 @@ def _centre(image, S):
 def crops_for(tower, args):
     """(training crop, evaluation crop) of an image tower that says its resolution, interpolation, crop and short_side.
 
-    args.augmentation: None for that of the tower's library, or one of the published names; "none" is the evaluation crop
+    args.augmentation: None for that of the tower's library, or a published name; "none" is the evaluation crop
     args.image_crop:   of `EvalCrop`'s, in the place of the tower's own
     """
     for_evaluation = EvalCrop(tower.resolution, tower.interpolation, args.image_crop or tower.crop, tower.short_side)

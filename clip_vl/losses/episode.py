@@ -8,7 +8,12 @@ from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
 from clip_vl.losses.prototypes import cluster, episode_prototypes, prototypical_loss
 
-DIRECTIONS = {"i2t": ("image", "text"), "t2i": ("text", "image"), "i2e": ("image", "external"), "t2e": ("text", "external")}
+DIRECTIONS = {  # (student, teacher)
+    "i2t": ("image", "text"),
+    "t2i": ("text", "image"),
+    "i2e": ("image", "external"),
+    "t2e": ("text", "external"),
+}
 
 
 class EpisodeLoss(nn.Module):

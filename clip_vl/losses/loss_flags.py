@@ -11,7 +11,9 @@ class LossFlags:
 
     loss: str = flag("InfoNCE", "InfoNCE, UniCL, CrossEntropy, SigLIP, SimReg, SimReg-L1, SimReg-SmoothL1, VICReg, BarlowTwins, "
                      "RKD, CompRess-1q, CompRess-2q, SEED, DINO or ProtoCPC.", "--distiller")  # fmt: skip
-    loss_variant: str = flag("paper", "The formula of the paper, or of the original code where they differ.", choices=["paper", "original"])
+    loss_variant: str = flag(
+        "paper", "The formula of the paper, or of the original code where they differ.", choices=["paper", "original"]
+    )
     teacher: str = flag("text", "Side whose features teach.", choices=["text", "image"])
     w_align: float = flag(1.0, "Weight of the loss.", "--w_distill")
     w_simcse: float = flag(0.0, "Weight of SimCSE: two dropout masks of each text.")
@@ -40,7 +42,9 @@ class ProtoCLIPFlags:
     kmeans_max_iter: int = flag(20, "Iterations of k-means.")
     kmeans_nredo: int = flag(1, "Starts of k-means, of which the best counts.")
     PBT: bool = flag(False, "Back-translated prototypes: means of the student's features over the teacher's clusters.")
-    external_teacher: str | None = flag(None, "Array (rows of the data set, width), .npy, of an external teacher; needs --PBT.")
+    external_teacher: str | None = flag(
+        None, "Array (rows of the data set, width), .npy, of an external teacher; needs --PBT."
+    )
     clustering_frequency: int = flag(1, "Epochs between two clusterings; -1 for none.")
     infonce_warmup_epoch: int = flag(0, "Epochs of InfoNCE alone at the start.")
     lit_start_epoch: int = flag(-1, "From this epoch InfoNCE alone, the image tower at rest; -1 for never.")

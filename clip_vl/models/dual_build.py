@@ -123,7 +123,7 @@ def _freeze(model, args, teacher):
 
 
 def frozen_digest(tower):
-    """What the features of a frozen tower depend on, for the keys of caches: its class and weights, and their pixels."""
+    """What the features of a frozen tower depend on, for the keys of caches: class, weights, pixels."""
     digest = hashlib.sha256()
     for name, tensor in tower.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -50,7 +50,7 @@ class DualEncoder(nn.Module):
         return self.text_head(self.text_tower(tokens))
 
     def encode_image(self, images, projection=True):
-        """images uint8 or normalised (B, 3, H, W) -> (B, D), L2-normalised; without projection the tower's (B, width)."""
+        """images uint8 or normalised (B, 3, H, W) -> (B, D), L2-normalised, or without projection the tower's."""
         if not projection:
             return self.image_tower(normalise(images, self.mean, self.std))
         return F.normalize(self.image_output(images).float(), dim=-1)
@@ -76,8 +76,8 @@ class DualEncoder(nn.Module):
         """batch: images (B, 3, H, W) and tokens, of which one may be teacher_features (B, width) of a `CachedTower`;
         images_2, if any, are second views.
 
-        returns: image_features, text_features (B, D) as the heads give them; image_features_2, text_features_2 of second
-                 views; logit_scale; SigLIP's logit_bias; with prototypes image_scores, text_scores (B, K); ProtoCLIP's
+        returns: image_features, text_features (B, D) as the heads give them; image_features_2, text_features_2 of
+                 second views; logit_scale; SigLIP's logit_bias; with prototypes image_scores, text_scores (B, K); ProtoCLIP's
                  image_projected, text_projected (B, P) and prototype_scale
         """
         images, texts = (

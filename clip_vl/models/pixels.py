@@ -35,7 +35,7 @@ def describe(tower, width, pixels):
 
 
 def normalise(images, mean, std):
-    """uint8 (B, 3, H, W) -> float, by the tensors mean and std (3, 1, 1); float images are taken as normalised already."""
+    """uint8 (B, 3, H, W) -> float, by mean and std (3, 1, 1); float images are taken as normalised already."""
     return images if images.is_floating_point() else (images.float() / 255 - mean) / std
 
 
