@@ -44,10 +44,12 @@ def build_dual_encoder(args, needs=frozenset(), cached_widths=None, teacher=None
 def build_tower(side, args):
     """The image or the text tower that the flags describe."""
     builder, name = getattr(args, f"{side}_model_builder"), getattr(args, f"{side}_model")
+    pretrained, weights = getattr(args, f"pretrained_{side}_model"), getattr(args, f"{side}_weights")
+    tag = getattr(args, f"{side}_model_tag") or ("openai" if pretrained and builder in ("clip", "openclip") else "")
     common = {
-        "tag": getattr(args, f"{side}_model_tag"),
-        "pretrained": getattr(args, f"pretrained_{side}_model"),
-        "weights": getattr(args, f"{side}_weights"),
+        "tag": tag if pretrained or weights else "",  # a tower from scratch has nobody's statistics or activation
+        "pretrained": pretrained,
+        "weights": weights,
         "cache_dir": args.cache_dir,
         "quick_gelu": args.force_quick_gelu,
     }

@@ -14,7 +14,7 @@ class ImageTowerFlags:
 
     image_model_builder: str = flag("clip", "Where the image tower comes from: openclip, torchvision, timm, or clip for ours.")
     image_model: str = flag("RN50", "Its name there, such as RN50, mobilenet_v3_large, vit_small_patch16_224, RN-tiny.")
-    image_model_tag: str = flag("openai", "Which published weights, for --pretrained_image_model with openclip.")
+    image_model_tag: str = flag("", "Which published weights, for --pretrained_image_model [openai for openclip and clip]; with --image_weights whose they are.")
     pretrained_image_model: bool = flag(False, "Start from published weights, found in --cache_dir.")
     image_weights: str | None = flag(None, "File to read the image tower's weights from.")
     image_resolution: int | None = flag(None, "Pixels a side [the tower's own].")
@@ -31,7 +31,7 @@ class TextTowerFlags:
 
     text_model_builder: str = flag("clip", "Where the text tower comes from: openclip, huggingface, sbert, or clip for ours.")
     text_model: str = flag("RN50", "Its name there, or a local folder.")
-    text_model_tag: str = flag("openai", "Which published weights, for --pretrained_text_model with openclip.")
+    text_model_tag: str = flag("", "Which published weights, for --pretrained_text_model [openai for openclip and clip]; with --text_weights whose they are.")
     pretrained_text_model: bool = flag(False, "Start from published weights, found in --cache_dir or the folder.")
     text_weights: str | None = flag(None, "File to read the text tower's weights from.")
     text_vocab: str | None = flag(None, "Folder with a vocab.txt for a clip text tower over WordPiece instead of CLIP's BPE.")
