@@ -77,7 +77,7 @@ from clip_vl.engine.errors import UserError
 from clip_vl.engine.grad_cache import cached_backward, cached_forward
 from clip_vl.engine.job import Job
 from clip_vl.engine.optim import autocast, warmup_cosine
-from clip_vl.engine.random import derive_seed, seed_step
+from clip_vl.engine.random import derive_seed
 from clip_vl.engine.report import write_report
 from clip_vl.evaluation.features import collect
 from clip_vl.evaluation.gallery import retrieval_gallery
@@ -242,9 +242,15 @@ def build_model(job, args, side, teacher):
     kind = loss_class(args.loss)
     wants = {"scale": kind.needs_scale, "bias": kind.needs_bias, "prototypes": kind.needs_prototypes,
              "projections": args.add_projection_head, "two_texts": args.w_simcse > 0}  # fmt: skip
+    if kind.needs_labels and not job.source.num_classes:
+        raise UserError(f"--loss {args.loss} needs labels: train on classification sets, or name --csv_label_key")
     one_way = args.teacher if kind.uni_directional and not (args.teacher == "text" and args.w_simcse) else None
     cached = {side: teacher.width} if side else None
     model = build_dual_encoder(args, {name for name, wanted in wants.items() if wanted}, cached, one_way)
+    width = model.image_head.width
+    if args.loss.lower() == "crossentropy" and width < job.source.num_classes:
+        raise UserError(f"the heads are {width} wide, the training data have {job.source.num_classes} classes: give both "
+                        f"towers a head of --joint_projection_dim {job.source.num_classes}")  # fmt: skip
     job.loss = build_loss(
         args.loss, model.image_head.width, variant=args.loss_variant, queue_size=args.queue_size, sinkhorn=args.sinkhorn,
         n_prototypes=args.num_prototypes, teacher_temperature=args.dino_teacher_temp, w_rkd_d=args.w_rkd_d,
@@ -263,7 +269,10 @@ def build_episode(job, args):
         return None
     external = None
     if args.external_teacher:
-        external = np.load(args.external_teacher, mmap_mode="r", allow_pickle=False)
+        try:
+            external = np.load(args.external_teacher, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"--external_teacher {args.external_teacher} is not a .npy array that can be read: {error}") from None
         if len(external) < len(job.source):
             raise UserError(f"{args.external_teacher} has {len(external)} rows, the training data {len(job.source)}")
     pairs = len(job.order) * args.batch_size * dist.world_size()
@@ -286,7 +295,6 @@ def image_schedule(args, updates_per_epoch):
 
 def train(device, args):
     """Train, evaluate, write epoch_N.pt."""
-    seed_step(args.seed, 0, 0)  # the same first weights on every rank
     job = Job("align", args, device)
     job.source = open_sources(args.train_data, args)
     valid = open_sources(args.valid_data, args) if args.valid_data else None
@@ -350,9 +358,9 @@ def train(device, args):
 def main(args):
     device = dist.setup()
     check_dual_flags(args)
+    name_output(args, "align")
     train(device, args)
 
 
 if __name__ == "__main__":
-    name_output(FLAGS, "align")
     dist.run_program(main, FLAGS)

@@ -9,6 +9,7 @@ from torch import nn
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.optim import Updater, autocast_dtype
+from clip_vl.engine.random import derive_seed
 from clip_vl.models.dual_encoder import CachedTower, DualEncoder
 from clip_vl.models.image_towers import build_image_tower
 from clip_vl.models.layers import layer_of_parameters
@@ -32,7 +33,7 @@ def build_dual_encoder(args, needs=frozenset(), cached_widths=None, teacher=None
     towers = {
         side: CachedTower(cached[side]) if side in cached else build_tower(side, args) for side in ("image", "text")
     }
-    heads = _build_heads(towers, args, needs)
+    heads = _build_heads(towers, args)
     model = DualEncoder(towers["image"], towers["text"], *heads, **_extras(towers, heads, args, needs))
     if args.load:
         load_dual_encoder(model, args.load)
@@ -42,7 +43,8 @@ def build_dual_encoder(args, needs=frozenset(), cached_widths=None, teacher=None
 
 
 def build_tower(side, args):
-    """The image or the text tower that the flags describe."""
+    """The image or the text tower that the flags describe; its first weights depend on --seed and on nothing else."""
+    torch.manual_seed(derive_seed(args.seed, f"{side} tower"))
     builder, name = getattr(args, f"{side}_model_builder"), getattr(args, f"{side}_model")
     pretrained, weights = getattr(args, f"pretrained_{side}_model"), getattr(args, f"{side}_weights")
     tag = getattr(args, f"{side}_model_tag") or ("openai" if pretrained and builder in ("clip", "openclip") else "")
@@ -70,11 +72,12 @@ def build_tower(side, args):
     )
 
 
-def _build_heads(towers, args, needs):
+def _build_heads(towers, args):
     """(image head, text head), of the widths that the towers and --joint_projection_dim allow."""
     layers = (args.image_head_n_layers, args.text_head_n_layers)
     widths = (towers["image"].width, towers["text"].width)
     out = joint_dim(*widths, *layers, args.joint_projection_dim)
+    torch.manual_seed(derive_seed(args.seed, "heads"))
     return tuple(build_head("dino", width, n, out) for width, n in zip(widths, layers))
 
 
@@ -140,7 +143,9 @@ def average_weights(model, decay):
     """A copy of the model whose weights follow an exponential moving average: `update_parameters(model)` per update."""
     from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    average.n_averaged.fill_(1)  # the first weights count; without this the first update would replace them
+    return average
 
 
 def compile_towers(model):

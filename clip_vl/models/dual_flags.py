@@ -150,6 +150,8 @@ def check_dual_flags(args):
     for name in ("batch_size", "epochs", "gradient_accumulation_steps", "report_step", "checkpoint_steps", "keep_last"):
         if getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    if args.grad_cache < 0:
+        raise UserError(f"--grad_cache {args.grad_cache} is a number of pairs; 0 turns it off")
     if args.logit_scale <= 0:
         raise UserError(f"--logit_scale {args.logit_scale} is a temperature: it must be above 0")
 

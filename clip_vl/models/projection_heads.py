@@ -11,7 +11,7 @@ from clip_vl.engine.errors import UserError
 HIDDEN = 2048
 
 
-def build_head(kind, in_dim, n_layers, out_dim):
+def build_head(kind, in_dim, n_layers, out_dim, hidden_dim=HIDDEN):
     """A head (B, in_dim) -> (B, width).
 
     kind "dino": n_layers 0 the identity, not normalised; 1 linear; more an MLP with GELU; 1 and more end in an L2
@@ -20,10 +20,10 @@ def build_head(kind, in_dim, n_layers, out_dim):
          normalised (ProtoCLIP, arXiv:2206.10996)
     """
     if kind == "protoclip":
-        return ProtoClipHead(in_dim, n_layers, out_dim)
+        return ProtoClipHead(in_dim, n_layers, out_dim, hidden_dim)
     if kind != "dino":
         raise UserError(f"projection head {kind!r} is none of dino, protoclip")
-    return ProjectionHead(in_dim, n_layers, out_dim) if n_layers else IdentityHead(in_dim)
+    return ProjectionHead(in_dim, n_layers, out_dim, hidden_dim) if n_layers else IdentityHead(in_dim)
 
 
 class IdentityHead(nn.Identity):
@@ -35,12 +35,12 @@ class IdentityHead(nn.Identity):
 
 
 class ProjectionHead(nn.Module):
-    """n linear layers with GELU between them and 2,048 numbers inside, then an L2 normalisation."""
+    """n linear layers with GELU between them and hidden_dim numbers inside, then an L2 normalisation."""
 
-    def __init__(self, in_dim, n_layers, out_dim):
+    def __init__(self, in_dim, n_layers, out_dim, hidden_dim=HIDDEN):
         super().__init__()
         self.width = out_dim
-        sizes = [in_dim, *[HIDDEN] * (n_layers - 1), out_dim]
+        sizes = [in_dim, *[hidden_dim] * (n_layers - 1), out_dim]
         self.layers = _mlp(sizes, nn.GELU)
         _initialise(self)
 
@@ -50,12 +50,12 @@ class ProjectionHead(nn.Module):
 
 
 class ProtoClipHead(nn.Module):
-    """n linear layers with BatchNorm and ReLU between them and 2,048 numbers inside."""
+    """n linear layers with BatchNorm and ReLU between them and hidden_dim numbers inside."""
 
-    def __init__(self, in_dim, n_layers, out_dim):
+    def __init__(self, in_dim, n_layers, out_dim, hidden_dim=HIDDEN):
         super().__init__()
         self.width = out_dim
-        sizes = [in_dim, *[HIDDEN] * (max(n_layers, 1) - 1), out_dim]
+        sizes = [in_dim, *[hidden_dim] * (max(n_layers, 1) - 1), out_dim]
         self.layers = _mlp(sizes, nn.ReLU, norm=nn.BatchNorm1d)
 
     def forward(self, features):
