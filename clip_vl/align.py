@@ -58,16 +58,17 @@ class AlignFlags(
 
 FLAGS = parse(AlignFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
 
+import functools
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from clip_vl.datasets.align import AlignDataset
-from clip_vl.datasets.batches import DamagedPairs, build_loader, evaluation_loader, to_device, training_loader
+from clip_vl.datasets.batches import DamagedPairs, build_loader, to_device, training_loader
 from clip_vl.datasets.captions import open_sources
 from clip_vl.datasets.crops import crops_for
-from clip_vl.datasets.encoding import ImagesOf, TextsOf, retrieval_items, shares
+from clip_vl.datasets.encoding import HeldOutPairs, ImagesOf, TextsOf, shares
 from clip_vl.datasets.episodes import training_order
 from clip_vl.datasets.teacher_cache import cached_features
 from clip_vl.engine import dist
@@ -81,7 +82,7 @@ from clip_vl.engine.random import derive_seed
 from clip_vl.engine.report import write_report
 from clip_vl.evaluation.features import collect
 from clip_vl.evaluation.gallery import retrieval_gallery
-from clip_vl.evaluation.recall import retrieval_metrics
+from clip_vl.evaluation.recall import evaluate_retrieval
 from clip_vl.losses.alignment import build_loss, loss_class
 from clip_vl.losses.contrastive import simcse_loss
 from clip_vl.losses.episode import EpisodeLoss
@@ -187,45 +188,24 @@ def start_episode(job, epoch, args):
     job.episode.fill(rows, *projected, seed=derive_seed(args.seed, "k-means", epoch))
 
 
-def evaluate(model, source, crop, device, args, watched=iter):
-    """Recall of held-out pairs, and what it was computed from: (metrics, dict for `retrieval_gallery`)."""
-    model.eval()
-    rows, numbers, image_of_text = retrieval_items(source)
-    precision = autocast(device, args)
+def open_teacher(args, sources, device):
+    """With --cache_teacher: (side of the locked tower, its features of each source); without, (None, Nones).
 
-    def features(dataset, wanted, encode):
-        mine = shares(np.arange(len(wanted)), args.batch_size, dist.rank(), dist.world_size())
-        loader = evaluation_loader(dataset, [wanted[part] for part in mine], device, args)
-        return collect(encode, zip(mine, watched(loader)), precision)
-
-    images = features(ImagesOf(source, crop), rows, lambda batch: model.encode_image(batch["images"]))
-    texts = features(TextsOf(source, model.tokenizer), numbers, lambda batch: model.encode_text(batch["tokens"]))
-    found = {"images": images, "texts": texts, "image_of_text": image_of_text, "rows": rows, "numbers": numbers}
-    return retrieval_metrics(images, texts, image_of_text), found
-
-
-def open_teacher(args, source, device):
-    """With --cache_teacher: (side of the locked tower, its features of the data set); (None, None) without.
-
-    The tower is built for the processes that still have something to encode, and gone afterwards.
+    The tower is in memory only here, to encode what is not in the cache yet.
     """
     if not args.cache_teacher:
-        return None, None
+        return None, [None for _ in sources]
     side = next((side for side in ("text", "image") if getattr(args, f"lock_{side}_model")), None)
     if side is None:
         raise UserError("--cache_teacher is for a locked tower: pass --lock_text_model or --lock_image_model")
     tower = build_tower(side, args).to(device).eval()
     if side == "image":
         pixels = [torch.tensor(values, device=device).view(3, 1, 1) for values in (tower.mean, tower.std)]
-        dataset, count = ImagesOf(source, crops_for(tower, args)[1]), len(source)
-    else:
-        dataset, count = TextsOf(source, tower.tokenizer), source.num_texts
 
     @torch.no_grad()
-    def encode(numbers):
-        parts = [numbers[start : start + args.batch_size] for start in range(0, len(numbers), args.batch_size)]
+    def encode(dataset, numbers):
         features = []
-        for batch in build_loader(dataset, 0, parts, args, device):
+        for batch in build_loader(dataset, 0, shares(numbers, args.batch_size, 0, 1), args, device):
             batch = to_device(batch, device)
             with autocast(device, args):
                 inputs = normalise(batch["images"], *pixels) if side == "image" else batch["tokens"]
@@ -234,7 +214,15 @@ def open_teacher(args, source, device):
                 features[-1][batch["rows"].tolist().index(row)] = torch.nan
         return torch.cat(features)
 
-    return side, cached_features(source.digest, frozen_digest(tower), count, encode, Path(args.datasets_dir) / "cache")
+    def features_of(source):
+        of_images = side == "image"
+        dataset = ImagesOf(source, crops_for(tower, args)[1]) if of_images else TextsOf(source, tower.tokenizer)
+        count = len(source) if of_images else source.num_texts
+        described = f"{frozen_digest(tower)} {args.image_crop} {args.max_seq_length}"
+        root = Path(args.datasets_dir) / "cache"
+        return cached_features(source.digest, described, count, functools.partial(encode, dataset), root)
+
+    return side, [source and features_of(source) for source in sources]
 
 
 def build_model(job, args, side, teacher):
@@ -297,16 +285,17 @@ def train(device, args):
     """Train, evaluate, write epoch_N.pt."""
     job = Job("align", args, device)
     job.source = open_sources(args.train_data, args)
-    valid = open_sources(args.valid_data, args) if args.valid_data else None
     job.damage = DamagedPairs(len(job.source), args)
     job.order = training_order(
         job.source, args.batch_size, episode_size=args.episode_size, sampling=args.episode_sampling,
         rank=dist.rank(), world_size=dist.world_size(), seed=args.seed,
     )  # fmt: skip
 
-    side, teacher = open_teacher(args, job.source, device)
+    held_out = open_sources(args.valid_data, args) if args.valid_data else None
+    side, (teacher, valid_teacher) = open_teacher(args, [job.source, held_out], device)
     model = build_model(job, args, side, teacher)
     train_crop, valid_crop = (None, None) if side == "image" else crops_for(model.image_tower, args)
+    valid = held_out and HeldOutPairs(held_out, valid_crop, model.tokenizer, args, {side: valid_teacher})
     job.train_set = AlignDataset(
         job.source,
         train_crop,
@@ -329,7 +318,7 @@ def train(device, args):
 
     best = position["best"]
     if args.eval_first and valid and not job.updater.micro_step:
-        metrics, _ = evaluate(dist.unwrap(job.model), valid, valid_crop, device, args)
+        metrics, *_ = evaluate_retrieval(dist.unwrap(job.model), valid, device, autocast(device, args))
         job.log(-1, **{f"valid_{name}": value for name, value in metrics.items()})
     for epoch in range(position["epoch"], last_epoch):
         start = position["batch"] if epoch == position["epoch"] else 0
@@ -340,10 +329,10 @@ def train(device, args):
         measured = job.average.module if job.average else dist.unwrap(job.model)
         is_last = epoch + 1 == last_epoch
         if valid and (is_last or (args.retrieval_frequency and (epoch + 1) % args.retrieval_frequency == 0)):
-            metrics, found = evaluate(measured, valid, valid_crop, device, args, job.until_stopped)
+            metrics, *found = evaluate_retrieval(measured, valid, device, autocast(device, args), job.until_stopped)
             job.log(epoch, **{f"valid_{name}": value for name, value in metrics.items()})
             best = metrics | {"epoch": epoch + 1}
-            job.write_gallery(lambda: retrieval_gallery(valid, **found))  # noqa: B023
+            job.write_gallery(lambda: retrieval_gallery(valid, *found))  # noqa: B023
         if dist.rank() == 0 and (is_last or (epoch + 1) % args.save_frequency == 0):
             weights = {name: tensor.cpu().contiguous() for name, tensor in measured.state_dict().items()}
             content = {"epoch": epoch + 1, "name": job.run.folder.name, "state_dict": weights}

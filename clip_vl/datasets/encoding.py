@@ -3,7 +3,9 @@
 import numpy as np
 import torch
 
+from clip_vl.datasets.batches import evaluation_loader
 from clip_vl.datasets.images import DamagedImage
+from clip_vl.engine import dist
 
 
 class ImagesOf:
@@ -33,20 +35,40 @@ class TextsOf:
         return {"tokens": self.tokenizer([self.source.text(int(number)) for number in key[1]])}
 
 
-def retrieval_items(source):
-    """What retrieval asks of a source, each image once however many rows it has.
+class HeldOutPairs:
+    """The pairs of a source for retrieval: each image once, however many rows it has, and all of its texts.
 
-    returns: rows (N,) of the images; numbers (M,) of all their texts; image_of_text (M,), place in `rows`
+    teacher: {"image" or "text": `TeacherFeatures`} stand for what a frozen tower would see
+    rows: (N,) of the images;  numbers: (M,) of the texts;  image_of_text: (M,), place in `rows`
     """
-    place, rows, numbers, owners = {}, [], [], []
-    for row in range(len(source)):
-        image = place.setdefault(source.image_id(row), len(rows))
-        if image == len(rows):
-            rows.append(row)
-        found = [source.text_number(row, index) for index in range(source.num_captions(row))]
-        numbers += found
-        owners += [image] * len(found)
-    return np.array(rows), np.array(numbers), np.array(owners)
+
+    def __init__(self, source, crop, tokenizer, args, teacher=None):
+        self.source, self.args, self.teacher = source, args, teacher or {}
+        self.images, self.texts = ImagesOf(source, crop), TextsOf(source, tokenizer)
+        place, rows, numbers, owners = {}, [], [], []
+        for row in range(len(source)):
+            image = place.setdefault(source.image_id(row), len(rows))
+            if image == len(rows):
+                rows.append(row)
+            found = [source.text_number(row, index) for index in range(source.num_captions(row))]
+            numbers += found
+            owners += [image] * len(found)
+        self.rows, self.numbers, self.image_of_text = np.array(rows), np.array(numbers), np.array(owners)
+
+    def image_batches(self, device):
+        """This process's (places in `rows`, batch), on the device. Raises DataError at a damaged image."""
+        return self._batches("image", "images", self.images, self.rows, device)
+
+    def text_batches(self, device):
+        """This process's (places in `numbers`, batch)."""
+        return self._batches("text", "tokens", self.texts, self.numbers, device)
+
+    def _batches(self, side, name, dataset, wanted, device):
+        mine = shares(np.arange(len(wanted)), self.args.batch_size, dist.rank(), dist.world_size())
+        parts, teacher = [wanted[part] for part in mine], self.teacher.get(side)
+        if teacher is None:
+            return zip(mine, evaluation_loader(dataset, parts, device, self.args))
+        return zip(mine, ({name: torch.from_numpy(teacher[part].astype(np.float32)).to(device)} for part in parts))
 
 
 def shares(numbers, batch_size, rank, world_size):

@@ -38,12 +38,13 @@ def _card(annotations, row, classes, probabilities, score, answers, picture_of):
     }
 
 
-def retrieval_gallery(source, images, texts, image_of_text, rows, numbers, count=24, seed=0):
+def retrieval_gallery(held_out, images, texts, count=24, seed=0):
     """The same for retrieval: `count` images and their five nearest texts; half are images whose nearest is another's.
 
-    source:  has read(row) and text(number);  images: (N, D), texts: (M, D), L2-normalised;  image_of_text: (M,)
-    rows:    (N,) of the images;  numbers: (M,) of the texts
+    held_out: the pairs, as `evaluate_retrieval` takes them;  images: (N, D), texts: (M, D), L2-normalised
     """
+    source, rows, numbers = held_out.source, held_out.rows, held_out.numbers
+    image_of_text = held_out.image_of_text
     order = numpy_rng(seed, "gallery").permutation(len(rows))[: 10 * count]
     scores = images[order] @ texts.T
     best = scores.topk(min(5, len(numbers)), dim=1)

@@ -36,3 +36,12 @@ def _plain(query, key, value, bias, dropout):
     if bias is not None:
         scores += bias
     return drop(scores.softmax(dim=-1), dropout) @ value
+
+
+class PackedProjection:
+    """Query, key and value of an attention from one matrix, under the names of `nn.MultiheadAttention`."""
+
+    def project(self, x, first, last):
+        """Parts first..last of query, key and value (0, 1, 2) of x: (..., D) -> (..., (last - first) * D)."""
+        rows = slice(first * x.shape[-1], last * x.shape[-1])
+        return F.linear(x, self.in_proj_weight[rows], self.in_proj_bias[rows])

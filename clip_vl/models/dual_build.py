@@ -104,10 +104,13 @@ def _extras(towers, heads, args, needs):
 def load_dual_encoder(model, path):
     """The weights of a whole dual encoder: an epoch_N.pt of ours."""
     state = read_state_dict(path, "--load takes a whole dual encoder, such as snap/align/NAME/epoch_32.pt")
+    absent = [f"{side}_tower." for side in ("image", "text") if not any(k.startswith(f"{side}_tower.") for k in state)]
+    for prefix in absent:  # trained from a cache of a frozen tower, which is published itself
+        dist.print0(f"{path} has no {prefix.rstrip('.')}: it stays as --pretrained or --weights made it")
     cached = tuple(
         f"{side}_tower." for side in ("image", "text") if isinstance(getattr(model, f"{side}_tower"), CachedTower)
     )
-    new = ("prototypes.", "image_projection.", "text_projection.", "prototype_scale", "logit_scale", "logit_bias")
+    new = (*absent, "prototypes.", "image_projection.", "text_projection.", "prototype_scale", "logit_scale", "logit_bias")
     unwanted = tuple(key for key in state if key.startswith(new) and key not in model.state_dict())
     load_weights(model, state, new=new, ignore=(*cached, *unwanted), source=path)
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from clip_vl.models.attention import attend
+from clip_vl.models.attention import PackedProjection, attend
 
 HEAD_WIDTH = 64
 
@@ -143,7 +143,7 @@ def quick_gelu(x):
     return x * torch.sigmoid(1.702 * x)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(PackedProjection, nn.Module):
     """Query, key and value from one matrix, under the names of `nn.MultiheadAttention`."""
 
     def __init__(self, width, head_width=HEAD_WIDTH):
@@ -155,14 +155,13 @@ class SelfAttention(nn.Module):
 
     def forward(self, x, outputs=None):
         """x: (N, L, D) -> (N, L, D), or (N, outputs, D) for the first tokens alone."""
-        D = x.shape[-1]
         if outputs is None:
-            query, key, value = self._heads(x, 0, 3 * D)  # (N, heads, L, d) each
+            query, key, value = self._heads(x, 0, 3)  # (N, heads, L, d) each
         else:
-            (query,), (key, value) = self._heads(x[:, :outputs], 0, D), self._heads(x, D, 3 * D)
+            (query,), (key, value) = self._heads(x[:, :outputs], 0, 1), self._heads(x, 1, 3)
         return self.out_proj(attend(query, key, value).transpose(1, 2).flatten(2))
 
-    def _heads(self, x, start, end):
-        """Rows start..end of the matrix on x, a multiple of D -> (rows / D, N, heads, L, d)."""
-        projected = F.linear(x, self.in_proj_weight[start:end], self.in_proj_bias[start:end])
-        return projected.unflatten(-1, (-1, self.heads, x.shape[-1] // self.heads)).permute(2, 0, 3, 1, 4)
+    def _heads(self, x, first, last):
+        """Parts first..last of query, key and value -> (last - first, N, heads, L, d)."""
+        projected = self.project(x, first, last)
+        return projected.unflatten(-1, (last - first, self.heads, -1)).permute(2, 0, 3, 1, 4)
