@@ -36,7 +36,7 @@ def build_dual_encoder(args, needs=frozenset(), cached_widths=None, teacher=None
     heads = _build_heads(towers, args)
     model = DualEncoder(towers["image"], towers["text"], *heads, **_extras(towers, heads, args, needs))
     if args.load:
-        load_dual_encoder(model, args.load)
+        load_dual_encoder(model, args.load, args)
     _freeze(model, args, teacher)
     model.two_texts = "two_texts" in needs
     return model
@@ -101,12 +101,16 @@ def _extras(towers, heads, args, needs):
     return extras
 
 
-def load_dual_encoder(model, path):
+def load_dual_encoder(model, path, args):
     """The weights of a whole dual encoder: an epoch_N.pt of ours."""
     state = read_state_dict(path, "--load takes a whole dual encoder, such as snap/align/NAME/epoch_32.pt")
-    absent = [f"{side}_tower." for side in ("image", "text") if not any(k.startswith(f"{side}_tower.") for k in state)]
-    for prefix in absent:  # trained from a cache of a frozen tower, which is published itself
-        dist.print0(f"{path} has no {prefix.rstrip('.')}: it stays as --pretrained or --weights made it")
+    absent = []
+    for side in ("image", "text"):
+        if not any(name.startswith(f"{side}_tower.") for name in state):  # trained from a cache of a frozen tower
+            if not (getattr(args, f"pretrained_{side}_model") or getattr(args, f"{side}_weights")):
+                raise UserError(f"{path} has no {side} tower, whose features were cached: say where its weights are, with "
+                                f"--pretrained_{side}_model or --{side}_weights")  # fmt: skip
+            absent.append(f"{side}_tower.")
     cached = tuple(
         f"{side}_tower." for side in ("image", "text") if isinstance(getattr(model, f"{side}_tower"), CachedTower)
     )
