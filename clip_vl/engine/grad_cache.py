@@ -62,10 +62,10 @@ def surrogate(outputs, leaves, rows, with_scalars):
 @contextlib.contextmanager
 def kept_buffers(module):
     """On leaving, the module's buffers are as they were."""
-    buffers = [buffer for buffer in module.buffers() if buffer.numel()]
-    before = [buffer.clone() for buffer in buffers]
+    before = [buffer.clone() for buffer in module.buffers()]
     yield
-    torch._foreach_copy_(buffers, before)
+    for buffer, kept in zip(module.buffers(), before):
+        buffer.copy_(kept)
 
 
 def _leaf(outputs):

@@ -35,7 +35,7 @@ class AlignmentLoss(nn.Module):
 
     def _check(self, logit_scale, logit_bias, labels):
         name = type(self).__name__
-        if self.needs_scale and logit_scale is None or self.needs_bias and logit_bias is None:
+        if (self.needs_scale and logit_scale is None) or (self.needs_bias and logit_bias is None):
             raise UserError(f"{name} needs a model with logit_scale" + (" and logit_bias" if self.needs_bias else ""))
         if self.needs_labels and labels is None:
             raise UserError(f"{name} needs labels: train on classification sets, or name --csv_label_key")

@@ -58,7 +58,9 @@ class CrossEntropy(AlignmentLoss):
 
     def compute(self, student, teacher, logit_scale, labels, **_):
         scale = 1 if logit_scale is None else logit_scale
-        total = sum(F.cross_entropy(scale * side, labels, ignore_index=-1, reduction="sum") for side in (student, teacher))
+        total = sum(
+            F.cross_entropy(scale * side, labels, ignore_index=-1, reduction="sum") for side in (student, teacher)
+        )
         labelled = dist.sum_over_ranks((labels != -1).sum()).clamp(min=1).to(total.device)
         return total / 2 * dist.world_size() / labelled
 
