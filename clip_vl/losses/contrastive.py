@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from clip_vl.engine import dist
-from clip_vl.losses.base import AlignmentLoss, unit
+from clip_vl.losses.base import AlignmentLoss, full_precision, unit
 from clip_vl.losses.tiled import PairwiseSigmoid, SymmetricCrossEntropy
 
 SIMCSE_SCALE = math.exp(2.996)  # about 20: a fixed temperature of 0.05 (arXiv:2104.08821)
@@ -67,5 +67,5 @@ class CrossEntropy(AlignmentLoss):
 
 def simcse_loss(first, second):
     """InfoNCE between two dropout passes over the same sentences, (B, D) each, at a fixed scale (arXiv:2104.08821)."""
-    with torch.autocast(first.device.type, enabled=False):
+    with full_precision(first.device):
         return symmetric_cross_entropy(first.float(), second.float(), first.new_tensor(SIMCSE_SCALE))

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.random import derive_seed
-from clip_vl.losses.base import at_least_single, unit
+from clip_vl.losses.base import at_least_single, full_precision, unit
 
 
 def prototypical_loss(student, labels, student_prototypes, teacher_prototypes=None, *, scale, target_temperature=-1.0):
@@ -25,7 +25,7 @@ def prototypical_loss(student, labels, student_prototypes, teacher_prototypes=No
     target_temperature: above 0, the target is softmax_k(teacher_prototypes[label] . teacher_prototypes / temperature);
                         otherwise the label itself
     """
-    with torch.autocast(student.device.type, enabled=False):
+    with full_precision(student.device):
         student = unit(at_least_single(student))
         logits = scale * student @ student_prototypes.to(student).T
         return F.cross_entropy(logits, prototype_targets(labels, teacher_prototypes, target_temperature))

@@ -8,6 +8,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from clip_vl.engine import dist
+from clip_vl.losses.base import full_precision
 
 TILE = {"cuda": 4096}  # elsewhere 1,024: a tile of fp32 and its two factors stay in the cache of a CPU core
 
@@ -66,7 +67,7 @@ class SymmetricCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         x, _, scale, *_ = ctx.saved_tensors
-        with torch.autocast(x.device.type, enabled=False):
+        with full_precision(x.device):
             grad_x, grad_y = _slopes_times_features(ctx.labels, ctx.shares, *ctx.saved_tensors)
         factor = gradient / (2 * len(x))
         grad_scale = ((grad_x * x).sum() * factor).view_as(scale)
