@@ -45,7 +45,9 @@ def cached_backward(model, chunks, leaves, seed_chunk):
             seed_chunk(i)
             outputs = model(chunk)
             rows = next(len(output) for output in outputs.values() if output.ndim)
-            surrogate(outputs, leaves, slice(start, start + rows), is_last).backward()
+            total = surrogate(outputs, leaves, slice(start, start + rows), is_last)
+            with torch.autocast(total.device.type, enabled=False):  # gradients keep their dtype
+                total.backward()
         start += rows
 
 

@@ -45,7 +45,7 @@ class AlignmentLoss(nn.Module):
 
 @contextlib.contextmanager
 def full_precision(device):
-    """Matrix products in the dtype of their factors: neither autocast nor TF32, whose 11 bits a scale of 100 magnifies."""
+    """Products in the dtype of their factors: neither autocast nor TF32, whose 11 bits a scale of 100 magnifies."""
     allowed = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = False
     try:

@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch.nn import functional as F
 
 from clip_vl.engine import dist
