@@ -47,7 +47,9 @@ def cached_backward(model, chunks, leaves, seed_chunk):
             seed_chunk(i)
             outputs = model(chunk)
             rows = next(len(output) for output in outputs.values() if output.ndim)
-            surrogate(outputs, leaves, slice(start, start + rows), is_last).backward()
+            total = surrogate(outputs, leaves, slice(start, start + rows), is_last)
+            with torch.autocast(total.device.type, enabled=False):  # gradients keep their dtype
+                total.backward()
         start += rows
 
 
@@ -64,10 +66,10 @@ def surrogate(outputs, leaves, rows, with_scalars):
 @contextlib.contextmanager
 def kept_buffers(module):
     """On leaving, the module's buffers are as they were."""
-    buffers = [buffer for buffer in module.buffers() if buffer.numel()]
-    before = [buffer.clone() for buffer in buffers]
+    before = [buffer.clone() for buffer in module.buffers()]
     yield
-    torch._foreach_copy_(buffers, before)
+    for buffer, kept in zip(module.buffers(), before):
+        buffer.copy_(kept)
 
 
 def _leaf(outputs):

@@ -1,7 +1,7 @@
 """The losses that align two towers, by their published names.
 
-    loss = build_loss("SEED", dim=512, queue_size=65536)
-    value = loss(student, teacher, logit_scale=..., labels=...)     # the one call form: base.AlignmentLoss
+loss = build_loss("SEED", dim=512, queue_size=65536)
+value = loss(student, teacher, logit_scale=..., labels=...)     # the one call form: base.AlignmentLoss
 """
 
 from clip_vl.engine.errors import UserError

@@ -1,5 +1,7 @@
 """The one call form of the losses that align two towers."""
 
+import contextlib
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -26,7 +28,7 @@ class AlignmentLoss(nn.Module):
 
     def forward(self, student, teacher, *, logit_scale=None, logit_bias=None, labels=None):
         self._check(logit_scale, logit_bias, labels)
-        with torch.autocast(student.device.type, enabled=False):
+        with full_precision(student.device):
             student, teacher = at_least_single(student), at_least_single(teacher)
             if self.uni_directional:
                 teacher = teacher.detach()
@@ -39,6 +41,18 @@ class AlignmentLoss(nn.Module):
             raise UserError(f"{name} needs a model with logit_scale" + (" and logit_bias" if self.needs_bias else ""))
         if self.needs_labels and labels is None:
             raise UserError(f"{name} needs labels: train on classification sets, or name --csv_label_key")
+
+
+@contextlib.contextmanager
+def full_precision(device):
+    """Products in the dtype of their factors: neither autocast nor TF32, whose 11 bits a scale of 100 magnifies."""
+    allowed = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
 def at_least_single(features):

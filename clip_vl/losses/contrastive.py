@@ -2,11 +2,10 @@
 
 import math
 
-import torch
 from torch.nn import functional as F
 
 from clip_vl.engine import dist
-from clip_vl.losses.base import AlignmentLoss, unit
+from clip_vl.losses.base import AlignmentLoss, full_precision, unit
 from clip_vl.losses.tiled import PairwiseSigmoid, SymmetricCrossEntropy
 
 SIMCSE_SCALE = math.exp(2.996)  # about 20: a fixed temperature of 0.05 (arXiv:2104.08821)
@@ -58,12 +57,14 @@ class CrossEntropy(AlignmentLoss):
 
     def compute(self, student, teacher, logit_scale, labels, **_):
         scale = 1 if logit_scale is None else logit_scale
-        total = sum(F.cross_entropy(scale * side, labels, ignore_index=-1, reduction="sum") for side in (student, teacher))
+        total = sum(
+            F.cross_entropy(scale * side, labels, ignore_index=-1, reduction="sum") for side in (student, teacher)
+        )
         labelled = dist.sum_over_ranks((labels != -1).sum()).clamp(min=1).to(total.device)
         return total / 2 * dist.world_size() / labelled
 
 
 def simcse_loss(first, second):
     """InfoNCE between two dropout passes over the same sentences, (B, D) each, at a fixed scale (arXiv:2104.08821)."""
-    with torch.autocast(first.device.type, enabled=False):
+    with full_precision(first.device):
         return symmetric_cross_entropy(first.float(), second.float(), first.new_tensor(SIMCSE_SCALE))

@@ -4,7 +4,7 @@ import torch
 from torch.nn import functional as F
 
 from clip_vl.engine import dist
-from clip_vl.losses.base import at_least_single, unit
+from clip_vl.losses.base import at_least_single, full_precision, unit
 
 
 def hard_negative_loss(image_features, text_features, logit_scale, image_ids=None):
@@ -16,7 +16,7 @@ def hard_negative_loss(image_features, text_features, logit_scale, image_ids=Non
                     text is then neither positive nor negative; None: all differ
     returns:        scalar; its mean over the processes is the loss of the whole batch
     """
-    with torch.autocast(image_features.device.type, enabled=False):
+    with full_precision(image_features.device):
         images, texts = unit(at_least_single(image_features)), unit(at_least_single(text_features))
         M = len(images)  # 2B
         positives, negatives = texts[:M], texts[M:]

@@ -60,7 +60,8 @@ class ProtoCPC(AlignmentLoss):
 def sinkhorn_assignment(scores, iterations=3):
     """Scores of the whole batch, (B, K) here, as probabilities under which all K prototypes are used alike.
 
-    Sums over prototypes are brought to 1 / K and sums over items to 1 / N in turn (SwAV, arXiv:2006.09882); rows sum to 1.
+    Sums over prototypes are brought to 1 / K and sums over items to 1 / N in turn (SwAV, arXiv:2006.09882). Rows of
+    the result sum to 1.
     """
     assignment = (scores - dist.gather_rows(scores.max()[None]).max()).exp()
     for _ in range(iterations):

@@ -1,8 +1,8 @@
 """ProtoCLIP: prototypes of an episode, and the loss that tells them apart (arXiv:2206.10996).
 
-    prototypes = episode_prototypes(image_features, text_features, k=20000, pbt=True)     # once per episode
-    loss = prototypical_loss(image_projected, prototypes.labels[rows], prototypes.student, prototypes.teacher,
-                             scale=prototype_scale, target_temperature=0.01)
+prototypes = episode_prototypes(image_features, text_features, k=20000, pbt=True)     # once per episode
+loss = prototypical_loss(image_projected, prototypes.labels[rows], prototypes.student, prototypes.teacher,
+                         scale=prototype_scale, target_temperature=0.01)
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.random import derive_seed
-from clip_vl.losses.base import at_least_single, unit
+from clip_vl.losses.base import at_least_single, full_precision, unit
 
 
 def prototypical_loss(student, labels, student_prototypes, teacher_prototypes=None, *, scale, target_temperature=-1.0):
@@ -25,7 +25,7 @@ def prototypical_loss(student, labels, student_prototypes, teacher_prototypes=No
     target_temperature: above 0, the target is softmax_k(teacher_prototypes[label] . teacher_prototypes / temperature);
                         otherwise the label itself
     """
-    with torch.autocast(student.device.type, enabled=False):
+    with full_precision(student.device):
         student = unit(at_least_single(student))
         logits = scale * student @ student_prototypes.to(student).T
         return F.cross_entropy(logits, prototype_targets(labels, teacher_prototypes, target_temperature))
@@ -69,7 +69,9 @@ def episode_prototypes(student, teacher, k, pbt, *, iterations=20, redo=1, seed=
              teacher's labels, so the two spaces need not be one; without it, the teacher's centroids
     """
     student = torch.as_tensor(student)
-    clusters = teacher if isinstance(teacher, Clusters) else cluster(teacher, k, iterations=iterations, redo=redo, seed=seed)
+    clusters = (
+        teacher if isinstance(teacher, Clusters) else cluster(teacher, k, iterations=iterations, redo=redo, seed=seed)
+    )
     if len(clusters.labels) != len(student):
         raise UserError(f"the teacher has features of {len(clusters.labels)} rows and the student of {len(student)}")
     if pbt:
@@ -87,7 +89,9 @@ def cluster(features, k, *, iterations=20, redo=1, seed=0):
     features = np.nan_to_num(np.asarray(features, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     if len(features) < k:
         raise UserError(f"--k {k} clusters of {len(features)} features: --episode_size must be at least --k")
-    labels, centroids = _kmeans(np.ascontiguousarray(features), k, iterations, redo, derive_seed(seed, "k-means") % 2**31)
+    labels, centroids = _kmeans(
+        np.ascontiguousarray(features), k, iterations, redo, derive_seed(seed, "k-means") % 2**31
+    )
     return Clusters(torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(np.array(centroids, np.float32)))
 
 

@@ -13,8 +13,9 @@ MAX_COSINES = 2**22  # at a time: 32 MiB in fp64
 class RKD(AlignmentLoss):
     """Huber losses of distances over their mean (equation 7) and of the cosines of all angles (equation 10).
 
-    Both are of unit vectors and come out of their N x N squared distances alone: the law of cosines gives the angle at a between b and c. This
-    process takes the rows and vertices that are its own, a few vertices at a time, recomputed in the backward pass.
+    Both are of unit vectors and come out of their N x N squared distances alone: the law of cosines gives the angle at
+    a between b and c. This process takes the rows and vertices that are its own, a few vertices at a time, recomputed
+    in the backward pass.
     """
 
     def __init__(self, distance_weight=0.5, angle_weight=1.0):

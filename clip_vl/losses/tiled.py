@@ -8,6 +8,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from clip_vl.engine import dist
+from clip_vl.losses.base import full_precision
 
 TILE = {"cuda": 4096}  # elsewhere 1,024: a tile of fp32 and its two factors stay in the cache of a CPU core
 
@@ -42,11 +43,11 @@ class SymmetricCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, y, scale, labels):
-        scaled, shares = x * scale, share_of_positives(labels, x.dtype)
+        shares = share_of_positives(labels, x.dtype)
         row_sums, column_sums = LogSums(len(x), x), LogSums(len(y), x)
         positive = x.new_zeros(len(x))  # mean logit of each row's positives
         for rows, columns, pairs in tiles(x, y):
-            logits = scaled[rows] @ y[columns].T
+            logits = (x[rows] * scale) @ y[columns].T
             row_sums.add(rows, logits, 1)
             column_sums.add(columns, logits, 0)
             if labels is None:
@@ -65,21 +66,29 @@ class SymmetricCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        x, y, scale, row_largest, row_log, column_largest, column_log = ctx.saved_tensors
-        scaled, grad_x, grad_y = x * scale, torch.zeros_like(x), torch.zeros_like(y)
-        for rows, columns, pairs in tiles(x, y):
-            logits = scaled[rows] @ y[columns].T
-            slope = (logits - row_largest[rows, None]).sub_(row_log[rows, None]).exp_()
-            slope += logits.sub_(column_largest[columns]).sub_(column_log[columns]).exp_()
-            if ctx.labels is None:
-                slope[pairs] -= 2
-            else:
-                slope -= 2 * shared_targets(ctx.labels, ctx.shares, rows, columns, pairs, len(x))
-            grad_x[rows].addmm_(slope, y[columns])
-            grad_y[columns].addmm_(slope.T, scaled[rows])
+        x, _, scale, *_ = ctx.saved_tensors
+        with full_precision(x.device):
+            grad_x, grad_y = _slopes_times_features(ctx.labels, ctx.shares, *ctx.saved_tensors)
         factor = gradient / (2 * len(x))
         grad_scale = ((grad_x * x).sum() * factor).view_as(scale)
         return grad_x.mul_(factor * scale), grad_y.mul_(factor), grad_scale, None
+
+
+def _slopes_times_features(labels, shares, x, y, scale, row_largest, row_log, column_largest, column_log):
+    """2 B dL/dS of every tile, times y and, transposed, times scale * x -> (B, D), (N, D)."""
+    grad_x, grad_y = torch.zeros_like(x), torch.zeros_like(y)
+    for rows, columns, pairs in tiles(x, y):
+        scaled = x[rows] * scale
+        logits = scaled @ y[columns].T
+        slope = (logits - row_largest[rows, None]).sub_(row_log[rows, None]).exp_()
+        slope += logits.sub_(column_largest[columns]).sub_(column_log[columns]).exp_()
+        if labels is None:
+            slope[pairs] -= 2
+        else:
+            slope -= 2 * shared_targets(labels, shares, rows, columns, pairs, len(x))
+        grad_x[rows].addmm_(slope, y[columns])
+        grad_y[columns].addmm_(slope.T, scaled)
+    return grad_x, grad_y
 
 
 class LogSums:
@@ -142,17 +151,18 @@ class PairwiseSigmoid(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, y, scale, bias):
         wanted = any(ctx.needs_input_grad)
-        scaled, total, grad_bias = x * scale, x.new_zeros(()), x.new_zeros(())
+        total, grad_bias = x.new_zeros(()), x.new_zeros(())
         grad_x, grad_y = (torch.zeros_like(x), torch.zeros_like(y)) if wanted else (None, None)
         for rows, columns, pairs in tiles(x, y):
-            wrong = torch.addmm(bias.to(x), scaled[rows], y[columns].T)  # how far on the wrong side, as a logit
+            scaled = x[rows] * scale
+            wrong = torch.addmm(bias.to(x), scaled, y[columns].T)  # how far on the wrong side, as a logit
             wrong[pairs] *= -1
             total += torch.nn.functional.softplus(wrong).sum()
             if wanted:
                 slope = wrong.sigmoid_()
                 slope[pairs] *= -1
                 grad_x[rows].addmm_(slope, y[columns])
-                grad_y[columns].addmm_(slope.T, scaled[rows])
+                grad_y[columns].addmm_(slope.T, scaled)
                 grad_bias += slope.sum()
         if wanted:
             grad_scale = (grad_x * x).sum()

@@ -1,8 +1,8 @@
 """Tiled contrastive losses against their plain forms, and open_clip's."""
 
-import open_clip
 import pytest
 import torch
+from open_clip.loss import ClipLoss, SigLipLoss
 from torch.nn import functional as F
 
 from clip_vl.losses import tiled
@@ -67,22 +67,26 @@ def test_single_precision_is_as_exact_as_the_plain_form(name, noise, scale, monk
     monkeypatch.setitem(tiled.TILE, "cpu", 50)
     x, y, labels = batch(120, torch.float32, noise)
     given = (x, y, torch.tensor(scale), labels)
-    exact = value_and_gradients(PLAIN[name], *(tensor.double() if tensor.is_floating_point() else tensor for tensor in given))
-    for found, plain, true in zip(value_and_gradients(ours(name), *given), value_and_gradients(PLAIN[name], *given), exact):
+    exact = value_and_gradients(
+        PLAIN[name], *(tensor.double() if tensor.is_floating_point() else tensor for tensor in given)
+    )
+    for found, plain, true in zip(
+        value_and_gradients(ours(name), *given), value_and_gradients(PLAIN[name], *given), exact
+    ):
         error, allowed = (found - true).norm() / true.norm(), (plain - true).norm() / true.norm()
         assert error < max(1e-6, 2 * allowed)
 
 
 def test_info_nce_is_open_clips():
     x, y, labels = batch(12, torch.float32)
-    expected = open_clip.ClipLoss()(F.normalize(x, dim=-1), F.normalize(y, dim=-1), torch.tensor(9.0))
+    expected = ClipLoss()(F.normalize(x, dim=-1), F.normalize(y, dim=-1), torch.tensor(9.0))
     assert torch.allclose(ours("InfoNCE")(x, y, torch.tensor(9.0), labels), expected, rtol=1e-6)
 
 
 def test_siglip_is_open_clips():
     x, y, labels = batch(12, torch.float32)
     x, y = F.normalize(x, dim=-1), F.normalize(y, dim=-1)
-    expected = open_clip.SigLipLoss()(x, y, torch.tensor(9.0), torch.tensor(-10.0))
+    expected = SigLipLoss()(x, y, torch.tensor(9.0), torch.tensor(-10.0))
     assert torch.allclose(ours("SigLIP")(x, y, torch.tensor(9.0), labels), expected, rtol=1e-6)
 
 
