@@ -7,6 +7,7 @@ from clip_vl.datasets.images import DamagedImage
 from clip_vl.engine.errors import DataError
 from clip_vl.engine.random import numpy_rng
 
+EVALUATION = -1  # the "epoch" of every draw made for evaluation: the same batches every time
 MAX_REPLACEMENTS = 100  # rows drawn for one that cannot be read
 
 
@@ -38,6 +39,7 @@ class AlignDataset:
 
     def __getitem__(self, key):
         epoch, rows = key
+        epoch = EVALUATION if self.evaluation else epoch
         damaged = []
         samples = [self._sample(int(epoch), int(row), damaged) for row in rows]
         rows = [sample["row"] for sample in samples]

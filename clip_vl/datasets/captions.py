@@ -23,7 +23,7 @@ from clip_vl.datasets.caption_mixture import Mixture
 from clip_vl.datasets.caption_source import is_remote
 from clip_vl.datasets.class_folders import open_classes
 from clip_vl.datasets.hub_folder import is_hub_folder, open_hub
-from clip_vl.datasets.tar_shards import open_shards
+from clip_vl.datasets.tar_shards import expand_braces, open_shards
 from clip_vl.engine.errors import UserError
 
 KARPATHY = "karpathy/dataset_coco.json"
@@ -93,8 +93,9 @@ def open_entry(name, splits, settings):
 
 def _located(name, settings):
     """The path itself where something is there, or else its place below --datasets_dir where something is."""
-    below = Path(settings.datasets_dir, name)
-    return str(below) if not Path(name).exists() and below.exists() else name
+    first = expand_braces(name)[0]
+    below = not Path(first).exists() and Path(settings.datasets_dir, first).exists()
+    return str(Path(settings.datasets_dir, name)) if below else name
 
 
 def _open_coco(name, splits, settings, cache_root):

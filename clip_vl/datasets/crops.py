@@ -36,7 +36,11 @@ KINDS = {
 
 
 def resize(image, size, interpolation="bicubic"):
-    """uint8 (3, H, W) -> uint8 (3, h, w) with antialiasing: Pillow's resize to within a level."""
+    """uint8 (3, H, W) -> uint8 (3, h, w) with antialiasing: Pillow's resize to within a level.
+
+    Columns first, then rows, as Pillow did when the published towers were trained. Pillow 13 starts with the rows where
+    they shrink much more; its pictures then differ by 0.1 to 0.3 levels on average from those of Pillow 12, and ours.
+    """
     if tuple(image.shape[1:]) == tuple(size):
         return image
     batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # says that it is channels last: whole pixels at a time

@@ -39,8 +39,7 @@ def iterate_json_members(path):
     """
 
     def take(text):
-        line, key = text.line(), text.take_value()
-        text.expect(":", "':' was expected after a key")
+        line, key = _take_key(text)
         if text.next_character() != "[":
             yield line, key, text.take_value()
             return
@@ -70,12 +69,17 @@ def _items(text, opening, closing, name, take):
 
 
 def _take_member(text):
+    return *_take_key(text), text.take_value()
+
+
+def _take_key(text):
+    """(line, key) of a member; the position is then at its value."""
     line, key = text.line(), text.take_value()
     if not isinstance(key, str):
         raise text.error(f"a key is a string, not {key!r:.40}")
     text.expect(":", "':' was expected after a key")
     text.next_character()
-    return line, key, text.take_value()
+    return line, key
 
 
 def read_json(path):

@@ -123,7 +123,7 @@ def _pax(data):
     while data:
         length = int(data.split(b" ", 1)[0])
         record, data = data[:length], data[length:]
-        if length < 5 or not record.endswith(b"\n"):
+        if length < 5 or len(record) < length or not record.endswith(b"\n"):
             raise ValueError
         key, _, value = record[:-1].split(b" ", 1)[1].partition(b"=")
         if key == b"path":
