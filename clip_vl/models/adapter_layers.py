@@ -1,4 +1,4 @@
-"""What adapters are made of: bottlenecks, Kronecker-product layers, prefixes, gates, and the layers of BERT around them."""
+"""What adapters are made of: bottlenecks, Kronecker products, prefixes, gates, and the layers of BERT around them."""
 
 import math
 
@@ -20,7 +20,7 @@ class Bottleneck(nn.Module):
 
     @classmethod
     def over(cls, width, reduction, scale=1.0, gate=None, zero_up=False):
-        """Linear layers and a ReLU over `width`; with zero_up the adapter begins as nothing, otherwise as almost nothing."""
+        """Linear layers and a ReLU over `width`; the adapter begins as almost nothing, with zero_up as nothing."""
         inner = max(1, width // reduction)
         down, up = nn.Linear(width, inner), nn.Linear(inner, width)
         for layer in (down, up):
@@ -65,7 +65,7 @@ class PhmLinear(nn.Module):
 
 
 class Nice(nn.Module):
-    """An additive coupling (arXiv:1410.8516): each half of a vector is shifted by a function of the other; invertible."""
+    """An additive coupling (arXiv:1410.8516): each half of a vector is shifted by a function of the other."""
 
     def __init__(self, width, reduction):
         super().__init__()
@@ -127,7 +127,7 @@ class LowRank(nn.Module):
 
 
 class Prefix(nn.Module):
-    """Keys and values of every layer for `length` places before the text, made from embeddings by a two-layer network."""
+    """Keys and values of every layer for `length` places before the text, out of a network of two layers."""
 
     def __init__(self, length, width, bottleneck, layers, heads):
         super().__init__()

@@ -55,7 +55,7 @@ def _bottleneck(model):
 
 
 def _language(model):
-    """Pfeiffer's with an invertible part (MAD-X, arXiv:2005.00052): behind the feed-forward layer, and the embeddings."""
+    """MAD-X (arXiv:2005.00052): Pfeiffer's behind the feed-forward layer, an invertible one behind the embeddings."""
     for layer in model.encoder.layer:
         layer.output = AdaptedOutput(layer.output, Bottleneck.over(_width(model), 16), reads="normed")
     model.embeddings.invertible = Nice(_width(model), reduction=2)
@@ -104,7 +104,7 @@ def _ia3(model):
 
 
 def _mix_and_match(model):
-    """Mix-and-match (arXiv:2110.04366): prefixes, and bottlenecks beside the feed-forward layer, reduction 2, scale 4."""
+    """Mix-and-match (arXiv:2110.04366): prefixes, and bottlenecks beside the feed-forward layer, times 4."""
     _prefix(model, bottleneck=800)
     for layer in model.encoder.layer:
         adapter = Bottleneck.over(_width(model), 2, scale=4.0, zero_up=True)

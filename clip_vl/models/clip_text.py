@@ -11,8 +11,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from clip_vl.engine.errors import UserError
+from clip_vl.models.activations import resolve_quick_gelu
 from clip_vl.models.attention import attend
 from clip_vl.models.clip_tokenizer import ClipTokenizer, WordPieceTokenizer
+from clip_vl.models.pretrained_files import openclip_file
+from clip_vl.models.weights import load_weights, read_state_dict
 
 PLAIN_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "no_causal_mask"}
 DROPPED = -10000.0  # added to the attention scores of keys that must not be seen
@@ -58,6 +61,11 @@ def text_config(name):
         )
     if not is_plain(config):
         raise UserError(f"{name} is not a plain CLIP text tower: build it with the openclip builder")
+    return plain_config(config)
+
+
+def plain_config(config):
+    """The TextConfig of an open_clip configuration for which is_plain holds."""
     text = {key: value for key, value in config["text_cfg"].items() if key != "no_causal_mask"}
     return TextConfig(config["embed_dim"], quick_gelu=config.get("quick_gelu", False), **text)
 
@@ -189,14 +197,13 @@ class TextAttention(nn.Module):
         return projected.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
 
-def build_clip_text(name, *, tag="", pretrained=False, weights=None, cache_dir=None, vocab=None, max_length=77,
-                    n_prompt=0, quick_gelu=False):  # fmt: skip
-    """Our text tower of a plain CLIP architecture; arguments as for `build_text_tower`."""
-    from clip_vl.models.activations import resolve_quick_gelu
-    from clip_vl.models.pretrained_files import openclip_file
+def build_clip_text(name, *, config=None, tag="", pretrained=False, weights=None, cache_dir=None, vocab=None,
+                    max_length=77, n_prompt=0, quick_gelu=False):  # fmt: skip
+    """Our text tower of a plain CLIP architecture; arguments as for `build_text_tower`.
 
-    config = text_config(name)
-    spelt = openclip_name(name)
+    config: a TextConfig, where it is not the one that the name stands for
+    """
+    config, spelt = config or text_config(name), openclip_name(name)
     if pretrained and not weights:
         weights = openclip_file(spelt, tag, cache_dir)
     quick = resolve_quick_gelu(spelt, config.quick_gelu, quick_gelu, tag, weights)
@@ -205,24 +212,22 @@ def build_clip_text(name, *, tag="", pretrained=False, weights=None, cache_dir=N
         tower.context_length = tower.tokenizer.context_length = max_length
     tower.activation = "quick_gelu" if quick else "gelu"
     if weights:
-        load_text_weights(tower, weights, f"{weights} (text tower {name})", new=("prompt",))
+        scale = load_text_weights(tower, weights, f"{weights} (text tower {name})", new=("prompt",))
+        tower.initial_logit_scale = scale
     return tower
 
 
-def load_text_weights(tower, path, source, new=()):
-    """Load the text half of a CLIP file into a tower, and its temperature into `initial_logit_scale`.
+def load_text_weights(model, path, source, new=()):
+    """Load the text half of a CLIP file; returns the file's logit_scale (the log of it, as stored), or None.
 
-    new: prefixes of the tower's names that the file need not have
+    new: prefixes of the model's names that the file need not have
     """
-    from clip_vl.models.weights import load_weights, read_state_dict
-
     state = read_state_dict(path)
     scale = state.pop("logit_scale", None)
-    table = load_weights(tower, text_state(state), new=new, allow_partial=True, source=source)
+    table = load_weights(model, text_state(state), new=new, allow_partial=True, source=source)
     if table:
         raise UserError(f"{source} does not fit:\n{table}")
-    if scale is not None:
-        tower.initial_logit_scale = float(scale)
+    return None if scale is None else float(scale)
 
 
 def text_state(state):

@@ -24,8 +24,15 @@ def attention_of(model_class):
     return NAME
 
 
+def use_own_attention(model):
+    """Switch a model that is built already."""
+    chosen = attention_of(type(model))
+    if chosen:
+        model.set_attn_implementation(chosen)
+
+
 def attention(module, query, key, value, mask, scaling=None, dropout=0.0, **_):
-    """Hugging Face's call: query, key, value (B, heads, L, d), mask (B, 1, L, L) or None -> ((B, L, heads, d), None)."""
+    """Hugging Face's call: query, key, value (B, heads, L, d), mask (B, 1, L, L) -> ((B, L, heads, d), None)."""
     natural = query.shape[-1] ** -0.5  # what `attend` scales by
     if scaling is not None and scaling != natural:
         query = query * (scaling / natural)

@@ -10,8 +10,8 @@ from clip_vl.engine.errors import DataError, UserError
 def local_folder(name, cache_dir=None):
     """The folder of a model, which has its config.json.
 
-    name:      the folder, a config.json in it, or a name such as roberta-base, looked for in cache_dir (as a folder, or in the
-               hub's layout) and in the hub's own cache
+    name: the folder, a config.json in it, or a name such as roberta-base, looked for in cache_dir (as a folder, or in
+          the hub's layout) and in the hub's own cache
     """
     candidates = [Path(name).parent] if Path(name).name == "config.json" else [Path(name)]
     candidates += [Path(cache_dir) / name] if cache_dir else []
@@ -20,8 +20,8 @@ def local_folder(name, cache_dir=None):
     if found is None:
         place = Path(cache_dir or "cache/weights") / Path(name).name
         raise UserError(
-            f"{name} is no folder with a config.json, and it is not in the cache; nothing is downloaded: put its config.json, "
-            f"tokenizer files and model.safetensors into a folder such as {place} and give that folder"
+            f"{name} is no folder with a config.json, and it is not in the cache; nothing is downloaded: put "
+            f"its config.json, tokenizer files and model.safetensors into a folder such as {place} and give that folder"
         )
     return found
 

@@ -1,4 +1,4 @@
-"""Text towers of Hugging Face encoders (BERT, RoBERTa and their like), pretrained or from scratch, with four poolers."""
+"""Text towers of Hugging Face encoders (BERT, RoBERTa and their like), pretrained or not, with four poolers."""
 
 import torch
 from torch import nn
@@ -114,14 +114,13 @@ def _load(model, path, pooler):
 class HuggingFaceTokenizer:
     """Texts to {"input_ids", "attention_mask"} (B, L) of a transformers tokenizer, padded to the batch's longest."""
 
-    def __init__(self, tokenizer, max_length):
-        self.tokenizer, self.max_length = tokenizer, max_length
+    def __init__(self, tokenizer, max_length, lower_case=False):
+        self.tokenizer, self.max_length, self.lower_case = tokenizer, max_length, lower_case
 
     def __call__(self, texts, rng=None):
         """B texts -> dict of (B, L) int64; rng is not used."""
-        encoded = self.tokenizer(
-            list(texts), padding=True, truncation=True, max_length=self.max_length, return_tensors="pt"
-        )
+        texts = [text.lower() for text in texts] if self.lower_case else list(texts)
+        encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
         return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
 
 

@@ -1,4 +1,4 @@
-"""The text half of any open_clip architecture. CLIP's own kind is built in clip_text.py; the others are open_clip's modules."""
+"""The text half of any open_clip architecture: CLIP's own kind as in clip_text.py, the others open_clip's modules."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from clip_vl.engine.errors import DataError, UserError
-from clip_vl.models.clip_text import build_clip_text, is_plain, load_text_weights, openclip_name
+from clip_vl.models.activations import resolve_quick_gelu
+from clip_vl.models.clip_text import build_clip_text, is_plain, load_text_weights, openclip_name, plain_config
 from clip_vl.models.clip_tokenizer import ClipTokenizer
 from clip_vl.models.hf_files import load_config, load_tokenizer, local_folder
+from clip_vl.models.pretrained_files import OPENCLIP_FILES, find_file, openclip_file
 
 
 def build_openclip_text(name, *, tag="", pretrained=False, weights=None, cache_dir=None, max_length=77, n_prompt=0,
@@ -19,9 +21,11 @@ def build_openclip_text(name, *, tag="", pretrained=False, weights=None, cache_d
     name: an architecture of open_clip's, or a folder with open_clip_config.json
     """
     config = _read_config(name)
-    if is_plain(config) and not Path(name).is_dir():
-        return build_clip_text(name, tag=tag, pretrained=pretrained, weights=weights, cache_dir=cache_dir,
-                               max_length=max_length, n_prompt=n_prompt, quick_gelu=quick_gelu)  # fmt: skip
+    if pretrained and not weights:
+        weights = _file(name, tag, cache_dir)
+    if is_plain(config):
+        return build_clip_text(name, config=plain_config(config), tag=tag, weights=weights, max_length=max_length,
+                               n_prompt=n_prompt, quick_gelu=quick_gelu)  # fmt: skip
     if n_prompt:
         raise UserError(f"prompt vectors are for plain CLIP text towers; {name} has another kind")
     text = config["text_cfg"]
@@ -30,11 +34,8 @@ def build_openclip_text(name, *, tag="", pretrained=False, weights=None, cache_d
     else:
         model, pad_id = _transformer(config, name, tag, quick_gelu, weights), None
     tower = OpenClipTextTower(model, _tokenizer(name, text, cache_dir, pad_id), config["embed_dim"])
-    if pretrained and not weights:
-        weights = _file(name, tag, cache_dir)
     if weights:
-        load_text_weights(tower.model, weights, f"{weights} (text tower {name})")
-        tower.initial_logit_scale = tower.model.__dict__.pop("initial_logit_scale", None)
+        tower.initial_logit_scale = load_text_weights(model, weights, f"{weights} (text tower {name})")
     return tower
 
 
@@ -58,8 +59,6 @@ def _read_config(name):
 
 
 def _file(name, tag, cache_dir):
-    from clip_vl.models.pretrained_files import OPENCLIP_FILES, find_file, openclip_file
-
     if Path(name).is_dir():
         return find_file(name, [name], hub_files=OPENCLIP_FILES)
     return openclip_file(openclip_name(name), tag, cache_dir)
@@ -68,11 +67,8 @@ def _file(name, tag, cache_dir):
 def _transformer(config, name, tag, quick_gelu, weights):
     from open_clip.model import _build_text_tower  # `create_model` would draw the image tower's weights as well
 
-    from clip_vl.models.activations import resolve_quick_gelu
-
-    if not Path(name).is_dir():
-        quick_gelu = resolve_quick_gelu(openclip_name(name), config.get("quick_gelu", False), quick_gelu, tag, weights)
-    return _build_text_tower(config["embed_dim"], config["text_cfg"], quick_gelu or config.get("quick_gelu", False))
+    quick_gelu = resolve_quick_gelu(openclip_name(name), config.get("quick_gelu", False), quick_gelu, tag, weights)
+    return _build_text_tower(config["embed_dim"], config["text_cfg"], quick_gelu)
 
 
 def _hf_encoder(config, cache_dir):
@@ -119,7 +115,7 @@ def local_folder_of_tokenizer(name, cache_dir):
 
 
 class PaddedTokenizer:
-    """Texts to {"input_ids": (B, context_length)}; with a pad_id the columns that are padding throughout are dropped."""
+    """Texts to {"input_ids": (B, context_length)}; with a pad_id, columns that are all padding are dropped."""
 
     def __init__(self, tokenizer, context_length, pad_id=None):
         self.tokenizer, self.context_length, self.pad_id = tokenizer, context_length, pad_id

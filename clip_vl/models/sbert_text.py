@@ -1,5 +1,6 @@
 """Text towers of sentence-transformers: a folder of modules, of a transformer or of word vectors such as GloVe's."""
 
+import copy
 import json
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import torch
 from torch import nn
 
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.models.hf_attention import cheapen_dropout, use_own_attention
 from clip_vl.models.hf_files import reading
+from clip_vl.models.hf_text import HuggingFaceTokenizer
 
 
 def build_sbert_tower(name, *, pretrained=True, cache_dir=None, weights=None, max_length=77):
@@ -54,14 +57,19 @@ def _check(folder):
 
 
 class SbertTokenizer:
-    """Texts to the tensors that a SentenceTransformer's first module asks for, padded to the batch's longest."""
+    """Texts to the tensors that a first module of word vectors asks for, padded to the batch's longest.
 
-    def __init__(self, first_module):
-        self.preprocess = first_module.preprocess if hasattr(first_module, "preprocess") else first_module.tokenize
+    It holds the module without its parameters and layers, which a loader's workers need not have.
+    """
+
+    def __init__(self, first, max_length):
+        self.module, self.max_length = copy.copy(first), max_length
+        self.module._parameters, self.module._modules, self.module._buffers = {}, {}, {}
 
     def __call__(self, texts, rng=None):
         """B texts -> dict of tensors; rng is not used."""
-        encoded = self.preprocess(list(texts))
+        preprocess = getattr(self.module, "preprocess", None) or self.module.tokenize
+        encoded = preprocess(list(texts))
         return {name: torch.as_tensor(value) for name, value in encoded.items() if not isinstance(value, str)}
 
 
@@ -75,9 +83,17 @@ class SbertTower(nn.Module):
         first = model[0]
         self.context_length = min(max_length, getattr(first, "max_seq_length", None) or max_length)
         first.max_seq_length = self.context_length
-        self.modules_ = nn.ModuleList(model)
-        self.tokenizer = SbertTokenizer(first)
-        self.width = model.get_sentence_embedding_dimension()
+        self.parts = nn.ModuleList(model)
+        encoder = getattr(first, "auto_model", None)
+        if encoder is None:
+            self.tokenizer = SbertTokenizer(first, self.context_length)
+        else:
+            use_own_attention(cheapen_dropout(encoder))
+            self.tokenizer = HuggingFaceTokenizer(
+                first.tokenizer, self.context_length, getattr(first, "do_lower_case", False)
+            )
+        measure = getattr(model, "get_embedding_dimension", None) or model.get_sentence_embedding_dimension
+        self.width = measure()
 
     def tokenize(self, texts, rng=None):
         return self.tokenizer(texts, rng)
@@ -85,6 +101,6 @@ class SbertTower(nn.Module):
     def forward(self, tokens):
         """tokens: dict of tensors -> (B, width), as the folder's modules leave it."""
         features = dict(tokens)
-        for module in self.modules_:
+        for module in self.parts:
             features = module(features)
         return features["sentence_embedding"]

@@ -37,8 +37,8 @@ WIDTH = {"dummy": 128}  # Compacter's 4 x reduction 32; the others 32
 
 
 def config(width):
-    return BertConfig(vocab_size=40, hidden_size=width, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64,
-                      max_position_embeddings=16, attn_implementation="eager")  # fmt: skip
+    return BertConfig(vocab_size=40, hidden_size=width, num_hidden_layers=2, num_attention_heads=4,
+                      intermediate_size=64, max_position_embeddings=16, attn_implementation="eager")  # fmt: skip
 
 
 def randomise(parameters, seed):

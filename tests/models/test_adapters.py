@@ -157,7 +157,7 @@ def test_an_unknown_name_another_build_and_an_odd_width_are_told():
     with pytest.raises(UserError, match="--adapter lora is none of bottleneck_adapter, lang_adapter"):
         add_adapter(bert(), "lora")
     distil = DistilBertModel(DistilBertConfig(vocab_size=40, dim=32, n_layers=1, n_heads=4, hidden_dim=64))
-    with pytest.raises(UserError, match="needs an encoder of BERT's build .* not a distilbert"):
+    with pytest.raises(UserError, match=r"needs an encoder of BERT's build .* not a distilbert"):
         add_adapter(distil, "lora_adapter")
     with pytest.raises(UserError, match="multiple of 128, not 32"):
         add_adapter(bert(), "compacter")
