@@ -3,6 +3,8 @@
 import zipfile
 from pathlib import Path
 
+import torch
+
 from clip_vl.engine.errors import UserError
 from clip_vl.models.torchscript import is_torchscript
 
@@ -30,6 +32,16 @@ def resolve_quick_gelu(name, in_config, asked, tag="", weights=None):
             + ("quick_gelu" if asked else "-quickgelu from the name")
         )
     return in_config or asked or bool(told)
+
+
+def openclip_name(name):
+    """OpenAI's spelling (ViT-B/32, ViT-L/14@336px) to open_clip's (ViT-B-32, ViT-L-14-336)."""
+    return name.replace("/", "-").replace("@336px", "-336")
+
+
+def quick_gelu(x):
+    """OpenAI's approximation of GELU."""
+    return x * torch.sigmoid(1.702 * x)
 
 
 def is_archive(path):

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from clip_vl.engine.errors import UserError
-from clip_vl.models.activations import resolve_quick_gelu
+from clip_vl.models.activations import openclip_name, resolve_quick_gelu
 from clip_vl.models.attention import attend
 from clip_vl.models.clip import GridConfig, ModifiedResNet
 from clip_vl.models.pixels import Pixels, describe
@@ -48,11 +48,6 @@ def image_config(name):
         patch, ratio = vision["patch_size"], vision.get("mlp_ratio", 4.0)
         grid = ViTConfig(vision["layers"], vision["width"], patch, side // patch, head_width, ratio)
     return ImageConfig(grid, head_width, embed_dim, side, quick_gelu)
-
-
-def openclip_name(name):
-    """OpenAI's spelling (ViT-B/32, ViT-L/14@336px) to open_clip's (ViT-B-32, ViT-L-14-336)."""
-    return name.replace("/", "-").replace("@336px", "-336")
 
 
 def _vision_config(name):

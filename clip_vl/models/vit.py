@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from clip_vl.models.activations import quick_gelu
 from clip_vl.models.attention import PackedProjection, attend
 
 HEAD_WIDTH = 64
@@ -136,11 +137,6 @@ class Block(nn.Module):
         x = x[:, :outputs] + self.attn(self.ln_1(x), outputs)
         hidden = self.mlp["c_fc"](self.ln_2(x))
         return x + self.mlp["c_proj"](quick_gelu(hidden) if self.quick_gelu else F.gelu(hidden))
-
-
-def quick_gelu(x):
-    """OpenAI's approximation of GELU."""
-    return x * torch.sigmoid(1.702 * x)
 
 
 class SelfAttention(PackedProjection, nn.Module):
