@@ -1,6 +1,7 @@
 """Claim: InfoNCE of a batch of 16,384 x 512 in tiles is faster than the plain form, on at least 12x less extra memory.
 
     taskset -c 0,1 .venv/bin/python benchmarks/contrastive.py          about four minutes on 2 cores, 6 GiB of memory
+    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/contrastive.py       where other work shares the cores
 
 Forward and backward over unit vectors and a temperature, fp32. The forms take turns; times are medians over rounds;
 extra memory is the peak of a fresh process over what it held before, gradients included.

@@ -78,7 +78,7 @@ def results(tmp_path_factory):
     """{W: what each of W processes found}."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, ROOT / "tests" / "ranks.py", __file__, folder, "1", "2", "4"]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return {W: [torch.load(folder / f"{W}.{rank}.pt") for rank in range(W)] for W in (1, 2, 4)}
 
