@@ -131,7 +131,8 @@ class Updater:
     def backward(self, loss, accumulate):
         """Add the gradient of `loss / accumulate`."""
         self._loss_is_finite &= torch.isfinite(loss.detach())
-        self.scaler.scale(loss / accumulate).backward()
+        with torch.autocast(self.device.type, enabled=False):  # what was computed in fp32 has its gradient in fp32
+            self.scaler.scale(loss / accumulate).backward()
         self.micro_step += 1
 
     def step(self, *flags):
