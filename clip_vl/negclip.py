@@ -1,0 +1,175 @@
+"""NegCLIP: fine-tune a dual encoder with hard negative images and captions beside the pairs (arXiv:2210.01936).
+
+    python -m clip_vl.mine_negatives --output data/coco/neg_train ...                         find them first
+    python -m clip_vl.negclip --output snap/negclip/NAME --train_negatives data/coco/neg_train.tsv --load PRETRAINED ...
+    bash scripts/negclip.bash 0 NAME 0 1 --train_negatives data/coco/neg_train.tsv --image_model ViT-B-32 ...    one GPU
+
+A batch of B anchors has 2B images, each anchor's and that of one of its neighbours, and 4B texts: theirs, and a false
+caption of each, which is one more column for every image and a query for none. Writes epoch_N.pt, best.pt by mean
+recall of --valid_data, resumable checkpoints, log.jsonl, result.json and report.html.
+"""
+
+from dataclasses import dataclass
+
+from clip_vl.engine.flags import flag, parse
+from clip_vl.engine.run_flags import RunFlags
+from clip_vl.models.dual_flags import (
+    DualDataFlags,
+    DualOptimFlags,
+    ImageTowerFlags,
+    PublishedRunFlags,
+    SharedTowerFlags,
+    TextTowerFlags,
+    check_dual_flags,
+    name_output,
+)
+
+
+@dataclass
+class NegCLIPFlags(
+    RunFlags, DualDataFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags, DualOptimFlags, PublishedRunFlags
+):
+    """Hard negatives"""
+
+    num_workers: int = flag(0, "Loader workers of each process.", "--numWorkers", "--workers")
+    train_negatives: str | None = flag(None, "Table of `python -m clip_vl.mine_negatives`, .tsv or .lmdb.")
+    batch_size: int = flag(256, "Anchors per process: twice as many images, four times as many texts.")
+    epochs: int = flag(5, "Passes over the table.")
+    max_steps: int | None = flag(None, "Updates after which training ends, and its schedule with it.")
+    lr: float = flag(1e-6, "Peak learning rate; published runs tried 1e-5, 5e-6 and 1e-6.")
+    warmup: int = flag(50, "Updates with a rising learning rate; then a cosine to 0.")
+    negative_texts: bool = flag(True, "False captions as columns; without these and the neighbours it is plain CLIP.")
+    negative_images: bool = flag(True, "Neighbours in the batch; --no-negative_images takes the anchors alone.")
+    lora_r: int = flag(0, "Rank of LoRA's updates on both towers' blocks; 0 trains the weights themselves.")
+    lora_alpha: float = flag(32, "Scale of LoRA's updates.")
+    lora_dropout: float = flag(0.1, "Dropout before LoRA's updates.")
+
+
+FLAGS = parse(NegCLIPFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
+
+import torch
+
+from clip_vl.datasets.batches import DamagedPairs, training_loader
+from clip_vl.datasets.captions import open_sources
+from clip_vl.datasets.crops import crops_for
+from clip_vl.datasets.encoding import HeldOutPairs
+from clip_vl.datasets.episodes import PlainBatches
+from clip_vl.datasets.negclip import NegativePairs, open_negatives
+from clip_vl.engine import dist
+from clip_vl.engine.checkpoint import save_plain
+from clip_vl.engine.dry_run import dry_run
+from clip_vl.engine.errors import UserError
+from clip_vl.engine.job import Job
+from clip_vl.engine.optim import autocast, warmup_cosine
+from clip_vl.engine.report import write_report
+from clip_vl.evaluation.gallery import retrieval_gallery
+from clip_vl.evaluation.recall import evaluate_retrieval
+from clip_vl.losses.hard_negatives import hard_negative_loss
+from clip_vl.models.dual_build import build_dual_encoder, build_updater, compile_towers
+from clip_vl.models.lora import add_lora, merged_state
+
+
+def train_one_epoch(job, epoch, start, best, args):
+    """The epoch's micro-batches from `start` on, or as many as --max_steps leaves."""
+    model, updater, batches = job.model.train(), job.updater, job.train_set.anchors[job.order.epoch(epoch)]
+    batches = batches[: args.gradient_accumulation_steps] if args.dry_run else batches[: job.batches_left(epoch)]
+    loader = training_loader(job.train_set, epoch, batches[start:], job.damage, job.device, args)
+    for done, batch in enumerate(loader, start + 1):
+        is_last, in_this_update = job.accumulation(done, len(batches))
+        with updater.micro_batch(is_last):
+            outputs = model({"images": batch["images"], "tokens": batch["tokens"]})
+            features = outputs["image_features"], outputs["text_features"]
+            loss = hard_negative_loss(*features, outputs["logit_scale"], batch["image_ids"])
+            updater.backward(loss, in_this_update)
+        job.meters.add("loss", loss)
+        job.report(epoch)
+        if is_last:
+            stop = job.step(lambda: [job.table.name(int(row)) for row in batch["rows"][:4]])  # noqa: B023
+            dist.bare(model).clamp_scales()
+            job.save_if_due(stop, epoch=epoch, batch=done, best=best)
+
+
+def build_model(args):
+    """The dual encoder, with LoRA where it is asked for."""
+    model = build_dual_encoder(args, {"scale"})
+    if args.lora_r:
+        learning = add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout)
+        dist.print0(f"LoRA of rank {args.lora_r}: {learning:,} parameters learn")
+    return model
+
+
+def train(device, args):
+    """Fine-tune, evaluate every epoch, keep the best by mean recall."""
+    job = Job("negclip", args, device)
+    job.table = open_negatives(args.train_negatives, args.images_dir)
+    job.damage = DamagedPairs(len(job.table), args)
+    model = build_model(args)
+    train_crop, valid_crop = crops_for(model.image_tower, args)
+    kinds = {"texts": args.negative_texts, "images": args.negative_images}
+    job.train_set = NegativePairs(job.table, train_crop, model.tokenizer, args.seed, **kinds)
+    anchors = len(job.train_set.anchors)
+    if anchors < len(job.table):
+        dist.print0(
+            f"{len(job.table) - anchors} of {len(job.table)} rows have no negative, or a neighbour without one: no anchors"
+        )
+    job.order = PlainBatches(anchors, args.batch_size, rank=dist.rank(), world_size=dist.world_size(), seed=args.seed)
+    held_out = open_sources(args.valid_data, args) if args.valid_data else None
+    valid = held_out and HeldOutPairs(held_out, valid_crop, model.tokenizer, args)
+
+    if args.compile:
+        compile_towers(model)
+    job.model = dist.wrap(model.to(device, memory_format=torch.channels_last), device)
+    updates_per_epoch = -(-len(job.order) // args.gradient_accumulation_steps)
+    total = min(args.epochs * updates_per_epoch, args.max_steps or 10**12)
+    schedule = warmup_cosine(total, args.warmup)
+    job.updater = build_updater(job.model, args, {"image": schedule, "text": schedule}, device)
+    job.batches_left = lambda epoch: max(0, (total - epoch * updates_per_epoch) * args.gradient_accumulation_steps)
+    last_epoch = min(args.stop_after_epoch or args.epochs, -(-total // updates_per_epoch))
+    if args.dry_run:
+        return dry_run(lambda: train_one_epoch(job, 0, 0, {}, args), total, device)
+    position = job.restore() or {"epoch": 0, "batch": 0, "best": {}}
+
+    best = position["best"]
+    for epoch in range(position["epoch"], last_epoch):
+        train_one_epoch(job, epoch, position["batch"] if epoch == position["epoch"] else 0, best, args)
+        job.save(epoch=epoch, batch=len(job.order), best=best)
+        model, is_best = dist.unwrap(job.model), False
+        if valid:
+            metrics, *found = evaluate_retrieval(model, valid, device, autocast(device, args), job.until_stopped)
+            job.log(epoch, **{f"valid_{name}": value for name, value in metrics.items()})
+            is_best = metrics["mean_recall"] > best.get("mean_recall", -1)
+        if is_best:
+            best = metrics | {"epoch": epoch + 1}
+            job.write_gallery(lambda: retrieval_gallery(valid, *found))  # noqa: B023
+        save_epoch(job, model, epoch, is_best, epoch + 1 == last_epoch or (epoch + 1) % args.save_frequency == 0)
+        job.save(epoch=epoch + 1, batch=0, best=best)
+
+    checkpoint = "best.pt" if best else f"epoch_{last_epoch}.pt"
+    job.run.write_result(task="retrieval", split=args.valid_data, checkpoint=checkpoint, **best)
+    if dist.rank() == 0:
+        print(f"report: {write_report(job.run.folder)}")
+
+
+def save_epoch(job, model, epoch, is_best, is_due):
+    """Rank 0 writes epoch_N.pt and best.pt, LoRA's updates added to the weights."""
+    if dist.rank() == 0 and (is_best or is_due):
+        weights = {name: tensor.cpu().contiguous() for name, tensor in merged_state(model).items()}
+        content = {"epoch": epoch + 1, "name": job.run.folder.name, "state_dict": weights}
+        for name, wanted in ((f"epoch_{epoch + 1}.pt", is_due), ("best.pt", is_best)):
+            if wanted:
+                save_plain(job.run.folder / name, content)
+
+
+def main(args):
+    device = dist.setup()
+    check_dual_flags(args)
+    name_output(args, "negclip")
+    if not args.train_negatives:
+        raise UserError(
+            "--train_negatives names the table of hard negatives: `python -m clip_vl.mine_negatives` makes it"
+        )
+    train(device, args)
+
+
+if __name__ == "__main__":
+    dist.run_program(main, FLAGS)
