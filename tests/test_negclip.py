@@ -99,7 +99,7 @@ def test_a_run_leaves_its_files_and_resumes_to_the_same_bits(programs, table, tm
 def test_training_ends_with_the_schedule_after_max_steps(programs, table, tmp_path):
     programs.run("negclip", *flags(table, tmp_path / "run", "--max_steps", "5"))
     rows = [json.loads(line) for line in programs.log_rows(tmp_path / "run")]
-    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4] and rows[-1]["lr_image"] < 1e-5
+    assert [row["step"] for row in rows] == [0, 1, 2, 3, 4] and rows[-1]["lr_image"] < 3e-5
 
 
 def test_lora_learns_beside_the_weights_and_is_merged_into_what_is_written(programs, table, tmp_path):
