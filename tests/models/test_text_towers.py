@@ -75,6 +75,18 @@ def hf(folder, pooler, **options):
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_tokens_are_those_of_transformers(kind, request):
+    from transformers import AutoTokenizer
+
+    folder = request.getfixturevalue(kind)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    texts = [*TEXTS, "", "Café [MASK]  12\n", "cube " * 60]
+    expected = theirs(texts, padding=True, truncation=True, max_length=30, return_tensors="pt")
+    tokens = pickle.loads(pickle.dumps(hf(folder, "mean", max_length=30).tokenizer))(texts)
+    assert all(torch.equal(tokens[key], expected[key]) for key in ("input_ids", "attention_mask"))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
 @torch.no_grad()
 def test_poolers_give_what_transformers_gives_text_by_text(kind, request):
     folder = request.getfixturevalue(kind)
@@ -245,8 +257,8 @@ def test_other_kinds_of_open_clip_towers_are_open_clips(text, tmp_path):
     text = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2} | text
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 16, "text_cfg": text}}))
     theirs = _build_text_tower(16, dict(text)).eval()
-    torch.save({f"text.{key}": value for key, value in theirs.state_dict().items()} | {"logit_scale": torch.tensor(2.0)},
-               tmp_path / "open_clip_pytorch_model.bin")  # fmt: skip
+    state = {f"text.{key}": value for key, value in theirs.state_dict().items()} | {"logit_scale": torch.tensor(2.0)}
+    torch.save(state, tmp_path / "open_clip_pytorch_model.bin")
     tower = build_text_tower("openclip", str(tmp_path), pretrained=True).eval()
     ids = tower.tokenize(TEXTS)["input_ids"]
     expected = theirs(ids)
