@@ -186,7 +186,7 @@ def test_a_name_is_found_in_the_cache_and_a_missing_one_is_one_error(bert):
     tower = build_text_tower("huggingface", bert.name, cache_dir=bert.parent, pooler="mean")
     assert tower.width == 32
     with pytest.raises(
-        UserError, match=r"google-bert/none is no folder .* nothing is downloaded: put its config.json"
+        UserError, match=r"google-bert/none is no folder .* nothing is downloaded: put the model"
     ) as told:
         build_text_tower("huggingface", "google-bert/none", cache_dir=bert.parent)
     assert str(bert.parent) in str(told.value)
@@ -241,7 +241,7 @@ def test_word_vectors_load_through_sbert(tmp_path):
     path.write_text(path.read_text().replace("sentence_transformers.", "os.sentence_transformers."))
     with pytest.raises(DataError, match=r"refused: its type 'os.sentence_transformers.* is code from elsewhere"):
         build_text_tower("sbert", str(tmp_path))
-    with pytest.raises(UserError, match="is no folder of sentence-transformers"):
+    with pytest.raises(UserError, match="is no folder with a modules.json"):
         build_text_tower("sbert", "average_word_embeddings_glove.6B.300d")
 
 
