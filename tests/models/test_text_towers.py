@@ -182,9 +182,17 @@ def test_a_folder_without_weights_is_built_from_scratch(bert, tmp_path):
 
 
 @torch.no_grad()
-def test_a_name_is_found_in_the_cache_and_a_missing_one_is_one_error(bert):
+def test_a_name_is_found_in_the_cache_and_a_missing_one_is_one_error(bert, tmp_path):
     tower = build_text_tower("huggingface", bert.name, cache_dir=bert.parent, pooler="mean")
     assert tower.width == 32
+    snapshot = tmp_path / "models--someone--tiny" / "snapshots" / "abc"  # the hub's layout
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--someone--tiny" / "refs").mkdir()
+    (tmp_path / "models--someone--tiny" / "refs" / "main").write_text("abc")
+    for path in bert.iterdir():
+        (snapshot / path.name).write_bytes(path.read_bytes())
+    found = hf("someone/tiny", "mean", cache_dir=tmp_path)
+    assert torch.equal(found(found.tokenize(TEXTS)), hf(bert, "mean")(found.tokenize(TEXTS)))
     with pytest.raises(
         UserError, match=r"google-bert/none is no folder .* nothing is downloaded: put the model"
     ) as told:
@@ -241,7 +249,7 @@ def test_word_vectors_load_through_sbert(tmp_path):
     path.write_text(path.read_text().replace("sentence_transformers.", "os.sentence_transformers."))
     with pytest.raises(DataError, match=r"refused: its type 'os.sentence_transformers.* is code from elsewhere"):
         build_text_tower("sbert", str(tmp_path))
-    with pytest.raises(UserError, match="is no folder with a modules.json"):
+    with pytest.raises(UserError, match=r"is no folder with a modules\.json"):
         build_text_tower("sbert", "average_word_embeddings_glove.6B.300d")
 
 
