@@ -11,8 +11,8 @@ NAME = "clip_vl"
 def attention_of(model_class):
     """The attn_implementation for a class of models: ours where its layers ask for one by name, else its default.
 
-    Measured on CPU (12 heads of width 64, 64 texts of 24 tokens, forward and backward of a layer): see
-    models/attention.py; the rule itself stands there.
+    One core, forward and backward, 32 texts of 24 tokens, 12 heads of width 64: in bfloat16 the fused kernel takes
+    33 ms and the plain product 7 to 9, in float32 both 11. `attend` has the rule.
     """
     if not getattr(model_class, "_supports_attention_backend", False):
         return None

@@ -7,31 +7,31 @@ from pathlib import Path
 from clip_vl.engine.errors import DataError, UserError
 
 
-def local_folder(name, cache_dir=None):
-    """The folder of a model, which has its config.json.
+def local_folder(name, cache_dir=None, file="config.json"):
+    """The folder of a model on this machine: the one that holds `file`.
 
     name: the folder, a config.json in it, or a name such as roberta-base, looked for in cache_dir (as a folder, or in
           the hub's layout) and in the hub's own cache
     """
     candidates = [Path(name).parent] if Path(name).name == "config.json" else [Path(name)]
     candidates += [Path(cache_dir) / name] if cache_dir else []
-    candidates += _cached(name, cache_dir)
-    found = next((folder for folder in candidates if (folder / "config.json").is_file()), None)
+    candidates += _cached(name, cache_dir, file)
+    found = next((folder for folder in candidates if (folder / file).is_file()), None)
     if found is None:
         place = Path(cache_dir or "cache/weights") / Path(name).name
         raise UserError(
-            f"{name} is no folder with a config.json, and it is not in the cache; nothing is downloaded: put "
-            f"its config.json, tokenizer files and model.safetensors into a folder such as {place} and give that folder"
+            f"{name} is no folder with a {file}, and it is not in the cache; nothing is downloaded: put the model's "
+            f"files (configuration, tokenizer, weights) into a folder such as {place} and give that folder"
         )
     return found
 
 
-def _cached(name, cache_dir):
+def _cached(name, cache_dir, file):
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(name)):
         return []
     from huggingface_hub import try_to_load_from_cache
 
-    found = [try_to_load_from_cache(name, "config.json", cache_dir=folder) for folder in (cache_dir, None)]
+    found = [try_to_load_from_cache(name, file, cache_dir=folder) for folder in (cache_dir, None)]
     return [Path(path).parent for path in found if isinstance(path, str)]
 
 

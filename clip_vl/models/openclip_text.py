@@ -96,22 +96,19 @@ def _tokenizer(name, text, cache_dir, pad_id):
     from open_clip.tokenizer import HFTokenizer
 
     here = Path(name).is_dir() and (Path(name) / "tokenizer_config.json").is_file()
-    folder = Path(name) if here else local_folder_of_tokenizer(text["hf_tokenizer_name"], cache_dir)
+    folder = Path(name) if here else _tokenizer_folder(text["hf_tokenizer_name"], cache_dir)
     load_tokenizer(folder)  # a damaged one is one clear error
     tokenizer = HFTokenizer(str(folder), context_length=length, tokenizer_mode=text.get("tokenizer_mode"),
                             local_files_only=True, **text.get("tokenizer_kwargs", {}))  # fmt: skip
     return PaddedTokenizer(tokenizer, length, pad_id)
 
 
-def local_folder_of_tokenizer(name, cache_dir):
-    """A tokenizer's repository may hold no config.json of a model; then its tokenizer's settings lead to the folder."""
+def _tokenizer_folder(name, cache_dir):
+    """A repository of a tokenizer may hold no config.json, one of an old model no tokenizer_config.json."""
     try:
-        return local_folder(name, cache_dir)
+        return local_folder(name, cache_dir, "tokenizer_config.json")
     except UserError:
-        folder = Path(cache_dir or "") / name
-        if (folder / "tokenizer_config.json").is_file():
-            return folder
-        raise
+        return local_folder(name, cache_dir)
 
 
 class PaddedTokenizer:

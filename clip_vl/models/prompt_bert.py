@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from clip_vl.engine.errors import UserError
-from clip_vl.models.clip_tokenizer import pad_ids
-from clip_vl.models.hf_text import first_position
+from clip_vl.models.hf_text import first_position, padded
 
 TEMPLATES = {  # the first one is the one of evaluation; {} is the sentence, <mask> the tokenizer's mask token
     "bert": ('The sentence of "{}" means <mask>.', 'This sentence : "{}" means <mask>.'),
@@ -39,14 +38,9 @@ class PromptBertTokenizer:
         encoded = self.tokenizer(texts, add_special_tokens=False, truncation=True, max_length=self.room)["input_ids"]
         halves = [self.parts[template] for template in drawn]
         rows = [before + ids + after for ids, (before, after) in zip(encoded, halves)]
-        lengths = torch.tensor([len(row) for row in rows])
-        input_ids, keep = pad_ids(rows), torch.arange(int(lengths.max())) < lengths[:, None]
-        return {
-            "input_ids": input_ids.masked_fill_(~keep, self.tokenizer.pad_token_id),
-            "attention_mask": keep.long(),
-            "template": torch.from_numpy(drawn),
-            "length": torch.tensor([len(ids) for ids in encoded]),
-        }
+        lengths = torch.tensor([len(ids) for ids in encoded])
+        tokens = padded(rows, self.tokenizer.pad_token_id)
+        return tokens | {"template": torch.from_numpy(drawn), "length": lengths}
 
 
 def _halves(tokenizer, template):

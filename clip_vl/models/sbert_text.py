@@ -2,14 +2,13 @@
 
 import copy
 import json
-from pathlib import Path
 
 import torch
 from torch import nn
 
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.models.hf_attention import cheapen_dropout, use_own_attention
-from clip_vl.models.hf_files import reading
+from clip_vl.models.hf_files import local_folder, reading
 from clip_vl.models.hf_text import HuggingFaceTokenizer
 
 
@@ -17,24 +16,13 @@ def build_sbert_tower(name, *, pretrained=True, cache_dir=None, weights=None, ma
     """A local SentenceTransformer folder, always with its weights; its code, if it has some, is refused."""
     if weights:
         raise UserError("weights are not for the sbert builder: its folder holds them")
-    folder = _folder(name, cache_dir)
+    folder = local_folder(name, cache_dir, "modules.json")
     _check(folder)
     from sentence_transformers import SentenceTransformer
 
     with reading(folder, "modules"):
         model = SentenceTransformer(str(folder), device="cpu", local_files_only=True, trust_remote_code=False)
     return SbertTower(model, max_length)
-
-
-def _folder(name, cache_dir):
-    candidates = [Path(name)] + ([Path(cache_dir) / name] if cache_dir else [])
-    found = next((folder for folder in candidates if (folder / "modules.json").is_file()), None)
-    if found is None:
-        raise UserError(
-            f"{name} is no folder of sentence-transformers: it needs a modules.json; nothing is downloaded, so put the "
-            "model's files into a folder and give that folder"
-        )
-    return found
 
 
 def _check(folder):

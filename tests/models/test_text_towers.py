@@ -75,6 +75,18 @@ def hf(folder, pooler, **options):
 
 
 @pytest.mark.parametrize("kind", ["bert", "roberta"])
+def test_tokens_are_those_of_transformers(kind, request):
+    from transformers import AutoTokenizer
+
+    folder = request.getfixturevalue(kind)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    texts = [*TEXTS, "", "Café [MASK]  12\n", "cube " * 60]
+    expected = theirs(texts, padding=True, truncation=True, max_length=30, return_tensors="pt")
+    tokens = pickle.loads(pickle.dumps(hf(folder, "mean", max_length=30).tokenizer))(texts)
+    assert all(torch.equal(tokens[key], expected[key]) for key in ("input_ids", "attention_mask"))
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta"])
 @torch.no_grad()
 def test_poolers_give_what_transformers_gives_text_by_text(kind, request):
     folder = request.getfixturevalue(kind)
@@ -170,11 +182,19 @@ def test_a_folder_without_weights_is_built_from_scratch(bert, tmp_path):
 
 
 @torch.no_grad()
-def test_a_name_is_found_in_the_cache_and_a_missing_one_is_one_error(bert):
+def test_a_name_is_found_in_the_cache_and_a_missing_one_is_one_error(bert, tmp_path):
     tower = build_text_tower("huggingface", bert.name, cache_dir=bert.parent, pooler="mean")
     assert tower.width == 32
+    snapshot = tmp_path / "models--someone--tiny" / "snapshots" / "abc"  # the hub's layout
+    snapshot.mkdir(parents=True)
+    (tmp_path / "models--someone--tiny" / "refs").mkdir()
+    (tmp_path / "models--someone--tiny" / "refs" / "main").write_text("abc")
+    for path in bert.iterdir():
+        (snapshot / path.name).write_bytes(path.read_bytes())
+    found = hf("someone/tiny", "mean", cache_dir=tmp_path)
+    assert torch.equal(found(found.tokenize(TEXTS)), hf(bert, "mean")(found.tokenize(TEXTS)))
     with pytest.raises(
-        UserError, match=r"google-bert/none is no folder .* nothing is downloaded: put its config.json"
+        UserError, match=r"google-bert/none is no folder .* nothing is downloaded: put the model"
     ) as told:
         build_text_tower("huggingface", "google-bert/none", cache_dir=bert.parent)
     assert str(bert.parent) in str(told.value)
@@ -229,7 +249,7 @@ def test_word_vectors_load_through_sbert(tmp_path):
     path.write_text(path.read_text().replace("sentence_transformers.", "os.sentence_transformers."))
     with pytest.raises(DataError, match=r"refused: its type 'os.sentence_transformers.* is code from elsewhere"):
         build_text_tower("sbert", str(tmp_path))
-    with pytest.raises(UserError, match="is no folder of sentence-transformers"):
+    with pytest.raises(UserError, match=r"is no folder with a modules\.json"):
         build_text_tower("sbert", "average_word_embeddings_glove.6B.300d")
 
 
@@ -245,8 +265,8 @@ def test_other_kinds_of_open_clip_towers_are_open_clips(text, tmp_path):
     text = {"context_length": 20, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2} | text
     (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 16, "text_cfg": text}}))
     theirs = _build_text_tower(16, dict(text)).eval()
-    torch.save({f"text.{key}": value for key, value in theirs.state_dict().items()} | {"logit_scale": torch.tensor(2.0)},
-               tmp_path / "open_clip_pytorch_model.bin")  # fmt: skip
+    state = {f"text.{key}": value for key, value in theirs.state_dict().items()} | {"logit_scale": torch.tensor(2.0)}
+    torch.save(state, tmp_path / "open_clip_pytorch_model.bin")
     tower = build_text_tower("openclip", str(tmp_path), pretrained=True).eval()
     ids = tower.tokenize(TEXTS)["input_ids"]
     expected = theirs(ids)
