@@ -97,7 +97,7 @@ class HubSource(CaptionSource):
     def read(self, row):
         """The stored bytes, or the file below the folder that the row names."""
         image = self.data[row][self.image_column]
-        image = {"bytes": image, "path": None} if isinstance(image, bytes) else image
+        image = {"bytes": image} if isinstance(image, bytes) else {"path": image} if isinstance(image, str) else image
         if not isinstance(image, dict):
             raise DamagedImage(self.name(row), "is no image")
         if image.get("bytes"):
