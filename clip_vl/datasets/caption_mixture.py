@@ -18,10 +18,11 @@ class Mixture(CaptionSource):
         self.sources, weights = list(sources), weights or [1.0] * len(sources)
         self.starts = list(accumulate(map(len, self.sources), initial=0))
         self.size = min(self.starts[-1], dataset_size or self.starts[-1])
-        self.text_starts = list(accumulate((source.num_texts for source in self.sources), initial=0))
         self.class_starts = list(accumulate((source.num_classes for source in self.sources), initial=0))
-        self.num_texts, self.num_classes = self.text_starts[-1], self.class_starts[-1]
-        left = [min(len(source), self.size - start) for source, start in zip(self.sources, self.starts)]
+        self.num_classes = self.class_starts[-1]
+        left = [min(len(source), max(self.size - start, 0)) for source, start in zip(self.sources, self.starts)]
+        texts = (source.texts_of_first(rows) for source, rows in zip(self.sources, left))
+        self.text_starts = list(accumulate(texts, initial=0))
         self.segments = [(rows, weight) for rows, weight in zip(left, weights) if rows > 0]
         digests = [source.digest for source in self.sources]
         self.digest = hashlib.sha256(repr((digests, self.size)).encode()).hexdigest()
@@ -61,6 +62,12 @@ class Mixture(CaptionSource):
     def text_number(self, row, index):
         number, row = self._place(row)
         return self.text_starts[number] + self.sources[number].text_number(row, index)
+
+    def texts_of_first(self, rows):
+        if rows == 0:
+            return 0
+        number, row = self._place(rows - 1)
+        return self.text_starts[number] + self.sources[number].texts_of_first(row + 1)
 
     def text(self, number):
         if not 0 <= number < self.num_texts:

@@ -10,8 +10,8 @@ REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 class CaptionSource:
     """Rows of one image with its captions and perhaps a class. Picklable, and cheap for every loader worker.
 
-    A source says `len()`, name(row), read(row), label(row), num_captions(row), text_number(row, index), num_texts and
-    text(number); the rest follows. Texts are numbered so that rows may share them, as the images of a class do.
+    A source says `len()`, name(row), read(row), label(row), num_captions(row), text_number(row, index), text(number)
+    and texts_of_first(rows); the rest follows. Texts are numbered: the images of a class share theirs.
     digest:      hexadecimal str of all that rows and captions are made of, for the keys of caches
     num_classes: one more than the largest label
     """
@@ -29,6 +29,14 @@ class CaptionSource:
     def label(self, row):
         """The class, -1 for none."""
         return -1
+
+    def texts_of_first(self, rows):
+        """How many texts, from number 0, the first rows have."""
+        raise NotImplementedError
+
+    @property
+    def num_texts(self):
+        return self.texts_of_first(len(self))
 
     def image_id(self, row):
         """The same 63-bit number for the same image."""

@@ -95,7 +95,6 @@ class CaptionTable(CaptionSource):
         self.num_classes = self.meta["num_classes"]
         self.paths, self.texts = TextColumn(folder, "path"), TextColumn(folder, "captions")
         self.starts, self.labels = read_column(folder, "caption_starts"), read_column(folder, "label")
-        self.num_texts = len(self.texts)
 
     def __reduce__(self):
         return type(self), (self.folder, self.digest, self.images, self.strip)
@@ -122,6 +121,9 @@ class CaptionTable(CaptionSource):
 
     def text_number(self, row, index):
         return int(self.starts[row]) + index
+
+    def texts_of_first(self, rows):
+        return int(self.starts[rows])
 
     def text(self, number):
         return self.texts[number]

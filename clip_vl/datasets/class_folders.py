@@ -91,7 +91,6 @@ class ClassTable(CaptionTable):
     def __init__(self, folder, digest, images, names, templates):
         super().__init__(folder, digest, images)
         self.names, self.templates, self.num_classes = names, templates, len(names)
-        self.num_texts = len(names) * len(templates)
         self.digest = hashlib.sha256(repr((digest, list(names), list(templates))).encode()).hexdigest()
         self.table_digest = digest
 
@@ -103,6 +102,9 @@ class ClassTable(CaptionTable):
 
     def text_number(self, row, index):
         return self.label(row) * len(self.templates) + index
+
+    def texts_of_first(self, rows):
+        return len(self.names) * len(self.templates) if rows else 0
 
     def text(self, number):
         label, template = divmod(number, len(self.templates))

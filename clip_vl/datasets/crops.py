@@ -49,9 +49,10 @@ def resize(image, size, interpolation="bicubic"):
 
 def draw_box(height, width, scale, rng):
     """(top, left, height, width) of a box of random area and shape, as torchvision's RandomResizedCrop draws it."""
+    low, high = scale
     for _ in range(TRIES):
-        area = height * width * rng.uniform(*scale)
-        ratio = math.exp(rng.uniform(*map(math.log, RATIOS)))
+        area = height * width * (low + (high - low) * rng.random())
+        ratio = RATIOS[0] * (RATIOS[1] / RATIOS[0]) ** rng.random()  # even in the logarithm
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w

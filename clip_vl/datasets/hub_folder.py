@@ -43,7 +43,6 @@ class HubSource(CaptionSource):
         self.labels = self._read_labels()
         self.num_classes = 1 + max(self.labels, default=-1) if self.labels is not None else 0
         self.starts = self._count_captions()
-        self.num_texts = self.starts[-1] if self.starts is not None else len(self.data)
         files = sorted(path for path in self.folder.rglob("*") if path.suffix in (".arrow", ".parquet"))
         self.digest = hashlib.sha256(
             repr((split, columns, [quick_digest(path) for path in files])).encode()
@@ -97,7 +96,7 @@ class HubSource(CaptionSource):
     def read(self, row):
         """The stored bytes, or the file below the folder that the row names."""
         image = self.data[row][self.image_column]
-        image = {"bytes": image, "path": None} if isinstance(image, bytes) else image
+        image = {"bytes": image} if isinstance(image, bytes) else {"path": image} if isinstance(image, str) else image
         if not isinstance(image, dict):
             raise DamagedImage(self.name(row), "is no image")
         if image.get("bytes"):
@@ -114,6 +113,9 @@ class HubSource(CaptionSource):
 
     def text_number(self, row, index):
         return index + (row if self.starts is None else int(self.starts[row]))
+
+    def texts_of_first(self, rows):
+        return rows if self.starts is None else int(self.starts[rows])
 
     def text(self, number):
         import numpy as np

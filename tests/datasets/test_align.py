@@ -24,7 +24,7 @@ class Pictures(CaptionSource):
 
     def __init__(self, count=40, damaged=(), missing=()):
         self.count, self.damaged, self.missing = count, set(damaged), set(missing)
-        self.digest, self.num_texts, self.num_classes = "x", 3 * count, count
+        self.digest, self.num_classes = "x", count
 
     def __len__(self):
         return self.count

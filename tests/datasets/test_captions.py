@@ -8,6 +8,7 @@ import pytest
 
 from clip_vl.datasets.cache import writable_root
 from clip_vl.datasets.captions import SourceSettings, open_sources
+from clip_vl.datasets.class_folders import TEMPLATES
 from clip_vl.engine.errors import UserError
 
 
@@ -72,6 +73,15 @@ def test_pairs_without_classes_stay_without_in_a_mix(root):
 def test_dataset_size_keeps_the_first_rows(root, size, segments):
     mixture = open_sources("a.csv,b.tsv", settings(root, dataset_size=size))
     assert mixture.segments == segments and len(mixture) == sum(rows for rows, _ in segments)
+    assert mixture.num_texts == len(mixture)  # no others are encoded by a frozen tower
+
+
+def test_the_texts_of_the_first_rows_are_the_first_texts(root):
+    mixture = open_sources("a.csv,pets,b.tsv", settings(root))
+    prompts = 2 * len(TEMPLATES)
+    expected = [0, 1, 2, 3, 4, 5, 6, *[6 + prompts] * 3, *(6 + prompts + i for i in (1, 2, 3, 4))]
+    assert [mixture.texts_of_first(rows) for rows in range(14)] == expected
+    assert open_sources("a.csv,pets", settings(root, dataset_size=6)).num_texts == 6
 
 
 def test_named_coco_sets(root):

@@ -97,6 +97,9 @@ def test_paths_in_rows_stay_below_the_folder(tmp_path):
     (tmp_path / "set" / "inside.jpg").write_bytes(b"inside")
     source = opened(tmp_path / "set")
     assert source.read(2) == b"inside"
+    datasets.Dataset.from_dict({"image": ["inside.jpg"], "caption": ["a"]}).save_to_disk(tmp_path / "texts")
+    (tmp_path / "texts" / "inside.jpg").write_bytes(b"named by text")
+    assert opened(tmp_path / "texts").read(0) == b"named by text"
     for row, sentence in ((0, "leaves the folder"), (1, "is not below"), (3, "remote address")):
         with pytest.raises(DamagedImage, match=sentence):
             source.read(row)

@@ -6,7 +6,13 @@ import tracemalloc
 import pytest
 
 from clip_vl.datasets import json_stream
-from clip_vl.datasets.json_stream import iterate_json_lines, iterate_json_list, iterate_json_object, read_json
+from clip_vl.datasets.json_stream import (
+    iterate_json_lines,
+    iterate_json_list,
+    iterate_json_members,
+    iterate_json_object,
+    read_json,
+)
 from clip_vl.engine.errors import DataError, UserError
 
 ITEMS = [
@@ -178,3 +184,16 @@ def test_a_line_without_end_is_not_taken_into_memory(monkeypatch):
     monkeypatch.setattr(json_stream, "LONGEST_ITEM", 10)
     with pytest.raises(DataError, match="f:1: the line passes 10 bytes"):
         list(iterate_json_lines(io.BytesIO(b"x" * 11), "f"))
+
+
+@pytest.mark.parametrize("read_bytes", [1, 7, 1 << 20])
+def test_lists_that_are_members_of_an_object_come_item_by_item(tmp_path, monkeypatch, read_bytes):
+    monkeypatch.setattr(json_stream, "READ_BYTES", read_bytes)
+    monkeypatch.setattr(json_stream, "LONGEST_ITEM", 200)  # the list as a whole is longer
+    items = [{"id": number, "list": [1, [2]]} for number in range(50)]
+    path = write(tmp_path, json.dumps({"info": {"a": [1]}, "images": items, "none": [], "n": 3}))
+    expected = [(1, "info", {"a": [1]}), *((1, "images", item) for item in items), (1, "n", 3)]
+    assert list(iterate_json_members(path)) == expected
+    for broken in ('{"a": [1, 2', '{"a": [1 2]}', '{"a": [1]} x', "{1: [2]}", "[1]"):
+        with pytest.raises(DataError, match=r"items\.json:1: "):
+            list(iterate_json_members(write(tmp_path, broken)))
