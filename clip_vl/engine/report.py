@@ -142,6 +142,7 @@ def _card(card):
         "image": card["image"] if PICTURE.fullmatch(card["image"]) else None,
         "title": str(card["title"]),
         "truth": truth,
+        "truth_label": str(card.get("truth_label", "people said")),
         "predictions": [(str(answer), float(score), right.get(answer, 0.0)) for answer, score in card["predictions"]],
         "correct": bool(card["correct"]),
         "note": str(card.get("note", "")),

@@ -20,3 +20,15 @@ def interval(values, seed=0):
     means = [rng.multinomial(N, counts / N) @ distinct / N for _ in range(RESAMPLES)]
     low, high = np.percentile(means, PERCENTILES)
     return float(low), float(high)
+
+
+def clustered_interval(values, clusters, seed=0):
+    """The same where values of one cluster belong together, such as the captions of an image: clusters are resampled.
+
+    values: (N,);  clusters: (N,) integers from 0, every one of which has a value
+    """
+    sums, sizes = np.bincount(clusters, weights=values), np.bincount(clusters)
+    rng = numpy_rng(seed, "clustered bootstrap", len(sums))
+    taken = [rng.multinomial(len(sums), np.full(len(sums), 1 / len(sums))) for _ in range(RESAMPLES)]
+    low, high = np.percentile([weights @ sums / (weights @ sizes) for weights in taken], PERCENTILES)
+    return float(low), float(high)

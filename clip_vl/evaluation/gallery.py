@@ -59,6 +59,7 @@ def retrieval_gallery(held_out, images, texts, count=24, seed=0):
             {
                 "image": thumbnail(source.read(int(rows[image]))),
                 "title": source.name(int(rows[image])),
+                "truth_label": "its own",
                 "truth": [[source.text(int(numbers[t])), round(scores[place, t].item(), 3)] for t in own],
                 "predictions": [
                     [source.text(int(numbers[t])), round(value, 3)]

@@ -8,6 +8,7 @@ differ in the last bits, and near-duplicates would tie or not by accident.
 import numpy as np
 import torch
 
+from clip_vl.evaluation.bootstrap import clustered_interval
 from clip_vl.evaluation.features import collect
 
 CHUNK = 2**22  # scores computed at a time: 16 MiB
@@ -31,22 +32,33 @@ def retrieval_metrics(image_features, text_features, image_of_text, ks=(1, 5, 10
 
     image_features: (N, D), text_features: (M, D), L2-normalised, float32 tensors on one device
     image_of_text:  (M,) row of the image that each text describes; every image has a text
-    returns: dict of text_to_image_recall@1 ..., image_to_text_recall@1 ..., mean_recall, *_median_rank, *_ties and n
+    returns: dict of text_to_image_recall@1 ..., image_to_text_recall@1 ..., each with its 95 % interval (images are
+             resampled, with all of their texts) as *_low and *_high and the number of queries as *_n; mean_recall,
+             *_mean_rank, *_median_rank, *_ties, and where there are ties *_optimistic recalls
     """
+    image_of_text = np.asarray(image_of_text)
     ranks = {
-        "text_to_image": text_to_image_ranks(image_features, text_features, image_of_text),
-        "image_to_text": image_to_text_ranks(image_features, text_features, image_of_text),
+        "text_to_image": (*text_to_image_ranks(image_features, text_features, image_of_text), image_of_text),
+        "image_to_text": (
+            *image_to_text_ranks(image_features, text_features, image_of_text),
+            np.arange(len(image_features)),
+        ),
     }
-    metrics = {}
-    for way, (best, worst) in ranks.items():
-        metrics |= {f"{way}_recall@{k}": 100 * float(np.mean(worst <= k)) for k in ks}
+    metrics, more = {}, {}
+    for way, (best, worst, clusters) in ranks.items():
         ties = int(np.sum(best != worst))
-        if ties:
-            metrics |= {f"{way}_recall@{k}_optimistic": 100 * float(np.mean(best <= k)) for k in ks}
-        metrics |= {f"{way}_mean_rank": float(worst.mean()), f"{way}_median_rank": float(np.median(worst))}
-        metrics |= {f"{way}_ties": ties, f"{way}_n": len(worst)}
+        for k in ks:
+            hits = 100.0 * (worst <= k)
+            name = f"{way}_recall@{k}"
+            metrics[name] = float(hits.mean())
+            metrics[f"{name}_low"], metrics[f"{name}_high"] = clustered_interval(hits, clusters)
+            metrics[f"{name}_n"] = len(hits)
+            if ties:
+                more[f"{name}_optimistic"] = 100 * float(np.mean(best <= k))
+        more |= {f"{way}_mean_rank": float(worst.mean()), f"{way}_median_rank": float(np.median(worst))}
+        more[f"{way}_ties"] = ties
     recalls = [metrics[f"{way}_recall@{k}"] for way in ranks for k in ks]
-    return metrics | {"mean_recall": float(np.mean(recalls))}
+    return metrics | {"mean_recall": float(np.mean(recalls))} | more
 
 
 def text_to_image_ranks(image_features, text_features, image_of_text):

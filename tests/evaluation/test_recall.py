@@ -46,3 +46,13 @@ def test_a_tie_counts_against_the_match_and_is_reported():
     metrics = recall.retrieval_metrics(images, images, [0, 1])
     assert metrics["text_to_image_recall@1"] == 0 and metrics["text_to_image_recall@1_optimistic"] == 100
     assert metrics["text_to_image_ties"] == 2
+
+
+def test_intervals_resample_images_with_all_their_texts():
+    """Texts of one image are right together: the interval is that of ten coins, not of a hundred."""
+    images = torch.eye(10)
+    texts = images.repeat_interleave(10, dim=0).clone()
+    texts[:50] = images[9]  # all texts of five images say another one
+    metrics = recall.retrieval_metrics(images, texts, np.arange(100) // 10)
+    assert metrics["text_to_image_recall@1"] == 50 and metrics["text_to_image_recall@1_n"] == 100
+    assert 15 <= metrics["text_to_image_recall@1_low"] <= 25 and 75 <= metrics["text_to_image_recall@1_high"] <= 85
