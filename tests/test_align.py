@@ -218,3 +218,14 @@ def test_too_many_damaged_images_end_a_run(programs, pairs, tmp_path):
     more = ["--train_data", pairs / "holes.tsv", "--max_damaged", "0.1", "--epochs", "1"]
     done = programs.run("align", *flags(pairs, tmp_path / "tolerant", *more))
     assert "missing.jpg" in done.stdout and "another pair takes its place" in done.stdout
+
+
+def test_a_loaded_checkpoint_brings_its_towers_along(programs, pairs, tmp_path):
+    programs.run("align", *flags(pairs, tmp_path / "first", "--image_crop", "squash", "--epochs", "1"))
+    given = ["--load", tmp_path / "first" / "epoch_1.pt", "--train_data", pairs / "pairs.tsv", "--batch_size", "8", "--epochs", "1",
+             "--lr", "0", "--datasets_dir", pairs, "--precision", "fp32", "--output", tmp_path / "second"]  # fmt: skip
+    programs.run("align", *map(str, given))
+    one, two = (torch.load(tmp_path / n / "epoch_1.pt", weights_only=True)["state_dict"] for n in ("first", "second"))
+    assert one.keys() == two.keys() and torch.equal(one["text_tower.text_projection"], two["text_tower.text_projection"])
+    args = json.loads((tmp_path / "second" / "args.json").read_text())["args"]
+    assert args["image_model"] == "RN-micro" and args["image_crop"] == "squash"

@@ -42,6 +42,11 @@ def build_dual_encoder(args, needs=frozenset(), cached_widths=None, teacher=None
     return model
 
 
+def open_dual_encoder(args, device):
+    """The dual encoder that the flags of an evaluation describe, ready to encode."""
+    return build_dual_encoder(args, {"scale"}).to(device, memory_format=torch.channels_last).eval()
+
+
 def build_tower(side, args):
     """The image or the text tower that the flags describe; its first weights depend on --seed and on nothing else."""
     torch.manual_seed(derive_seed(args.seed, f"{side} tower"))
@@ -114,7 +119,15 @@ def load_dual_encoder(model, path, args):
     cached = tuple(
         f"{side}_tower." for side in ("image", "text") if isinstance(getattr(model, f"{side}_tower"), CachedTower)
     )
-    new = (*absent, "prototypes.", "image_projection.", "text_projection.", "prototype_scale", "logit_scale", "logit_bias")
+    new = (
+        *absent,
+        "prototypes.",
+        "image_projection.",
+        "text_projection.",
+        "prototype_scale",
+        "logit_scale",
+        "logit_bias",
+    )
     unwanted = tuple(key for key in state if key.startswith(new) and key not in model.state_dict())
     load_weights(model, state, new=new, ignore=(*cached, *unwanted), source=path)
 

@@ -1,5 +1,6 @@
 """The flags that the programs of the dual encoder share: towers, heads, optimisation. No torch is imported here."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from clip_vl.engine.flags import flag
@@ -12,9 +13,14 @@ BUILDERS_TEXT = ("openclip", "huggingface", "sbert", "clip")
 class ImageTowerFlags:
     """Image tower"""
 
-    image_model_builder: str = flag("clip", "Where the image tower comes from: openclip, torchvision, timm, or clip for ours.")
+    image_model_builder: str = flag(
+        "clip", "Where the image tower comes from: openclip, torchvision, timm, or clip for ours."
+    )
     image_model: str = flag("RN50", "Its name there, such as RN50, mobilenet_v3_large, vit_small_patch16_224, RN-tiny.")
-    image_model_tag: str = flag("", "Which published weights, for --pretrained_image_model [openai for openclip and clip]; with --image_weights whose they are.")
+    image_model_tag: str = flag(
+        "",
+        "Which published weights, for --pretrained_image_model [openai for openclip and clip]; with --image_weights whose they are.",
+    )
     pretrained_image_model: bool = flag(False, "Start from published weights, found in --cache_dir.")
     image_weights: str | None = flag(None, "File to read the image tower's weights from.")
     image_resolution: int | None = flag(None, "Pixels a side [the tower's own].")
@@ -29,13 +35,22 @@ class ImageTowerFlags:
 class TextTowerFlags:
     """Text tower"""
 
-    text_model_builder: str = flag("clip", "Where the text tower comes from: openclip, huggingface, sbert, or clip for ours.")
+    text_model_builder: str = flag(
+        "clip", "Where the text tower comes from: openclip, huggingface, sbert, or clip for ours."
+    )
     text_model: str = flag("RN50", "Its name there, or a local folder.")
-    text_model_tag: str = flag("", "Which published weights, for --pretrained_text_model [openai for openclip and clip]; with --text_weights whose they are.")
+    text_model_tag: str = flag(
+        "",
+        "Which published weights, for --pretrained_text_model [openai for openclip and clip]; with --text_weights whose they are.",
+    )
     pretrained_text_model: bool = flag(False, "Start from published weights, found in --cache_dir or the folder.")
     text_weights: str | None = flag(None, "File to read the text tower's weights from.")
-    text_vocab: str | None = flag(None, "Folder with a vocab.txt for a clip text tower over WordPiece instead of CLIP's BPE.")
-    text_pooler: str = flag("cls", "Sentence feature of a huggingface tower.", choices=["cls", "cls_before_pooler", "mean", "PromptBERT"])
+    text_vocab: str | None = flag(
+        None, "Folder with a vocab.txt for a clip text tower over WordPiece instead of CLIP's BPE."
+    )
+    text_pooler: str = flag(
+        "cls", "Sentence feature of a huggingface tower.", choices=["cls", "cls_before_pooler", "mean", "PromptBERT"]
+    )
     max_seq_length: int = flag(77, "Tokens of a text at most.")
     lock_text_model: bool = flag(False, "Freeze the text tower; its head still learns.")
     unlock_text_model: bool = flag(False, "Say that the text tower learns, as it does unless locked.")
@@ -55,7 +70,9 @@ class SharedTowerFlags:
     logit_scale: float = flag(0.07, "Temperature to start from; a text tower's own counts first.")
     force_quick_gelu: bool = flag(False, "OpenAI's approximation of GELU whatever the name says.")
     cache_dir: str = flag("cache/weights", "Folder where published weights are looked for; nothing is downloaded.")
-    load: str | None = flag(None, "Checkpoint of a whole dual encoder to start from: epoch_N.pt, or open_clip's with clip towers.")
+    load: str | None = flag(
+        None, "Checkpoint of a whole dual encoder to start from: epoch_N.pt, or open_clip's with clip towers."
+    )
 
 
 @dataclass
@@ -71,13 +88,23 @@ class DualOptimFlags:
     beta2: float | None = flag(None, "Second beta of Adam [0.98 for image models with vit in their name, else 0.999].")
     eps: float | None = flag(None, "Epsilon of Adam [1e-6 for image models with vit in their name, else 1e-8].")
     weight_decay: float = flag(0.2, "Decoupled decay of matrices; none on norms, biases and temperatures.", "--wd")
-    layer_decay_image: float = flag(1.0, "Factor of the learning rate from each layer of the image tower to the one below.")
+    layer_decay_image: float = flag(
+        1.0, "Factor of the learning rate from each layer of the image tower to the one below."
+    )
     layer_decay_text: float = flag(1.0, "The same of the text tower.")
     warmup: int = flag(10000, "Updates with a rising learning rate; then a cosine to 0.")
     max_grad_norm: float = flag(1e16, "Joint L2 norm to which gradients are clipped.", "--clip_grad")
-    gradient_accumulation_steps: int = flag(1, "Micro-batches per update; the negatives of a pair are those of its own.")
-    grad_cache: int = flag(0, "Pairs per forward pass (GradCache): the negatives are the whole batch, on the memory of a chunk.")
-    precision: str = flag("amp", "amp is bfloat16 where the device is fast at it; fp16 has a gradient scaler.", choices=["amp", "bf16", "fp16", "fp32"])
+    gradient_accumulation_steps: int = flag(
+        1, "Micro-batches per update; the negatives of a pair are those of its own."
+    )
+    grad_cache: int = flag(
+        0, "Pairs per forward pass (GradCache): the negatives are the whole batch, on the memory of a chunk."
+    )
+    precision: str = flag(
+        "amp",
+        "amp is bfloat16 where the device is fast at it; fp16 has a gradient scaler.",
+        choices=["amp", "bf16", "fp16", "fp32"],
+    )
     compile: bool = flag(False, "torch.compile the towers.")
     use_bn_sync: bool = flag(False, "Batch statistics over all processes (GPUs).")
     model_ema: bool = flag(False, "Keep a moving average of the weights, and evaluate and write that.")
@@ -97,7 +124,9 @@ class DualOptimFlags:
 class DualDataFlags:
     """Data"""
 
-    train_data: str | None = flag(None, "Training data, separated by commas: CSV or TSV, COCO JSON, image folders, shards, ...")
+    train_data: str | None = flag(
+        None, "Training data, separated by commas: CSV or TSV, COCO JSON, image folders, shards, ..."
+    )
     valid_data: str | None = flag(None, "Held-out pairs in the same forms, for recall after epochs.")
     datasets_dir: str = flag("data", "Folder of named data sets such as mscoco_captions.", "--eval_data_dir")
     images_dir: str | None = flag(None, "Folder of the images that a table names [the table's own].")
@@ -106,9 +135,46 @@ class DualDataFlags:
     csv_caption_key: str = flag("title", "Column of the caption.")
     csv_label_key: str | None = flag(None, "Column of an integer class, for UniCL and CrossEntropy.")
     dataset_size: int | None = flag(None, "Only the first n rows.")
-    augmentation: str | None = flag(None, "Crops and colours; none takes the whole picture as evaluation does [as the image tower's library trains].", choices=["protoclip-light-augmentation", "torchvision-late", "none"])
-    image_crop: str | None = flag(None, "How evaluation fits a picture into the square [the tower's own].", choices=["short_side", "squash", "pad"])
-    max_damaged: float = flag(0.001, "Share of missing or damaged training images that is tolerated; each one is named.")
+    augmentation: str | None = flag(
+        None,
+        "Crops and colours; none takes the whole picture as evaluation does [as the image tower's library trains].",
+        choices=["protoclip-light-augmentation", "torchvision-late", "none"],
+    )
+    image_crop: str | None = flag(
+        None,
+        "How evaluation fits a picture into the square [the tower's own].",
+        choices=["short_side", "squash", "pad"],
+    )
+    max_damaged: float = flag(
+        0.001, "Share of missing or damaged training images that is tolerated; each one is named."
+    )
+
+
+@dataclass
+class JudgeFlags:
+    """Evaluation"""
+
+    output: str | None = flag(None, "Folder for rows, results and report.")
+    seed: int = flag(9595, "Seed of every random draw; the same on all ranks.")
+    batch_size: int = flag(64, "Images or texts per process and forward pass.")
+    num_workers: int = flag(0, "Loader workers of each process.", "--numWorkers", "--workers")
+    precision: str = flag(
+        "fp32", "Of the towers; scores are computed in float32 always.", choices=["amp", "bf16", "fp16", "fp32"]
+    )
+    datasets_dir: str = flag("data", "Folder of named data sets and of caches.", "--eval_data_dir")
+    image_crop: str | None = flag(
+        None, "How a picture is fitted into the square [the tower's own].", choices=["short_side", "squash", "pad"]
+    )
+    overwrite: bool = flag(False, "Start again; without it an interrupted evaluation goes on where it stopped.")
+    tqdm: bool = flag(False, "Progress bar on a terminal.")
+
+    @property
+    def bf16(self):
+        return {"amp": None, "bf16": True}.get(self.precision, False)
+
+    @property
+    def fp16(self):
+        return self.precision == "fp16"
 
 
 @dataclass
@@ -119,8 +185,12 @@ class PublishedRunFlags:
     name: str | None = flag(None, "Name of the run folder.")
     save_frequency: int = flag(1, "Epochs between two epoch_N.pt; the last one is always written.")
     save_most_recent: bool = flag(True, "Published flag: resumable checkpoints at each epoch's end; always on.")
-    report_to: str = flag("tensorboard", "Published flag: TensorBoard events, always written.", choices=["tensorboard", ""])
-    copy_codebase: bool = flag(False, "Published flag.", dead="args.json records the commit and whether files were changed")
+    report_to: str = flag(
+        "tensorboard", "Published flag: TensorBoard events, always written.", choices=["tensorboard", ""]
+    )
+    copy_codebase: bool = flag(
+        False, "Published flag.", dead="args.json records the commit and whether files were changed"
+    )
     local_loss: bool = flag(False, "Published flag: each process computes its rows of the logits; always so.")
     gather_with_grad: bool = flag(False, "Published flag: gradients reach every process's features; always so.")
     debug: bool = flag(False, "Published flag.", dead="every program reports alike")
@@ -135,9 +205,10 @@ class PublishedRunFlags:
 
 
 def check_dual_flags(args):
-    """Lower-case builder names, and refuse what cannot work, in one sentence, before anything is built."""
+    """Adopt a checkpoint's flags, lower-case builder names, and refuse what cannot work, before anything is built."""
     from clip_vl.engine.errors import UserError
 
+    adopt_flags(args)
     for side, builders in (("image", BUILDERS_IMAGE), ("text", BUILDERS_TEXT)):
         name = f"{side}_model_builder"
         setattr(args, name, getattr(args, name).lower())
@@ -148,12 +219,39 @@ def check_dual_flags(args):
     if args.adapter and args.text_model_builder != "huggingface":
         raise UserError(f"--adapter {args.adapter} needs --text_model_builder huggingface")
     for name in ("batch_size", "epochs", "gradient_accumulation_steps", "report_step", "checkpoint_steps", "keep_last"):
-        if getattr(args, name) < 1:
+        if getattr(args, name, 1) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; it must be at least 1")
-    if args.grad_cache < 0:
+    if getattr(args, "grad_cache", 0) < 0:
         raise UserError(f"--grad_cache {args.grad_cache} is a number of pairs; 0 turns it off")
     if args.logit_scale <= 0:
         raise UserError(f"--logit_scale {args.logit_scale} is a temperature: it must be above 0")
+
+
+def adopt_flags(args):
+    """With --load, take what the command line leaves open from the args.json beside the checkpoint: the towers and
+    heads it was trained with, and how its images were cropped. Weights that were pretrained then are in it now.
+    """
+    import json
+    from pathlib import Path
+
+    path = Path(args.load).parent / "args.json" if args.load else None
+    if path is None or not path.is_file():
+        return
+    recorded = json.loads(path.read_bytes())["args"]
+    names = [f.name for cls in (ImageTowerFlags, TextTowerFlags, SharedTowerFlags) for f in dataclasses.fields(cls)]
+    ours = [
+        name
+        for name in (*names, "image_crop")
+        if not name.startswith(("pretrained_", "lock_", "unlock_", "load", "grad_", "cache_"))
+    ]
+    ours = [name for name in ours if not name.endswith("_weights")]
+    if recorded.get("cache_teacher"):  # the locked tower is not in the checkpoint
+        side = "text" if recorded["lock_text_model"] else "image"
+        ours += [f"pretrained_{side}_model", f"{side}_weights"]
+    defaults = {field.name: field.default for field in dataclasses.fields(args)}
+    for name in ours:
+        if name in recorded and getattr(args, name, None) == defaults.get(name):
+            setattr(args, name, recorded[name])
 
 
 def name_output(args, program):
