@@ -38,7 +38,8 @@ def run(program, output, seed, flags, args):
     if not (output / "result.json").is_file():
         command = ["bash", "scripts/launch.bash", program, "cpu", "0", "1", "--output", output, "--seed", seed, "--resume",
                    "--valid_data", f"{args.data}/test.tsv", "--datasets_dir", args.data, "--report_step", "20",
-                   "--retrieval_frequency" if program == "align" else "--save_frequency", "100", *flags]  # fmt: skip
+                   "--retrieval_frequency" if program == "align" else "--save_frequency", "100",
+                   *flags]  # fmt: skip
         began = time.perf_counter()
         subprocess.run([*map(str, command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         print(f"  {output.relative_to(ROOT)}: {time.perf_counter() - began:.0f} s", flush=True)
