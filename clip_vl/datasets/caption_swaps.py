@@ -1,7 +1,7 @@
 """Hard negative captions: two units of one class change places, as in NegCLIP (arXiv:2210.01936, section 4.1).
 
     parse = tagger("A brown dog chases a white cat.")
-    [swap.text for swap in enumerate_swaps(parse)]     "A white dog chases a brown cat.", "A brown cat chases a white dog.", ...
+    [swap.text for swap in enumerate_swaps(parse)]     "A white dog chases a brown cat.", ...
     draw_swaps(parse, numpy_rng(seed, "caption swaps", row))
 
 Units are singular nouns, plural nouns, adjectives, adverbs, verbs with their particles, and noun phrases of more than
@@ -18,7 +18,7 @@ CLASS_OF_TAG = {"NN": "noun", "NNP": "noun", "NNS": "plural", "NNPS": "plural", 
 SEED_CLASSES = ("NOUN", "ADJ", "VERB", "ADV", "phrase")
 SEED_DRAWS = 5
 SHORTEST_PHRASE = 3  # tokens
-IN_A_LIST = {"DT", "PRP$", "CD", "JJ", "JJR", "JJS", "NN", "NNS", "NNP", "NNPS", "RB", "VBN", "VBG", "POS", "CC", "HYPH"}
+IN_A_LIST = {"DT", "PRP$", "CD", "JJ", "JJR", "JJS", "NN", "NNS", "NNP", "NNPS", "RB", "VBN", "POS", "CC"}
 DETERMINERS = {"DT", "PRP$"}
 
 
@@ -122,7 +122,12 @@ def exchange(parse, left, right):
     text = parse.text
     a, b = text[left.start : left.end], text[right.start : right.end]
     first = parse.tokens[left.first]
-    if left.first == 0 and first.tag != "NNP" and first.text[:1].isupper() and (first.text[1:].islower() or len(first.text) == 1):
+    if (
+        left.first == 0
+        and first.tag != "NNP"
+        and first.text[:1].isupper()
+        and (first.text[1:].islower() or len(first.text) == 1)
+    ):
         a, b = a[:1].lower() + a[1:], b[:1].upper() + b[1:]
     swapped = text[: left.start] + b + text[left.end : right.start] + a + text[right.end :]
     return Swap(left.kind, left, right, swapped)
@@ -135,9 +140,11 @@ def folded(text):
 
 def means_the_same(parse, left, right):
     """Whether the exchange leaves the described picture as it was: joined units, or adjectives of one noun."""
-    between = [token.tag for token in parse.tokens[left.last : right.first]]
+    between = {token.tag for token in parse.tokens[left.last : right.first]}
     if left.kind in ("adjective", "ADJ") and not any(tag.startswith(("NN", "VB", "IN", "TO")) for tag in between):
         return True
+    if left.kind in ("verb", "VERB"):
+        return "CC" in between and between <= {"CC", "RB"}
     return _in_one_list(parse, left, right) and _modifiers(parse, left) == _modifiers(parse, right)
 
 
@@ -164,4 +171,4 @@ def _modifiers(parse, unit):
 
 
 def _is_in_item(token):
-    return token.text != "," and token.tag in IN_A_LIST - {"CC", "VBG"}
+    return token.text != "," and token.tag in IN_A_LIST - {"CC"}

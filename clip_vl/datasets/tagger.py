@@ -1,10 +1,10 @@
 """Parts of speech of captions: tokens with character offsets, Penn tags, coarse classes and noun chunks.
 
-    tagger = load_tagger()              spaCy where its English model is installed, else the bundled rules
-    tagger.name                         the backend, to be recorded; tables of two backends are not comparable
-    parse = tagger("A brown dog sits.")
-    [(t.text, t.tag, t.pos) for t in parse.tokens]     ("A", "DT", "DET"), ("brown", "JJ", "ADJ"), ...
-    parse.chunks                        [(0, 3)]: "A brown dog"
+tagger = load_tagger()              spaCy where its English model is installed, else the bundled rules
+tagger.name                         the backend, to be recorded; tables of two backends are not comparable
+parse = tagger("A brown dog sits.")
+[(t.text, t.tag, t.pos) for t in parse.tokens]     ("A", "DT", "DET"), ("brown", "JJ", "ADJ"), ...
+parse.chunks                        [(0, 3)]: "A brown dog"
 """
 
 import re

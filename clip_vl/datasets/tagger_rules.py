@@ -168,14 +168,18 @@ def _choose(word, options, i, words, tags):
         return _plural_or_verb(here, words, tags, before, after)
     if "VB" in here and (before == "MD" or (before == "TO" and not _to_place(words, i - 1, here))):
         return "VB"
-    if "VB" in here and "JJ" not in here and (before in OPENS_NOUN | {"IN", "CC"} or (before == "NN" and _article(words, tags))):
+    if (
+        "VB" in here
+        and "JJ" not in here
+        and (before in OPENS_NOUN | {"IN", "CC"} or (before == "NN" and _article(words, tags)))
+    ):
         return "NN"  # every base verb may be a noun: "a sink", "a young stray"
     if "VB" in here and _is_plural_subject(tags) and _starts_object(after) and not _has_verb(words, tags):
         return "VBP"
     if "JJ" in here and "VBN" in here:
         return "JJ" if before in OPENS_NOUN or last in BE or _nounish(after) else "VBN"
     if "JJ" in here:
-        return _adjective(here, words, i, before, last, after)
+        return _adjective(here, words, tags, i, before, last, after)
     if "NN" in here:
         return "NN" if "VBD" not in here or before in OPENS_NOUN | {"IN", "NN", ""} else "VBD"
     if "RB" in here:
@@ -234,7 +238,11 @@ def _plural_or_verb(here, words, tags, before, after):
         return "NNS"
     if "NNS" not in here:
         return "VBZ"
-    if _has_verb(words, tags) or not _starts_object(after) or (before == "CC" and not {"DT", "PRP$", "CD"} & set(after)):
+    if (
+        _has_verb(words, tags)
+        or not _starts_object(after)
+        or (before == "CC" and not {"DT", "PRP$", "CD"} & set(after))
+    ):
         return "NNS"
     if here.index("VBZ") < here.index("NNS") or before in {"NNS", "PRP", "WDT", "WP", "RB"}:
         return "VBZ"
@@ -251,8 +259,10 @@ def _article(words, tags):
     return ""
 
 
-def _adjective(here, words, i, before, last, after):
+def _adjective(here, words, tags, i, before, last, after):
     """A word that may be an adjective and something else."""
+    if before == "CC" and tags[-2:-1] == ["JJ"]:
+        return "JJ"
     if _nounish(after) or _joined_adjective(words, i) or last in BE or (before == "RB" and "RB" not in here):
         return "JJ" if "RB" not in here or before in OPENS_NOUN or last in BE or here[0] == "JJ" else "RB"
     if "NN" in here and before in OPENS_NOUN | {"IN", "CC", "VBG", "NN"}:
@@ -264,8 +274,10 @@ def _adjective(here, words, i, before, last, after):
 
 def _joined_adjective(words, i):
     """Whether word i is the first of "black and white cats"."""
-    return words[i + 1 : i + 2] in (["and"], [","], ["-"]) and i + 3 < len(words) and (
-        "JJ" in possible_tags(words[i + 2]) and _nounish(possible_tags(words[i + 3]))
+    return (
+        words[i + 1 : i + 2] in (["and"], [","], ["-"])
+        and i + 3 < len(words)
+        and ("JJ" in possible_tags(words[i + 2]) and _nounish(possible_tags(words[i + 3])))
     )
 
 
@@ -285,11 +297,13 @@ def _like(words, tags, i, before, last, after):
 
 
 def _particle(words, tags, i, before, last, after):
-    return "RP" if before.startswith("VB") and not {"DT", "PRP$"} & set(after) else "RB" if before == "RB" else "IN"
+    if {"DT", "PRP$"} & set(after):
+        return "IN"
+    return "RP" if before.startswith("VB") else "RB" if before == "RB" else "IN"
 
 
 def _clitic(words, tags, i, before, last, after):
-    return "VBZ" if before in {"EX", "PRP", "WDT"} and last != "it" or last == "there" else "POS"
+    return "VBZ" if (before in {"EX", "PRP", "WDT"} and last != "it") or last == "there" else "POS"
 
 
 def _no_two(words, tags, i, before, last, after):
@@ -331,7 +345,7 @@ def _chunk_end(words, tags, i):
             if end or i == start or tags[i - 1] not in OPENS_NOUN | {"RB"}:
                 break
         elif tag == "CC" or words[i] in {",", "-"}:
-            if end and words[i] != "-" or i == start or i + 1 >= n or tags[i - 1] not in ADJECTIVES | {"CD"} | NOUNS:
+            if (end and words[i] != "-") or i == start or i + 1 >= n or tags[i - 1] not in ADJECTIVES | {"CD"} | NOUNS:
                 break
             if tags[i + 1] not in ADJECTIVES | {"VBN", "CD", "NN", "VBG"}:
                 break
@@ -339,7 +353,12 @@ def _chunk_end(words, tags, i):
             if not end:
                 break
         elif tag == "RB":
-            if end or i + 1 >= n or tags[i + 1] not in ADJECTIVES | {"VBN"} or i > start and tags[i - 1] not in OPENS_NOUN:
+            if (
+                end
+                or i + 1 >= n
+                or tags[i + 1] not in ADJECTIVES | {"VBN"}
+                or (i > start and tags[i - 1] not in OPENS_NOUN)
+            ):
                 break
         elif tag not in OPENS_NOUN or (end and tag in ADJECTIVES | {"CD"}):
             break

@@ -10,7 +10,7 @@ import torch
 
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.random import numpy_rng
-from clip_vl.evaluation.inverted_lists import PROBES, InvertedLists
+from clip_vl.evaluation.inverted_lists import InvertedLists
 from clip_vl.evaluation.neighbours import SPARE, Neighbours, _best, check_k, exclusion_of, sharded_top_k, top_k
 
 METHODS = ("auto", "exact", "ivf", "hnsw")
@@ -61,7 +61,7 @@ class Sample:
 
 
 def probe_enough(lists, sample, wanted=RECALL):
-    """Double the lists that a query looks into until the recall of the sample is what is wanted, or they are a quarter."""
+    """Double the lists that a query looks into until the recall of the sample is `wanted`, or they are a quarter."""
     while True:
         rows = approximate_top_k(lists, sample.queries, sample.keys, sample.k, **sample.options).rows
         if sample.recall(rows) >= wanted or 8 * lists.probes > len(lists.centroids):

@@ -1,7 +1,7 @@
 """An inverted file: each key in the list of its nearest centroid, each query compared with the keys of a few lists.
 
-All queries that look into a list are compared with it in one matrix product, in bfloat16 where the device is fast at it,
-which is several times faster than a search query by query.
+All queries that look into a list are compared with it in one matrix product, in bfloat16 where the device is fast at
+it, which is several times faster than a search query by query.
 """
 
 import math
@@ -63,7 +63,7 @@ def _nearest(rows, centroids, count):
 
 
 def _centroids(keys, lists, seed, dtype):
-    """(lists, D) centroids of spherical k-means over a sample of the keys; one that loses all rows stays where it was."""
+    """(lists, D) centroids of spherical k-means over a sample of the keys; one without rows stays where it was."""
     draw = torch.randperm(len(keys), generator=torch_generator(seed, "k-means sample"))[: lists * TRAINING_ROWS]
     sample = keys[draw.to(keys.device)]
     centroids = sample[:lists].clone()

@@ -11,7 +11,6 @@ candidates from float32 products. The result is that of float32 scores either wa
 import contextlib
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from clip_vl.engine import dist
@@ -56,8 +55,8 @@ def top_k(queries, keys, k, *, exclude=None, duplicate_above=None, dtype=None):
     """The k keys of largest inner product with each query.
 
     queries (n, D), keys (N, D): float32 on one device, finite; L2-normalised for cosine similarity
-    exclude:         (query ids (n,), key ids (N,)) int64: pairs of one id are left out, so a query that is itself a key,
-                     and pictures of one content hash
+    exclude:         (query ids (n,), key ids (N,)) int64: pairs of one id are left out, so a query that is itself a
+                     key, and pictures of one content hash
     duplicate_above: pairs that score more are left out as well
     dtype:           of the first pass [bfloat16 where the device is fast at it]
     returns: Neighbours
@@ -137,7 +136,7 @@ class _Rounded:
     def bound(self, queries, low, score):
         """(n,) what the score of a key may be at most whose score in this pass is `score` at most.
 
-        |q.k - q'k'| <= |q - q'| |k'| + |q| |k - k'| (Cauchy-Schwarz), and the sums in float32 and the result are rounded.
+        |q.k - q'k'| <= |q - q'| |k'| + |q| |k - k'| (Cauchy-Schwarz), and sums in float32 and the result are rounded.
         """
         low, norm = low.float(), queries.norm(dim=1)
         error = (queries - low).norm(dim=1) * self.norm + norm * self.error + score.abs() * self.unit
@@ -167,7 +166,7 @@ def _search(queries, keys, passes, k, exclusion):
 
 
 def _candidates(queries, keys, count):
-    """The first-pass scores (n, count) and rows (n, count) of the best keys; no other key scores more than any of them."""
+    """The first-pass scores (n, count) and rows (n, count) of the best keys; no other key scores more."""
     scores = rows = None
     for start in range(0, len(keys), KEY_BLOCK):
         new, places = grouped_largest(queries @ keys[start : start + KEY_BLOCK].T, count)
@@ -180,7 +179,7 @@ def _candidates(queries, keys, count):
 
 
 def grouped_largest(scores, count):
-    """As `largest`, for rows that are long.
+    """As `largest`, for long rows.
 
     The largest lie in the `count` groups of largest maximum, or in the few columns behind the groups. A group is every
     m-th column, since a maximum over rows of memory takes a 30th of the time of one along them.

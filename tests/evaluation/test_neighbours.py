@@ -1,4 +1,4 @@
-"""Neighbours are those of brute force, with exclusions and ties, whatever the blocks, the dtype and the process count."""
+"""Neighbours are those of brute force, with exclusions and ties, whatever the blocks, dtype and processes."""
 
 import numpy as np
 import pytest
@@ -92,7 +92,7 @@ def test_duplicates_are_passed_over_and_counted(dtype, copies):
     keys = base.repeat(copies, 1)
     ids = torch.arange(len(keys)), torch.arange(len(keys))
     found = top_k(keys, keys, 3, exclude=ids, duplicate_above=0.99, dtype=dtype)
-    rows, scores = brute(keys, keys, 3, ids, above=0.99)
+    rows, _ = brute(keys, keys, 3, ids, above=0.99)
     assert np.array_equal(found.rows.numpy(), rows)
     assert (found.duplicates == copies - 1).all()
 
