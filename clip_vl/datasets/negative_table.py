@@ -1,7 +1,8 @@
 """The table of mined negatives: NegCLIP's published TSV, and an LMDB with ids that survive subsetting.
 
-A row has the columns <row number>, title, filepath, neg_caption (a list of captions) and neg_image (a list of row numbers
-of this very file). Whoever takes a part of the rows or reorders them must renumber the neighbours: `subset` does.
+A row has the columns <row number>, title, filepath, neg_caption (a list of captions) and neg_image (a list of row
+numbers of this very file). Whoever takes a part of the rows or reorders them must renumber the neighbours: `subset`
+does.
 """
 
 import ast
@@ -109,12 +110,9 @@ def check_rows(path, rows, lines=None):
 
 
 def subset(rows, kept):
-    """The rows at the places `kept`, in that order, their neighbours renumbered; neighbours that are not kept fall away."""
+    """The rows at the places `kept`, in that order, their neighbours renumbered; those that are not kept fall away."""
     new = {old: number for number, old in enumerate(kept)}
-    return [
-        rows[old]._replace(neg_image=tuple(new[j] for j in rows[old].neg_image if j in new))
-        for old in new
-    ]
+    return [rows[old]._replace(neg_image=tuple(new[j] for j in rows[old].neg_image if j in new)) for old in new]
 
 
 # ---- LMDB ----
