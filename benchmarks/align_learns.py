@@ -103,8 +103,8 @@ def measure_negclip(args):
 
 def mine(start, table, seed, args):
     """Negatives of the training pairs, neighbours by the base model's own image features."""
-    command = ["bash", "scripts/mine_negatives.bash", "cpu", table.with_suffix(""), "0", "1", "--train_data", f"{args.data}/train.tsv",
-               "--load", start / f"epoch_{args.epochs}.pt", *TOWERS, "--text_vocab", args.data, "--seed", seed]  # fmt: skip
+    command = ["bash", "scripts/mine_negatives.bash", "cpu", table, "0", "1", "--train_data", f"{args.data}/train.tsv",
+               "--datasets_dir", args.data, "--load", start / f"epoch_{args.epochs}.pt", "--seed", seed]  # fmt: skip
     subprocess.run([*map(str, command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 

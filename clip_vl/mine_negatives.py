@@ -1,115 +1,99 @@
 """Mine hard negatives for NegCLIP: swapped captions, and for each image the images most like it.
 
-    python -m clip_vl.mine_negatives --captions data/coco/dataset_coco.json --split train restval \\
-        --embeddings data/features/ViT-B-32_coco.npy --output data/negatives/train_neg_clip.tsv
-    bash scripts/mine_negatives.bash cpu data/negatives/coco.tsv 0 2 --captions captions.tsv --embeddings e.npy
+    python -m clip_vl.mine_negatives --train_data mscoco_captions@train+restval --images_dir data/mscoco \
+        --image_model ViT-B-32 --pretrained_image_model --output data/coco/train_neg_clip.tsv
+    python -m clip_vl.mine_negatives --train_data pairs.tsv --load snap/align/NAME/epoch_2.pt --output negatives.tsv
+    bash scripts/mine_negatives.bash cpu negatives.tsv 0 2 --train_data pairs.tsv --embeddings e.npy
 
-Captions are a CSV or TSV with the columns filepath and title, or a JSON file of COCO's form by Karpathy or a list of
-{image, caption}. Embeddings have a row per image, in the order of the images' first mention, or a row per caption.
-Each image gets one caption that something can be swapped in; images without one are left out before neighbours are
-sought, and counted. Several processes share the work and write what one would. Files appear whole or not at all.
+Captions come from whatever `align` trains on; images are compared by the image side of a dual encoder (--load), by an
+image tower, or by a file with a row per image (in the order of their first mention) or per row of the data. Each image
+gets one caption that something can be swapped in; images without one are left out before neighbours are sought, and
+counted. Several processes share the work and write what one would. Files appear whole or not at all.
 """
 
 from dataclasses import dataclass
 
 from clip_vl.engine.flags import flag, parse
+from clip_vl.models.dual_flags import (
+    DualDataFlags,
+    ImageTowerFlags,
+    JudgeFlags,
+    SharedTowerFlags,
+    TextTowerFlags,
+    check_dual_flags,
+)
 
 
 @dataclass
-class MineFlags:
+class MineFlags(JudgeFlags, DualDataFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
     """Mining"""
 
-    captions: str = flag("", "Captions: CSV, TSV or JSON.")
-    split: list[str] = flag([], "Splits of a Karpathy file to take, such as train restval [all].")
-    csv_img_key: str = flag("filepath", "Column of image paths.", "--csv-img-key")
-    csv_caption_key: str = flag("title", "Column of captions.", "--csv-caption-key")
-    embeddings: str | None = flag(None, "Image embeddings: .npy (N, D), or .safetensors with one tensor.")
     output: str = flag("data/negatives/train_neg_clip.tsv", "TSV to write; the report goes beside it, as .json.")
+    train_data: str | None = flag(None, "Captioned images, in the forms that `align` reads.", "--captions")
+    embeddings: str | None = flag(None, "Image embeddings: .npy (N, D), or .safetensors with one tensor.")
     lmdb: str | None = flag(None, "LMDB to write as well, with ids that survive subsetting.")
-    neighbours: int = flag(3, "Near images of each image.", "--k")
+    neighbours: int = flag(3, "Near images of each image.")
     duplicate_above: float = flag(0.99, "Images with a larger cosine similarity are one picture, not neighbours.")
     method: str = flag("auto", "exact, ivf, hnsw, or auto: exact up to a million images, then ivf.")
     tagger: str = flag("auto", "spacy, bundled, or auto: spaCy where its English model is installed.")
     five_draws: bool = flag(False, "Draw five swaps of any class, instead of one swap of each class.")
-    seed: int = flag(9595, "Seed of the draws.")
-    overwrite: bool = flag(False, "Replace what is there.")
 
 
 FLAGS = parse(MineFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
 
-import csv
 import itertools
+import os
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
+from clip_vl.datasets.batches import build_loader, to_device
 from clip_vl.datasets.caption_swaps import draw_swaps
-from clip_vl.datasets.json_stream import read_json
+from clip_vl.datasets.captions import open_sources
+from clip_vl.datasets.crops import crops_for
+from clip_vl.datasets.encoding import HeldOutPairs, ImagesOf, shares
 from clip_vl.datasets.negative_table import NegativeRow, write_lmdb, write_tsv
 from clip_vl.datasets.tagger import load_tagger
+from clip_vl.datasets.teacher_cache import cached_features
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_json
+from clip_vl.engine.optim import autocast
 from clip_vl.engine.random import numpy_rng
 from clip_vl.evaluation.approximate import find_neighbours
+from clip_vl.models.dual_build import build_tower, frozen_digest, open_dual_encoder
+from clip_vl.models.pixels import normalise
 
 # ---- input
 
 
-def read_captions(args):
-    """[(image path, caption)], a pair per caption, in the order of the file."""
-    path = Path(args.captions)
-    if not args.captions:
-        raise UserError("pass --captions, a CSV, TSV or JSON file")
-    pairs = _json_pairs(path, args.split) if path.suffix == ".json" else _table_pairs(path, args)
-    if not pairs:
-        raise DataError(f"{path} has no captions" + (f" of split {' '.join(args.split)}" if args.split else ""))
-    return pairs
+def captions_by_image(source, args):
+    """([row], [(image path, [captions])]), each image once, in the order of first mention."""
+    pairs = HeldOutPairs(source, None, None, args)
+    captions = [[] for _ in pairs.rows]
+    for image, number in zip(pairs.image_of_text.tolist(), pairs.numbers.tolist()):
+        captions[image].append(source.text(number))
+    root = Path(args.images_dir or Path(args.train_data.partition(",")[0]).parent)
+    return pairs.rows, [(_below(root, source.name(int(row))), texts) for row, texts in zip(pairs.rows, captions)]
 
 
-def _json_pairs(path, splits):
-    content = read_json(path)
-    try:
-        if isinstance(content, dict):
-            images = [image for image in content["images"] if not splits or image["split"] in splits]
-            return [
-                ("/".join(filter(None, [image.get("filepath"), image["filename"]])), sentence["raw"])
-                for image in images
-                for sentence in image["sentences"]
-            ]
-        lists = [(e["image"], [e["caption"]] if isinstance(e["caption"], str) else e["caption"]) for e in content]
-        return [(image, caption) for image, captions in lists for caption in captions]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no captions file of Karpathy's or a list of {{image, caption}}: {error}") from None
+def _below(root, name):
+    """The image's path as the table has it: relative to the folder that `negclip` gets as --images_dir."""
+    path = os.path.relpath(name, root)
+    if path.startswith(os.pardir):
+        raise UserError(f"the image {name} is not below {root}; --images_dir names a folder that holds all images")
+    return path
 
 
-def _table_pairs(path, args):
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            tabs = "\t" in file.readline()
-            file.seek(0)
-            reader = csv.DictReader(file, delimiter="\t" if tabs else ",")
-            missing = {args.csv_img_key, args.csv_caption_key} - set(reader.fieldnames or [])
-            if missing:
-                raise DataError(f"{path}:1: no column {min(missing)}; it has {', '.join(reader.fieldnames or [])}")
-            pairs = []
-            for row in reader:
-                image, caption = row[args.csv_img_key], row[args.csv_caption_key]
-                if image is None or caption is None:
-                    raise DataError(f"{path}:{reader.line_num}: fewer fields than columns")
-                pairs.append((image, caption))
-            return pairs
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} is no CSV or TSV file in UTF-8: {error}") from None
+def read_embeddings(path, rows, total):
+    """(images, D) float32, L2-normalised, from a file with a row per image, or for each of the data's `total` rows.
 
-
-def read_embeddings(path, images, captions):
-    """(images, D) float32, L2-normalised, from a file with a row per image, or per caption; captions: of each image."""
+    rows: (images,) the row of each image
+    """
     try:
         if Path(path).suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -126,12 +110,11 @@ def read_embeddings(path, images, captions):
         raise
     except Exception as error:  # each library has its own for a damaged file
         raise DataError(f"{path} is no .npy or .safetensors file of numbers: {error}") from None
-    total = sum(captions)
-    if features.ndim != 2 or len(features) not in (images, total):
-        raise DataError(f"{path} has the shape {tuple(features.shape)}; (N, D) with a row for each of {images:,} "
-                        f"images or {total:,} captions is expected")  # fmt: skip
-    if len(features) != images:
-        features = features[torch.tensor([0, *itertools.accumulate(captions)])[:-1]]
+    if features.ndim != 2 or len(features) not in (len(rows), total):
+        raise DataError(f"{path} has the shape {tuple(features.shape)}; (N, D) with a row for each of {len(rows):,} "
+                        f"images or {total:,} rows is expected")  # fmt: skip
+    if len(features) != len(rows):
+        features = features[torch.from_numpy(rows)]
     norms = features.norm(dim=1)
     wrong = torch.nonzero(~(torch.isfinite(norms) & (norms > 0)))
     if len(wrong):
@@ -139,9 +122,31 @@ def read_embeddings(path, images, captions):
     return features / norms[:, None]
 
 
-def encode_images(args, images):
-    """(len(images), D) embeddings of image files by an image tower."""
-    raise UserError("pass --embeddings, a .npy or .safetensors file with a row per image")
+def encode_images(source, device, args):
+    """(rows of the source, D) embeddings, L2-normalised, from the cache where it has them."""
+    if args.load:
+        model = open_dual_encoder(args, device)
+        tower, encode_batch, parts = model.image_tower, model.encode_image, [model.image_tower, model.image_head]
+    else:
+        tower = build_tower("image", args).to(device).eval()
+        pixels = [torch.tensor(values, device=device).view(3, 1, 1) for values in (tower.mean, tower.std)]
+        encode_batch, parts = (lambda images: tower(normalise(images, *pixels))), [tower]
+    dataset = ImagesOf(source, crops_for(tower, args)[1])
+
+    @torch.no_grad()
+    def encode(rows):
+        features = []
+        for batch in build_loader(dataset, 0, shares(rows, args.batch_size, 0, 1), args, device):
+            for _, reason in batch["damaged"]:
+                raise DataError(f"mining needs every image: {reason}")
+            with autocast(device, args):
+                features.append(F.normalize(encode_batch(to_device(batch, device)["images"]).float(), dim=1).cpu())
+        return torch.cat(features)
+
+    described = " ".join(frozen_digest(part) for part in parts) + f" {args.image_crop} {args.precision}"
+    root = Path(args.datasets_dir) / "cache"
+    features = cached_features(source.digest, described, len(source), encode, root, dtype="float32")
+    return torch.from_numpy(np.array(features.values))
 
 
 # ---- mining
@@ -167,14 +172,6 @@ def swap_captions(images, tagger, args):
     return found
 
 
-def group_by_image(pairs):
-    """[(image path, [captions])], in the order of the images' first mention."""
-    images = {}
-    for image, caption in pairs:
-        images.setdefault(image, []).append(caption)
-    return list(images.items())
-
-
 def refuse_to_replace(args):
     for path in filter(None, (args.output, args.lmdb)):
         if Path(path).exists() and not args.overwrite:
@@ -198,14 +195,16 @@ def write(args, rows, report):
 
 def main(args):
     device = dist.setup()
+    check_dual_flags(args)
     refuse_to_replace(args)
     dist.barrier()
-    images = group_by_image(read_captions(args))
+    source = open_sources(args.train_data, args)
+    rows_of_images, images = captions_by_image(source, args)
     counts = [len(captions) for _, captions in images]
     if args.embeddings:
-        features = read_embeddings(args.embeddings, len(images), counts)
+        features = read_embeddings(args.embeddings, rows_of_images, len(source))
     else:
-        features = encode_images(args, [image for image, _ in images])
+        features = encode_images(source, device, args)[torch.from_numpy(rows_of_images)]
     tagger = load_tagger(args.tagger)
 
     swapped = list(itertools.chain(*dist.gather(swap_captions(images, tagger, args))))

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from clip_vl.datasets.caption_swaps import folded
 from clip_vl.datasets.negative_table import NegativeLMDB, read_tsv, row_id
@@ -19,18 +20,16 @@ def embeddings(n, seed=0):
 @pytest.fixture
 def inputs(tmp_path):
     """36 images with two captions each, one of which has nothing to swap; image 35 has no other."""
-    images = []
+    lines = ["filepath,title"]
     for number in range(36):
         colour, animal, place = COLOURS[number % 3], ANIMALS[number // 3 % 4], PLACES[number // 12]
         captions = [f"A {colour} {animal} runs on a wet {place}.", "Nothing here."]
-        images.append({"filepath": "val2014", "filename": f"{number}.jpg", "split": "train",
-                       "sentences": [{"raw": text} for text in captions[number == 35 :]]})  # fmt: skip
-    images.append({"filename": "test.jpg", "split": "test", "sentences": [{"raw": "A man on a horse."}]})
-    (tmp_path / "captions.json").write_text(json.dumps({"images": images}))
+        lines += [f"val2014/{number}.jpg,{text}" for text in captions[number == 35 :]]
+    (tmp_path / "captions.csv").write_text("\n".join(lines) + "\n")
     rows = embeddings(36)
     rows[4] = 2 * rows[3]  # the same picture, of another length
     np.save(tmp_path / "e.npy", rows)
-    return ["--captions", tmp_path / "captions.json", "--split", "train", "--embeddings", tmp_path / "e.npy"]
+    return ["--train_data", tmp_path / "captions.csv", "--embeddings", tmp_path / "e.npy", "--datasets_dir", tmp_path]
 
 
 def test_each_image_gets_swapped_captions_and_its_nearest_images(programs, inputs, tmp_path):
@@ -64,16 +63,31 @@ def test_two_processes_write_the_same(programs, inputs, tmp_path):
     assert (tmp_path / "one.tsv").read_bytes() == (tmp_path / "two.tsv").read_bytes()
 
 
-def test_a_table_of_captions_with_a_row_per_caption_gives_the_same(programs, inputs, tmp_path):
-    pairs = [(f"val2014/{image['filename']}", sentence["raw"])
-             for image in json.loads((tmp_path / "captions.json").read_text())["images"][:36]
-             for sentence in image["sentences"]]  # fmt: skip
-    (tmp_path / "c.csv").write_text("filepath,title\n" + "".join(f"{image},{text}\n" for image, text in pairs))
+def test_embeddings_may_have_a_row_per_row_of_the_data(programs, inputs, tmp_path):
     np.save(tmp_path / "rows.npy", np.repeat(np.load(tmp_path / "e.npy"), [2] * 35 + [1], axis=0))
-    programs.run("mine_negatives", *inputs, "--output", tmp_path / "json.tsv")
-    given = ["--captions", tmp_path / "c.csv", "--embeddings", tmp_path / "rows.npy"]
-    programs.run("mine_negatives", *given, "--output", tmp_path / "csv.tsv")
-    assert (tmp_path / "json.tsv").read_bytes() == (tmp_path / "csv.tsv").read_bytes()
+    programs.run("mine_negatives", *inputs, "--output", tmp_path / "images.tsv")
+    programs.run("mine_negatives", *inputs, "--embeddings", tmp_path / "rows.npy", "--output", tmp_path / "rows.tsv")
+    assert (tmp_path / "images.tsv").read_bytes() == (tmp_path / "rows.tsv").read_bytes()
+
+
+def test_images_are_compared_by_a_tower_which_encodes_them_once(programs, tmp_path):
+    """Four pictures twice, each pair of another colour: the nearest of a picture is its twin's."""
+    lines = ["filepath,title"]
+    for number in range(12):
+        pixels = np.full((32, 32, 3), 20 * (number // 2) + 5, dtype=np.uint8)
+        pixels[:16, :: 2 + number % 2] = 250 - 20 * (number // 2)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,A red dog runs on a wet road {number}.")
+    (tmp_path / "captions.csv").write_text("\n".join(lines) + "\n")
+    given = ["--train_data", tmp_path / "captions.csv", "--datasets_dir", tmp_path, "--image_model", "RN-micro",
+             "--image_resolution", "48", "--neighbours", "2", "--duplicate_above", "2"]  # fmt: skip
+    programs.run("mine_negatives", *given, "--output", tmp_path / "one.tsv")
+    rows = read_tsv(tmp_path / "one.tsv")
+    assert [row.filepath for row in rows] == [f"{number}.png" for number in range(12)]
+    for path in tmp_path.glob("*.png"):
+        path.unlink()  # a second run needs no image
+    programs.run("mine_negatives", *given, "--output", tmp_path / "two.tsv")
+    assert read_tsv(tmp_path / "two.tsv") == rows
 
 
 def test_what_is_there_is_kept_unless_it_may_be_replaced(programs, inputs, tmp_path):
@@ -88,13 +102,12 @@ def test_what_is_there_is_kept_unless_it_may_be_replaced(programs, inputs, tmp_p
 @pytest.mark.parametrize(
     "change, error, sentence",
     [
-        (["--embeddings", "short.npy"], DataError, r"short.npy has the shape \(7, 16\).*36 images or 71 captions"),
+        (["--embeddings", "short.npy"], DataError, r"short.npy has the shape \(7, 16\).*36 images or 71 rows"),
         (["--embeddings", "nan.npy"], DataError, "nan.npy: the embedding of image 5 is zero or not finite"),
         (["--embeddings", "none.npy"], UserError, "none.npy cannot be read: No such file"),
-        (["--embeddings", "captions.json"], DataError, "captions.json is no .npy"),
-        (["--captions", "bad.csv"], DataError, "bad.csv:1: no column title; it has filepath, text"),
-        (["--captions", "none.csv"], UserError, "none.csv cannot be read: No such file"),
-        (["--split", "minival"], DataError, "captions.json has no captions of split minival"),
+        (["--embeddings", "captions.csv"], DataError, "captions.csv is no .npy"),
+        (["--captions", "bad.csv"], UserError, "bad.csv has no column 'title'"),
+        (["--captions", "none.csv"], UserError, "none.csv is not there"),
         (["--neighbours", "35"], UserError, "35 neighbours of 35 rows cannot be: choose between 1 and 34"),
         (["--method", "guess"], UserError, "--method guess is not one of auto, exact, ivf, hnsw"),
         (["--tagger", "nltk"], UserError, "'nltk' is no tagger"),
@@ -110,8 +123,3 @@ def test_a_mistake_is_named(programs, inputs, tmp_path, change, error, sentence)
     with pytest.raises(error, match=sentence):
         programs.run("mine_negatives", *inputs, *change, "--output", tmp_path / "n.tsv")
     assert not (tmp_path / "n.tsv").exists()
-
-
-def test_without_embeddings_the_program_asks_for_them(programs, inputs, tmp_path):
-    with pytest.raises(UserError, match="pass --embeddings"):
-        programs.run("mine_negatives", *inputs[:4], "--output", tmp_path / "n.tsv")
