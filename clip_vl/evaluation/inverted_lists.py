@@ -4,7 +4,9 @@ All queries that look into a list are compared with it in one matrix product, in
 it, which is several times faster than a search query by query.
 """
 
+import contextlib
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -43,17 +45,35 @@ class InvertedLists:
         ends = probes.flatten().bincount(minlength=len(self.centroids)).cumsum(0).tolist()
         scores = torch.full((probes.numel(), count), -torch.inf, dtype=self.dtype, device=queries.device)
         rows = torch.full((probes.numel(), count), -1, dtype=torch.int32, device=queries.device)
-        for number, (start, end) in enumerate(zip([0, *ends], ends)):
+
+        def compare(number, start, end):
             first, last = self.starts[number], self.starts[number + 1]
             if start == end or first == last:
-                continue
+                return
             places = order[start:end]  # pairs of a query and this list
             found, kept = largest(queries[places // self.probes] @ self.keys[first:last].T, count)
             scores[places, : found.shape[1]] = found
             rows[places, : found.shape[1]] = (kept + first).int()
+
+        with _one_thread_each(queries.device) as each:
+            each(compare, range(len(ends)), [0, *ends], ends)
         scores, rows = scores.view(len(queries), -1), rows.view(len(queries), -1)
         rows = rows.gather(1, largest(scores, count)[1]).long()
         return torch.where(rows < 0, -1, self.order[rows.clamp(min=0)])
+
+
+@contextlib.contextmanager
+def _one_thread_each(device):
+    """A `map` over small tasks: on a CPU each has a thread to itself, as several for a small product mostly wait."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        yield lambda task, *arguments: list(map(task, *arguments))
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield lambda task, *arguments: list(pool.map(task, *arguments))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _nearest(rows, centroids, count):
