@@ -4,16 +4,14 @@ All queries that look into a list are compared with it in one matrix product, in
 it, which is several times faster than a search query by query.
 """
 
-import contextlib
 import math
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from clip_vl.engine import dist
 from clip_vl.engine.optim import is_fast_at_bf16
 from clip_vl.engine.random import torch_generator
-from clip_vl.evaluation.neighbours import grouped_largest, largest
+from clip_vl.evaluation.neighbours import grouped_largest, largest, one_thread_each
 
 PROBES = 4  # lists that a query looks into, until more are asked for
 LISTS = 2  # of them, times the square root of the keys
@@ -55,25 +53,11 @@ class InvertedLists:
             scores[places, : found.shape[1]] = found
             rows[places, : found.shape[1]] = (kept + first).int()
 
-        with _one_thread_each(queries.device) as each:
+        with one_thread_each(queries.device) as each:
             each(compare, range(len(ends)), [0, *ends], ends)
         scores, rows = scores.view(len(queries), -1), rows.view(len(queries), -1)
         rows = rows.gather(1, largest(scores, count)[1]).long()
         return torch.where(rows < 0, -1, self.order[rows.clamp(min=0)])
-
-
-@contextlib.contextmanager
-def _one_thread_each(device):
-    """A `map` over small tasks: on a CPU each has a thread to itself, as several for a small product mostly wait."""
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
-        yield lambda task, *arguments: list(map(task, *arguments))
-        return
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield lambda task, *arguments: list(pool.map(task, *arguments))
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _nearest(rows, centroids, count):
