@@ -18,7 +18,7 @@ from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.optim import is_fast_at_bf16
 
-QUERY_BLOCK = {"cpu": 256, "cuda": 4096}
+QUERY_BLOCK = {"cpu": 512, "cuda": 4096}
 KEY_BLOCK = 8192
 GROUP = 16  # keys of which the best alone is looked at first
 SPARE, MOST_SPARE = 14, 112  # candidates beyond k: excluded ones, and the margin of the proof
