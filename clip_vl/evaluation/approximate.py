@@ -17,7 +17,7 @@ METHODS = ("auto", "exact", "ivf", "hnsw")
 EXACT_ROWS = 1_000_000  # up to here "auto" is exact
 SAMPLE = 1000  # queries whose neighbours are searched exactly to measure the recall
 RECALL = 0.96  # of the sample, for which lists are made to look far enough
-QUERIES = 2**17  # searched at a time: their candidates take some hundred MB
+QUERIES = 2**14  # searched at a time: their candidates take some hundred MB
 HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 60, 64
 
 

@@ -11,7 +11,7 @@ import torch
 from clip_vl.engine import dist
 from clip_vl.engine.optim import is_fast_at_bf16
 from clip_vl.engine.random import torch_generator
-from clip_vl.evaluation.neighbours import grouped_largest, largest
+from clip_vl.evaluation.neighbours import grouped_largest, largest, one_thread_each
 
 PROBES = 4  # lists that a query looks into, until more are asked for
 LISTS = 2  # of them, times the square root of the keys
@@ -43,14 +43,18 @@ class InvertedLists:
         ends = probes.flatten().bincount(minlength=len(self.centroids)).cumsum(0).tolist()
         scores = torch.full((probes.numel(), count), -torch.inf, dtype=self.dtype, device=queries.device)
         rows = torch.full((probes.numel(), count), -1, dtype=torch.int32, device=queries.device)
-        for number, (start, end) in enumerate(zip([0, *ends], ends)):
+
+        def compare(number, start, end):
             first, last = self.starts[number], self.starts[number + 1]
             if start == end or first == last:
-                continue
+                return
             places = order[start:end]  # pairs of a query and this list
             found, kept = largest(queries[places // self.probes] @ self.keys[first:last].T, count)
             scores[places, : found.shape[1]] = found
             rows[places, : found.shape[1]] = (kept + first).int()
+
+        with one_thread_each(queries.device) as each:
+            each(compare, range(len(ends)), [0, *ends], ends)
         scores, rows = scores.view(len(queries), -1), rows.view(len(queries), -1)
         rows = rows.gather(1, largest(scores, count)[1]).long()
         return torch.where(rows < 0, -1, self.order[rows.clamp(min=0)])

@@ -9,6 +9,7 @@ candidates from float32 products. The result is that of float32 scores either wa
 """
 
 import contextlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -17,11 +18,11 @@ from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.optim import is_fast_at_bf16
 
-QUERY_BLOCK = {"cpu": 256, "cuda": 4096}
+QUERY_BLOCK = {"cpu": 512, "cuda": 4096}
 KEY_BLOCK = 8192
 GROUP = 16  # keys of which the best alone is looked at first
 SPARE, MOST_SPARE = 14, 112  # candidates beyond k: excluded ones, and the margin of the proof
-MOST_OPEN = 0.05  # share of queries without proof that a pass may leave before it takes more candidates
+MOST_OPEN = 0.02  # share of queries without proof that a pass may leave before it takes more candidates
 
 
 class Neighbours(NamedTuple):
@@ -65,12 +66,16 @@ def top_k(queries, keys, k, *, exclude=None, duplicate_above=None, dtype=None):
     check_k(k, len(keys), exclude)
     exclusion = exclusion_of(exclude, duplicate_above, keys.device)
     dtype = dtype or (torch.bfloat16 if is_fast_at_bf16(keys.device) else torch.float32)
-    block, parts = QUERY_BLOCK.get(keys.device.type, 256), []
+    block = QUERY_BLOCK.get(keys.device.type, 256)
     with _full_precision():
         passes = [_Rounded(keys, kind) for kind in dict.fromkeys((dtype, torch.float32))]
-        for start in range(0, len(queries), block):
+
+        def search(start):
             part = slice(start, start + block)
-            parts.append(_search(queries[part], keys, passes, k, exclusion.of(part)))
+            return _search(queries[part], keys, passes, k, exclusion.of(part))
+
+        with one_thread_each(keys.device) as each:
+            parts = each(search, range(0, len(queries), block))
     if not parts:
         empty = torch.empty(0, k, device=keys.device)
         return Neighbours(empty.long(), empty, empty[:, 0].long())
@@ -112,6 +117,20 @@ def _full_precision():
     finally:
         torch.set_float32_matmul_precision(before)
         cuda.allow_bf16_reduced_precision_reduction = reduced
+
+
+@contextlib.contextmanager
+def one_thread_each(device):
+    """A `map` over tasks: on a CPU each has a thread to itself, as several for a small product mostly wait."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        yield lambda task, *arguments: list(map(task, *arguments))
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield lambda task, *arguments: list(pool.map(task, *arguments))
+    finally:
+        torch.set_num_threads(threads)
 
 
 class _Rounded:
