@@ -201,6 +201,13 @@ class PublishedRunFlags:
     no_set_device_rank: bool = flag(False, "Published flag.", dead="torchrun's environment decides")
     ddp_static_graph: bool = flag(False, "Published flag.", dead="it changes no result")
     find_unused_parameters: bool = flag(False, "Published flag.", dead="every parameter takes part")
+    horovod: bool = flag(False, "Published flag.", dead="torchrun's environment decides")
+    torchscript: bool = flag(False, "Published flag.", dead="--compile takes its place")
+    trace: bool = flag(False, "Published flag.", dead="--compile takes its place")
+    config_yaml: str = flag("", "Published flag.", dead="flags stand in scripts/recipes and in args.json")
+    linear_prob_mode: str = flag("", "Published flag.", dead="evaluation suites are programs of their own")
+    C: float = flag(3.16, "Published flag.", dead="evaluation suites are programs of their own")
+    eval_with_wise_ft: float = flag(1.0, "Published flag.", dead="evaluation suites are programs of their own")
     skip_scheduler: bool = flag(False, "Published flag.", dead="the original never read it")
 
 
