@@ -127,7 +127,9 @@ class DualDataFlags:
     train_data: str | None = flag(
         None, "Training data, separated by commas: CSV or TSV, COCO JSON, image folders, shards, ..."
     )
-    valid_data: str | None = flag(None, "Held-out pairs in the same forms, for recall after epochs.")
+    valid_data: str | None = flag(
+        None, "Held-out pairs in the same forms, for recall after epochs.", "--retrieval_data"
+    )
     datasets_dir: str = flag("data", "Folder of named data sets such as mscoco_captions.", "--eval_data_dir")
     images_dir: str | None = flag(None, "Folder of the images that a table names [the table's own].")
     csv_separator: str | None = flag(None, "Separator of tables [found out].")
