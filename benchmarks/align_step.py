@@ -1,15 +1,16 @@
-"""Claim: a training step of CLIP is >= 1.7x open_clip's best setting and >= 4x its default, with the same features and losses.
+"""Claim: a training step of CLIP is >= 1.7x open_clip's best setting and >= 4x its default (fp32), of the same result.
 
-    taskset -c 0,1 .venv/bin/python benchmarks/align_step.py          about two minutes on 2 cores
-    .venv/bin/python benchmarks/align_step.py --equal                 features and 50 steps of losses, fp32: two minutes
+    taskset -c 0,1 .venv/bin/python benchmarks/align_step.py          about six minutes on 2 cores
+    .venv/bin/python benchmarks/align_step.py --equal                 features, 50 steps of losses, fp32: four minutes
     .venv/bin/python benchmarks/align_step.py --device cuda           on a GPU: pairs/s, memory, utilisation
 
-ViT-S-32 with its text tower, 64 photographs in memory (uint8 for ours, normalised floats for theirs, as each has them in
-its loop) and real captions, tokenised. CLIP_VL_REAL_DATA names the folder of both [../shared/data].
-openclip fp32, bf16  open_clip's model, its ClipLoss and the optimizer and loop of its trainer; texts are 77 tokens long
-ours bf16, fp32      clip_vl's `DualEncoder`, InfoNCE and `Updater`; texts are as long as the batch's longest
-All run under the allocator's settings of scripts/launch.bash. Processes take turns, so that a noisy machine disturbs all
-alike; ratios are of medians over all rounds. On a GPU ours alone runs: ViT-B-32, batch 1,024, with and without --compile.
+ViT-S-32 and its text tower on photographs in memory (uint8 for ours, normalised floats for theirs, as each has them in
+its loop) and real captions, tokenised; a batch of 64. CLIP_VL_REAL_DATA names the folder of both [../shared/data].
+openclip fp32, bf16  open_clip's model and ClipLoss, the optimizer and loop of its trainer; texts are 77 tokens long
+ours fp32, bf16      clip_vl's `DualEncoder`, InfoNCE and `Updater`; texts are as long as they are
+All run under the allocator's settings of scripts/launch.bash. Processes take turns, so that a noisy machine disturbs
+all alike; ratios are of medians over all rounds. On a GPU ours alone runs: ViT-B-32, batch 1,024, with and without
+--compile.
 """
 
 import argparse
@@ -154,35 +155,36 @@ def compare(args):
             print(f"round {number + 1} {name}: {statistics.median(values):.3f}", flush=True)
     median = {name: statistics.median(values) for name, values in taken.items()}
     best = min((name for name in median if name.startswith("openclip")), key=median.get)
-    print(f"\n{' '.join(sys.argv)}\n{machine()}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}, batch {args.batch}")
+    print(f"\n{' '.join(sys.argv)}\n{machine()}, torch {torch.__version__}, batch {args.batch}")
     for name, seconds in median.items():
-        spread = f"{min(taken[name]):.2f} to {max(taken[name]):.2f}"
-        print(f"{name:14s} {seconds:6.2f} s ({spread})   {args.batch / seconds:6.1f} pairs/s   "
-              f"{median[best] / seconds:4.2f}x {best}   {median['openclip fp32'] / seconds:4.2f}x openclip fp32")  # fmt: skip
+        spread, rate = f"{min(taken[name]):.2f} to {max(taken[name]):.2f}", args.batch / seconds
+        faster = f"{median[best] / seconds:.2f}x {best}   {median['openclip fp32'] / seconds:.2f}x openclip fp32"
+        print(f"{name:14s} {seconds:6.2f} s ({spread})   {rate:6.1f} pairs/s   {faster}")
     print("claims for ours bf16: 1.7x open_clip's best, 4x its default (fp32)")
 
 
 def machine():
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return f"{len(os.sched_getaffinity(0))} cores of {names[0] if names else platform.machine()}"
+    """Cores, processor, and the load of the last minute, in which others may have had a part."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")] or [platform.machine()]
+    return f"{len(os.sched_getaffinity(0))} cores of {names[0]}, load {os.getloadavg()[0]:.1f}"
 
 
 def equal(steps, size):
     """Features of equal weights before training, and the losses of both while they train, in fp32."""
+    import open_clip
+
     with tempfile.TemporaryDirectory() as folder:
         weights = f"{folder}/weights.pt"
         their_step, theirs = openclip("fp32", size, weights)
         our_step, model = ours("fp32", size, weights=weights)
-    images = photographs(size)
+    images, texts = photographs(size), captions(size)[0]
     with torch.no_grad():
-        import open_clip
-
-        texts = captions(size)[0]
-        ids = open_clip.get_tokenizer("ViT-S-32")(texts)
-        pairs = {"image": (model.encode_image(images), theirs.encode_image(normalise(images, model.mean, model.std), True)),
-                 "text": (model.encode_text(texts), theirs.encode_text(ids, True))}  # fmt: skip
-    for side, (mine, other) in pairs.items():
-        print(f"{side} features: largest difference {(mine - other).abs().max():.1e} (claim: 1e-5)")
+        pixels, ids = normalise(images, model.mean, model.std), open_clip.get_tokenizer("ViT-S-32")(texts)
+        image = model.encode_image(images) - theirs.encode_image(pixels, normalize=True)
+        text = model.encode_text(texts) - theirs.encode_text(ids, normalize=True)
+    for side, difference in (("image", image), ("text", text)):
+        print(f"{side} features: largest difference {difference.abs().max():.1e} (claim: 1e-5)", flush=True)
     losses = [(float(our_step(number)), float(their_step(number))) for number in range(steps)]
     for number in sorted({0, steps // 2, steps - 1}):
         print(f"step {number + 1}: loss {losses[number][0]:.6f} ours, {losses[number][1]:.6f} open_clip")
@@ -210,8 +212,9 @@ def on_gpu(device, size, peak, steps):
         torch.cuda.synchronize()
         seconds = (time.perf_counter() - start) / steps
         memory = torch.cuda.max_memory_allocated() / 2**30
+        share = 100 * flops / seconds / peak / 1e12
         print(f"ViT-B-32 {'compiled' if compiled else 'eager':8s} batch {size}   {size / seconds:6.0f} pairs/s   "
-              f"{memory:5.1f} GiB   {100 * flops / seconds / peak / 1e12:4.1f} % of {peak:g} TFLOP/s", flush=True)  # fmt: skip
+              f"{memory:5.1f} GiB   {share:4.1f} % of {peak:g} TFLOP/s", flush=True)  # fmt: skip
 
 
 def main():
