@@ -1,6 +1,7 @@
 """Claim: a training step of CLIP is >= 1.7x open_clip's best setting and >= 4x its default (fp32), of the same result.
 
     taskset -c 0,1 .venv/bin/python benchmarks/align_step.py          about six minutes on 2 cores
+    taskset -c 0 .venv/bin/python benchmarks/align_step.py --clock cpu     where other work shares the cores
     .venv/bin/python benchmarks/align_step.py --equal                 features, 50 steps of losses, fp32: four minutes
     .venv/bin/python benchmarks/align_step.py --device cuda           on a GPU: pairs/s, memory, utilisation
 
@@ -43,6 +44,7 @@ from clip_vl.models.pixels import normalise  # noqa: E402
 DATA = Path(os.environ.get("CLIP_VL_REAL_DATA", ROOT.parent / "shared" / "data"))
 VARIANTS = ("openclip fp32", "openclip bf16", "ours fp32", "ours bf16")
 LR, WARMUP = 5e-4, 10
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
 
 def photographs(count):
@@ -129,21 +131,22 @@ def build(variant, size):
     return (ours if side == "ours" else openclip)(precision, size)[0]
 
 
-def measure(variant, steps, size):
+def measure(variant, args):
     """Seconds of each of `steps` updates after two for warming up, in a process of their own."""
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
     environment |= {"OMP_NUM_THREADS": str(len(os.sched_getaffinity(0)))} | launch_settings()
-    command = [sys.executable, __file__, "--variant", variant, "--steps", str(steps), "--batch", str(size)]
+    command = [sys.executable, __file__, "--variant", variant, "--clock", args.clock]
+    command += ["--steps", str(args.steps), "--batch", str(args.batch)]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
 
-def one_measurement(variant, steps, size):
-    step, seconds = build(variant, size), []
-    for number in range(steps + 2):
-        start = time.perf_counter()
+def one_measurement(args):
+    step, seconds, now = build(args.variant, args.batch), [], CLOCKS[args.clock]
+    for number in range(args.steps + 2):
+        start = now()
         step(number)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(now() - start)
     print(json.dumps(seconds[2:]))
 
 
@@ -151,11 +154,11 @@ def compare(args):
     taken = {name: [] for name in VARIANTS}
     for number in range(args.rounds):
         for name, values in taken.items():
-            values += measure(name, args.steps, args.batch)
+            values += measure(name, args)
             print(f"round {number + 1} {name}: {statistics.median(values):.3f}", flush=True)
     median = {name: statistics.median(values) for name, values in taken.items()}
     best = min((name for name in median if name.startswith("openclip")), key=median.get)
-    print(f"\n{' '.join(sys.argv)}\n{machine()}, torch {torch.__version__}, batch {args.batch}")
+    print(f"\n{' '.join(sys.argv)}\n{machine()}, torch {torch.__version__}, batch {args.batch}, {args.clock} clock")
     for name, seconds in median.items():
         spread, rate = f"{min(taken[name]):.2f} to {max(taken[name]):.2f}", args.batch / seconds
         faster = f"{median[best] / seconds:.2f}x {best}   {median['openclip fp32'] / seconds:.2f}x openclip fp32"
@@ -223,6 +226,7 @@ def main():
     parser.add_argument("--steps", type=int, help="of a measurement [4, on a GPU 20], or of --equal [50]")
     parser.add_argument("--batch", type=int, help="pairs [64; with --equal 16, on a GPU 1024]")
     parser.add_argument("--variant", choices=VARIANTS, help="one measurement, as JSON")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: seconds of the process, for one core")
     parser.add_argument("--equal", action="store_true", help="compare features and losses instead of seconds")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--peak", type=float, default=989.0, help="the GPU's dense bf16 TFLOP/s [an H100's]")
@@ -232,7 +236,7 @@ def main():
     if args.equal:
         return equal(args.steps or 50, args.batch or 16)
     args.steps, args.batch = args.steps or 4, args.batch or 64
-    return one_measurement(args.variant, args.steps, args.batch) if args.variant else compare(args)
+    return one_measurement(args) if args.variant else compare(args)
 
 
 if __name__ == "__main__":
