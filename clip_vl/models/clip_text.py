@@ -1,10 +1,12 @@
 """CLIP's text transformer (arXiv:2103.00020, section 2.4), under the names of OpenAI's and open_clip's checkpoints.
 
-Causal, so what stands behind the end of a text changes nothing before it: texts are cut to the longest of their batch,
-and the last layer works on the end token alone. The features are open_clip's.
+Causal, so what stands behind the end of a text changes nothing before it: of a padded batch only the T tokens up to the
+ends are computed, packed one text after the other, and the last layer works on the end tokens alone. The features are
+open_clip's.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -106,13 +108,13 @@ class ClipTextTower(nn.Module):
         if self.prompt is not None:
             x = torch.cat([x[:, :1], self.prompt.to(x.dtype).expand(len(x), -1, -1), x[:, 1:]], dim=1)
             ends = ends + len(self.prompt)
-        L = x.shape[1]
-        x = x + self.positional_embedding[:L].to(x.dtype)
-        bias = torch.full((L, L), DROPPED, device=x.device).triu(1)
+        x = x + self.positional_embedding[: x.shape[1]].to(x.dtype)
+        packing = pack(ends, x.shape[1])
+        x = packing.packed(x)
         *blocks, last = self.transformer["resblocks"]
         for block in blocks:
-            x = block(x, bias)
-        return self.ln_final(last(x, bias, ends)) @ self.text_projection
+            x = block(x, packing)
+        return self.ln_final(last(x, packing, at_ends=True)) @ self.text_projection
 
     def _ends(self, ids):
         return ids.argmax(dim=-1) if self.ends_with_highest else (ids != 0).sum(dim=-1) - 1
@@ -136,6 +138,31 @@ def _tokenizer(vocab, context_length, n_prompt):
     return ClipTokenizer(context_length) if vocab is None else WordPieceTokenizer(vocab, context_length)
 
 
+class Packing(NamedTuple):
+    """Where the T tokens of B texts that count stand in their padded batch, (B, L)."""
+
+    ends: torch.Tensor  # int64 (B,): each text's last token, in the batch
+    places: torch.Tensor  # int64 (T,): of the tokens, in the flattened batch
+    last: torch.Tensor  # int64 (B,): of each text's last token, among the T
+    bias: torch.Tensor  # (L, L): added to the scores of attention
+
+    def packed(self, x):
+        """(B, L, D) -> (T, D)."""
+        return x.flatten(0, 1).index_select(0, self.places)
+
+    def padded(self, x):
+        """(T, D) -> (B, L, D), zeros behind the ends."""
+        B, L = len(self.ends), len(self.bias)
+        return x.new_zeros(B * L, x.shape[1]).index_copy(0, self.places, x).unflatten(0, (B, L))
+
+
+def pack(ends, L):
+    """The Packing of texts that end at ends, int64 (B,), in a batch of L columns."""
+    places = (torch.arange(L, device=ends.device) <= ends[:, None]).flatten().nonzero().squeeze(1)
+    bias = torch.full((L, L), DROPPED, device=ends.device).triu(1)
+    return Packing(ends, places, (ends + 1).cumsum(0) - 1, bias)
+
+
 class TextBlock(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
@@ -147,14 +174,13 @@ class TextBlock(nn.Module):
         self.mlp = nn.ModuleDict({"c_fc": nn.Linear(D, hidden), "c_proj": nn.Linear(hidden, D)})
         self.activation = quick_gelu if config.quick_gelu else F.gelu
 
-    def forward(self, x, bias, rows=None):
-        """x: (B, L, D), bias: (L, L) -> (B, L, D); with rows (B,) only what stands at these places, (B, D)."""
+    def forward(self, x, packing, at_ends=False):
+        """x: (T, D) -> (T, D), or what stands at the texts' ends alone, (B, D)."""
         normed = self.ln_1(x)
-        if rows is None:
-            x = x + self.attn(normed, bias)
+        if at_ends:
+            x = x.index_select(0, packing.last) + self.attn.at_ends(normed, packing)
         else:
-            each = torch.arange(len(x), device=x.device)
-            x = x[each, rows] + self.attn.at(normed, bias, each, rows)
+            x = x + self.attn(normed, packing)
         return x + self.mlp["c_proj"](self.activation(self.mlp["c_fc"](self.ln_2(x))))
 
 
@@ -169,16 +195,17 @@ class TextAttention(PackedProjection, nn.Module):
         self.out_proj = nn.Linear(width, width)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, x, bias):
-        """x: (B, L, D) -> (B, L, D)."""
-        query, key, value = self._heads(self.project(x, 0, 3), 3)
-        return self.out_proj(attend(query, key, value, bias).transpose(1, 2).flatten(2))
+    def forward(self, x, packing):
+        """x: (T, D) -> (T, D)."""
+        query, key, value = self._heads(packing.padded(self.project(x, 0, 3)), 3)
+        return self.out_proj(packing.packed(attend(query, key, value, packing.bias).transpose(1, 2).flatten(2)))
 
-    def at(self, x, bias, each, rows):
-        """What forward gives at rows (B,) of x (B, L, D): (B, D). Only these ask; all answer."""
-        (query,) = self._heads(self.project(x[each, rows], 0, 1)[:, None], 1)
-        key, value = self._heads(self.project(x, 1, 3), 2)
-        return self.out_proj(attend(query, key, value, bias[rows][:, None, None]).flatten(1))
+    def at_ends(self, x, packing):
+        """What forward gives at the texts' ends, (B, D). Only these ask; all answer."""
+        query = self.project(x.index_select(0, packing.last), 0, 1)
+        (query,) = self._heads(query[:, None], 1)
+        key, value = self._heads(packing.padded(self.project(x, 1, 3)), 2)
+        return self.out_proj(attend(query, key, value, packing.bias[packing.ends][:, None, None]).flatten(1))
 
     def _heads(self, projected, parts):
         """(B, L, parts * D) -> parts tensors (B, heads, L, d)."""

@@ -36,7 +36,7 @@ def describe(tower, width, pixels):
 
 def normalise(images, mean, std):
     """uint8 (B, 3, H, W) -> float, by mean and std (3, 1, 1); float images are taken as normalised already."""
-    return images if images.is_floating_point() else (images.float() / 255 - mean) / std
+    return images if images.is_floating_point() else images.float().sub_(255 * mean).div_(255 * std)
 
 
 def measure_width(model, resolution, name):

@@ -43,6 +43,17 @@ def test_features_are_open_clips_whatever_the_padding(quick_gelu):
         assert torch.allclose(ours(given), expected, atol=1e-5, rtol=1e-5)
 
 
+@torch.no_grad()
+def test_only_tokens_up_to_the_ends_are_computed():
+    tower, rows = ClipTextTower(SMALL), []
+    for block in tower.transformer["resblocks"]:
+        block.mlp["c_fc"].register_forward_hook(lambda layer, inputs, output: rows.append(len(output)))
+    ids = tower.tokenize(TEXTS)["input_ids"]
+    tower(padded(ids, 30))
+    tokens = int((ids != 0).sum())
+    assert rows == [tokens, tokens, len(TEXTS)]
+
+
 def test_gradients_are_open_clips():
     theirs, ours = open_clip_tower(SMALL), ClipTextTower(SMALL)
     ours.load_state_dict(theirs.state_dict(), strict=True)
