@@ -4,22 +4,20 @@ Our attention keeps query, key and value in one matrix, as CLIP's files do; for 
 its own low-rank update, and `merged_state` gives the checkpoint back in one, under the names it had before.
 """
 
-import re
-
 import torch
 from torch import nn
 
-TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "c_fc", "c_proj")
+PARTS = ("q_proj", "k_proj", "v_proj")
 
 
 class _SplitProjection:
     """Mixed into an attention's class: its packed projection as three layers that peft can reach."""
 
     def project(self, x, first, last):
-        return torch.cat([layer(x) for layer in (self.q_proj, self.k_proj, self.v_proj)[first:last]], dim=-1)
+        return torch.cat([layer(x) for layer in [getattr(self, name) for name in PARTS[first:last]]], dim=-1)
 
 
-def add_lora(model, r=16, alpha=32, dropout=0.1, targets=TARGETS):
+def add_lora(model, r=16, alpha=32, dropout=0.1):
     """Freeze the model and give every linear layer of its transformer blocks a trainable low-rank update, in place.
 
     returns: how many parameters learn
@@ -29,13 +27,20 @@ def add_lora(model, r=16, alpha=32, dropout=0.1, targets=TARGETS):
 
     from clip_vl.engine.errors import UserError
 
-    attentions = [part for part in model.modules() if hasattr(part, "in_proj_weight") and hasattr(part, "project")]
+    attentions = {
+        name: part
+        for name, part in model.named_modules()
+        if hasattr(part, "in_proj_weight") and hasattr(part, "project")
+    }
     if not attentions:
         raise UserError("LoRA is for clip towers of ours: pass --text_model_builder clip, and a ViT for images")
-    for attention in attentions:
+    targets = []
+    for name, attention in attentions.items():
         _split(attention)
+        block = name.rpartition("attn")[0]
+        targets += [f"{name}.{part}" for part in (*PARTS, "out_proj")] + [f"{block}mlp.c_fc", f"{block}mlp.c_proj"]
     model.requires_grad_(False)
-    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=list(targets))
+    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, bias="none", target_modules=targets)
     inject_adapter_in_model(config, model)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
@@ -43,7 +48,7 @@ def add_lora(model, r=16, alpha=32, dropout=0.1, targets=TARGETS):
 def _split(attention):
     weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
     del attention.in_proj_weight, attention.in_proj_bias
-    for name, weight, bias in zip(("q_proj", "k_proj", "v_proj"), weights, biases):
+    for name, weight, bias in zip(PARTS, weights, biases):
         layer = nn.Linear(weight.shape[1], weight.shape[0], device=weight.device, dtype=weight.dtype)
         layer.weight, layer.bias = nn.Parameter(weight.detach().clone()), nn.Parameter(bias.detach().clone())
         setattr(attention, name, layer)
@@ -61,16 +66,8 @@ def merged_state(model):
     for name, module in model.named_modules():
         if hasattr(module, "get_delta_weight"):
             state[f"{name}.weight"] = state[f"{name}.weight"] + module.get_delta_weight("default")
-    return _packed(state)
-
-
-def _packed(state):
-    packed = {}
-    for name, tensor in state.items():
-        match = re.fullmatch(r"(.*\.)([qkv])_proj\.(weight|bias)", name)
-        if match is None:
-            packed[name] = tensor
-        elif match[2] == "q":
-            parts = [state[f"{match[1]}{letter}_proj.{match[3]}"] for letter in "qkv"]
-            packed[f"{match[1]}in_proj_{match[3]}"] = torch.cat(parts)
-    return packed
+    for name, module in model.named_modules():
+        if isinstance(module, _SplitProjection):
+            for kind in ("weight", "bias"):
+                state[f"{name}.in_proj_{kind}"] = torch.cat([state.pop(f"{name}.{part}.{kind}") for part in PARTS])
+    return state

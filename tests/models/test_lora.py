@@ -52,3 +52,14 @@ def test_merged_weights_give_what_the_updates_gave():
 def test_a_tower_without_our_blocks_is_refused():
     with pytest.raises(UserError, match="LoRA is for clip towers"):
         add_lora(build_image_tower("clip", "RN-micro"), 4)
+
+
+def test_a_model_without_lora_keeps_its_names():
+    """A ResNet's attention pool has q_proj, k_proj and v_proj of its own, which are nobody's parts."""
+    tower = build_image_tower("clip", "RN-micro")
+    assert merged_state(tower).keys() == tower.state_dict().keys()
+    both = torch.nn.ModuleDict({"image": tower, "text": build_text_tower("clip", "RN-micro")})
+    names = both.state_dict().keys()
+    add_lora(both, 4)
+    assert merged_state(both).keys() == names
+    assert not any("image" in name for name, parameter in both.named_parameters() if parameter.requires_grad)
