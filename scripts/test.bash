@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Install what the tests need and run them: bash scripts/test.bash [pytest arguments]
+# Install what the tests need and run them on all cores: bash scripts/test.bash [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.bash requirements.txt tests/requirements.txt
-export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-}
-exec .venv/bin/python -m pytest "$@"
+export CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES-} OMP_NUM_THREADS=${OMP_NUM_THREADS-1}
+exec .venv/bin/python -m pytest -n "$(nproc)" --dist loadfile "$@"
