@@ -364,6 +364,8 @@ def check_align_flags(args):
     """Refuse what cannot work together, and name what was given for nothing."""
     if args.w_simcse and (args.lock_text_model or args.cache_teacher and not args.lock_image_model):
         raise UserError("--w_simcse needs a text tower that learns: two dropout masks of a locked one are the same")
+    if not 0 <= args.model_ema_decay <= 1:
+        raise UserError(f"--model_ema_decay {args.model_ema_decay} must be from 0 to 1")
     readers = tower_readers(args) | loss_readers(args)
     readers["model_ema_decay"] = (args.model_ema, "--model_ema")
     readers["episode_sampling"] = (args.episode_size, "--episode_size")

@@ -300,7 +300,13 @@ def flatten_optimizer(optimizer):
     entries = {f"{index}.{key}": value for index, state in saved["state"].items() for key, value in state.items()}
     flat = {name: value for name, value in entries.items() if isinstance(value, torch.Tensor)}
     values = {name: value for name, value in entries.items() if name not in flat}
-    return flat, {"groups": saved["param_groups"], "values": values}
+    groups = [{key: _number(value) for key, value in group.items()} for group in saved["param_groups"]]
+    return flat, {"groups": groups, "values": values}
+
+
+def _number(value):
+    """LAMB counts its steps in a tensor, and makes one of a number when it is loaded."""
+    return value.item() if isinstance(value, torch.Tensor) and value.dim() == 0 else value
 
 
 def restore_optimizer(optimizer, flat, meta):

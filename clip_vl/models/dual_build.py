@@ -20,6 +20,7 @@ from clip_vl.models.weights import load_weights, read_state_dict
 
 SIGLIP_SCALE, SIGLIP_BIAS = 10.0, -10.0  # where the pairwise sigmoid starts (arXiv:2303.15343, section 3.2)
 NOT_OFFERED = ("adahessian", "adafactorbv", "clamb")  # needs second derivatives; state that no checkpoint can hold
+CLIP_CONSTANTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # in published files, no weights
 NOT_DECAYED = ("bn", "ln", "bias", "logit_scale")
 
 
@@ -109,8 +110,12 @@ def _extras(towers, heads, args, needs):
 
 
 def load_dual_encoder(model, path, args):
-    """The weights of a whole dual encoder: an epoch_N.pt of ours."""
+    """The weights of a whole dual encoder: an epoch_N.pt of ours, or open_clip's or OpenAI's names in clip towers."""
     state = read_state_dict(path, "--load takes a whole dual encoder, such as snap/align/NAME/epoch_32.pt")
+    if any(name.startswith("visual.") for name in state):
+        state = dict(_our_name(name, tensor) for name, tensor in state.items() if name not in CLIP_CONSTANTS)
+    if not any("_tower." in name for name in state):
+        raise UserError(f"{path} is no dual encoder's: it has no weight named image_tower. or text_tower., nor visual.")
     absent = []
     for side in ("image", "text"):
         if not any(name.startswith(f"{side}_tower.") for name in state):  # trained from a cache of a frozen tower
@@ -132,6 +137,12 @@ def load_dual_encoder(model, path, args):
     )
     unwanted = tuple(key for key in state if key.startswith(new) and key not in model.state_dict())
     load_weights(model, state, new=new, ignore=(*cached, *unwanted), source=path)
+
+
+def _our_name(name, tensor):
+    if name in ("logit_scale", "logit_bias"):
+        return name, tensor
+    return (f"image_tower.{name.removeprefix('visual.')}" if name.startswith("visual.") else f"text_tower.{name}"), tensor
 
 
 def _freeze(model, args, teacher):
@@ -253,7 +264,8 @@ def build_optimizer(groups, args):
 
     unknown = args.opt.removeprefix("lookahead_") not in list_optimizers()
     if unknown or any(word in args.opt for word in NOT_OFFERED):
-        raise UserError(f"--opt {args.opt} is not an optimizer known here; one of {', '.join(list_optimizers())}")
+        known = [name for name in list_optimizers() if not any(word in name for word in NOT_OFFERED)]
+        raise UserError(f"--opt {args.opt} is not an optimizer known here; one of {', '.join(known)}")
     info = get_optimizer_info(args.opt.removeprefix("lookahead_"))
     takes = {"betas": info.has_betas and info.num_betas == 2, "eps": info.has_eps}
     asked = {"betas": args.beta1 is not None or args.beta2 is not None, "eps": args.eps is not None}
