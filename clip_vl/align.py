@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from clip_vl.engine.flags import flag, parse
 from clip_vl.engine.run_flags import RunFlags
-from clip_vl.losses.loss_flags import LossFlags, ProtoCLIPFlags
+from clip_vl.losses.loss_flags import LossFlags, ProtoCLIPFlags, loss_readers
 from clip_vl.models.dual_flags import (
     DualDataFlags,
     DualOptimFlags,
@@ -23,6 +23,8 @@ from clip_vl.models.dual_flags import (
     TextTowerFlags,
     check_dual_flags,
     name_output,
+    tower_readers,
+    warn_of_unused,
 )
 
 
@@ -40,6 +42,11 @@ class AlignFlags(
         "How an episode is drawn; as published some pairs come twice.",
         choices=["replacement", "permutation"],
     )
+    grad_cache: int = flag(
+        0, "Pairs per forward pass (GradCache): the negatives are the whole batch, on the memory of a chunk."
+    )
+    model_ema: bool = flag(False, "Keep a moving average of the weights, and evaluate and write that.")
+    model_ema_decay: float = flag(0.9999, "Its decay per update.")
     cache_teacher: bool = flag(False, "Encode the locked tower once for the data set, and train without it in memory.")
     restart: bool = flag(False, "With --load, count epochs from 0; they always are: --resume goes on with a run.")
     retrieval_frequency: int = flag(
@@ -66,8 +73,9 @@ import torch
 
 from clip_vl.datasets.align import AlignDataset
 from clip_vl.datasets.batches import DamagedPairs, build_loader, to_device, training_loader
-from clip_vl.datasets.captions import open_sources
+from clip_vl.datasets.captions import open_held_out, open_sources
 from clip_vl.datasets.crops import crops_for
+from clip_vl.datasets.digests import file_digest
 from clip_vl.datasets.encoding import HeldOutPairs, ImagesOf, TextsOf, shares
 from clip_vl.datasets.episodes import training_order
 from clip_vl.datasets.teacher_cache import cached_features
@@ -92,9 +100,10 @@ from clip_vl.models.dual_build import (
     build_dual_encoder,
     build_tower,
     build_updater,
-    compile_towers,
     frozen_digest,
+    prepare_training,
 )
+from clip_vl.models.dual_encoder import CachedTower
 from clip_vl.models.pixels import normalise
 
 MODEL_INPUTS = ("images", "images_2", "tokens", "teacher_features")
@@ -189,16 +198,19 @@ def start_episode(job, epoch, args):
 
 
 def open_teacher(args, sources, device):
-    """With --cache_teacher: (side of the locked tower, its features of each source); without, (None, Nones).
+    """With --cache_teacher: ({side of the locked tower: `CachedTower`}, its features of each source); without, ({}, Nones).
 
     The tower is in memory only here, to encode what is not in the cache yet.
     """
     if not args.cache_teacher:
-        return None, [None for _ in sources]
+        return {}, [None for _ in sources]
     side = next((side for side in ("text", "image") if getattr(args, f"lock_{side}_model")), None)
     if side is None:
         raise UserError("--cache_teacher is for a locked tower: pass --lock_text_model or --lock_image_model")
+    if side == "image" and (args.BYOL or args.augmentation not in (None, "none")):
+        raise UserError("--cache_teacher keeps one view of each image: leave --BYOL and --augmentation out, or the cache")
     tower = build_tower(side, args).to(device).eval()
+    vocabulary = args.text_vocab and file_digest(Path(args.text_vocab) / "vocab.txt", args.datasets_dir)
     if side == "image":
         pixels = [torch.tensor(values, device=device).view(3, 1, 1) for values in (tower.mean, tower.std)]
 
@@ -218,14 +230,15 @@ def open_teacher(args, sources, device):
         of_images = side == "image"
         dataset = ImagesOf(source, crops_for(tower, args)[1]) if of_images else TextsOf(source, tower.tokenizer)
         count = len(source) if of_images else source.num_texts
-        described = f"{frozen_digest(tower)} {args.image_crop} {args.max_seq_length}"
+        described = f"{frozen_digest(tower)} {args.image_crop} {args.precision} {args.force_quick_gelu} {vocabulary}"
         root = Path(args.datasets_dir) / "cache"
         return cached_features(source.digest, described, count, functools.partial(encode, dataset), root)
 
-    return side, [source and features_of(source) for source in sources]
+    cached = CachedTower(tower.width, getattr(tower, "initial_logit_scale", None))
+    return {side: cached}, [source and features_of(source) for source in sources]
 
 
-def build_model(job, args, side, teacher):
+def build_model(job, args, cached):
     """The model with what its losses want, the losses, and the state that checkpoints hold beside the model's."""
     kind = loss_class(args.loss)
     wants = {"scale": kind.needs_scale, "bias": kind.needs_bias, "prototypes": kind.needs_prototypes,
@@ -233,7 +246,6 @@ def build_model(job, args, side, teacher):
     if kind.needs_labels and not job.source.num_classes:
         raise UserError(f"--loss {args.loss} needs labels: train on classification sets, or name --csv_label_key")
     one_way = args.teacher if kind.uni_directional and not (args.teacher == "text" and args.w_simcse) else None
-    cached = {side: teacher.width} if side else None
     model = build_dual_encoder(args, {name for name, wanted in wants.items() if wanted}, cached, one_way)
     width = model.image_head.width
     if args.loss.lower() == "crossentropy" and width < job.source.num_classes:
@@ -261,6 +273,8 @@ def build_episode(job, args):
             external = np.load(args.external_teacher, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
             raise UserError(f"--external_teacher {args.external_teacher} is not a .npy array that can be read: {error}") from None
+        if getattr(external, "ndim", 0) != 2 or external.dtype.kind != "f":
+            raise UserError(f"--external_teacher {args.external_teacher} must be an array of floats, (rows, width), in a .npy file")
         if len(external) < len(job.source):
             raise UserError(f"{args.external_teacher} has {len(external)} rows, the training data {len(job.source)}")
     pairs = len(job.order) * args.batch_size * dist.world_size()
@@ -277,8 +291,11 @@ def text_schedule(args, updates_per_epoch):
 
 def image_schedule(args, updates_per_epoch):
     """The image side learns until the epoch before --lit_start_epoch, where that is given."""
-    epochs = args.lit_start_epoch - 1 if args.lit_start_epoch > 0 else args.epochs
-    return warmup_cosine(epochs * updates_per_epoch, args.warmup)
+    if args.lit_start_epoch < 0:
+        return warmup_cosine(args.epochs * updates_per_epoch, args.warmup)
+    total = max(args.lit_start_epoch - 1, 0) * updates_per_epoch
+    schedule = warmup_cosine(total, args.warmup)
+    return lambda update: schedule(update) if update < total else 0.0  # a warm-up does not outlast it
 
 
 def train(device, args):
@@ -291,9 +308,10 @@ def train(device, args):
         rank=dist.rank(), world_size=dist.world_size(), seed=args.seed,
     )  # fmt: skip
 
-    held_out = open_sources(args.valid_data, args) if args.valid_data else None
-    side, (teacher, valid_teacher) = open_teacher(args, [job.source, held_out], device)
-    model = build_model(job, args, side, teacher)
+    held_out = open_held_out(args.valid_data, args)
+    cached, (teacher, valid_teacher) = open_teacher(args, [job.source, held_out], device)
+    side = next(iter(cached), None)
+    model = build_model(job, args, cached)
     train_crop, valid_crop = (None, None) if side == "image" else crops_for(model.image_tower, args)
     valid = held_out and HeldOutPairs(held_out, valid_crop, model.tokenizer, args, {side: valid_teacher})
     job.train_set = AlignDataset(
@@ -305,13 +323,11 @@ def train(device, args):
         teacher=teacher,
         teacher_of=side or "text",
     )
-    if args.compile:
-        compile_towers(model)
-    job.model = dist.wrap(model.to(device, memory_format=torch.channels_last), device)
+    job.model = prepare_training(model, args, device)
     updates_per_epoch = -(-len(job.order) // args.gradient_accumulation_steps)
     schedules = {"image": image_schedule(args, updates_per_epoch), "text": text_schedule(args, updates_per_epoch)}
     job.updater = build_updater(job.model, args, schedules, device, beside=[job.loss])
-    last_epoch = args.stop_after_epoch or args.epochs
+    last_epoch = min(args.stop_after_epoch or args.epochs, args.epochs)
     if args.dry_run:
         return dry_run(lambda: train_one_epoch(job, 0, 0, {}, args), last_epoch * updates_per_epoch, device)
     position = job.restore() or {"epoch": 0, "batch": 0, "best": {}}
@@ -328,7 +344,7 @@ def train(device, args):
         job.save(epoch=epoch, batch=len(job.order), best=best)
         measured = job.average.module if job.average else dist.unwrap(job.model)
         is_last = epoch + 1 == last_epoch
-        if valid and (is_last or (args.retrieval_frequency and (epoch + 1) % args.retrieval_frequency == 0)):
+        if valid and (is_last or (args.retrieval_frequency > 0 and (epoch + 1) % args.retrieval_frequency == 0)):
             metrics, *found = evaluate_retrieval(measured, valid, device, autocast(device, args), job.until_stopped)
             job.log(epoch, **{f"valid_{name}": value for name, value in metrics.items()})
             best = metrics | {"epoch": epoch + 1}
@@ -344,9 +360,23 @@ def train(device, args):
         print(f"report: {write_report(job.run.folder)}")
 
 
+def check_align_flags(args):
+    """Refuse what cannot work together, and name what was given for nothing."""
+    if args.w_simcse and (args.lock_text_model or args.cache_teacher and not args.lock_image_model):
+        raise UserError("--w_simcse needs a text tower that learns: two dropout masks of a locked one are the same")
+    if not 0 <= args.model_ema_decay <= 1:
+        raise UserError(f"--model_ema_decay {args.model_ema_decay} must be from 0 to 1")
+    readers = tower_readers(args) | loss_readers(args)
+    readers["model_ema_decay"] = (args.model_ema, "--model_ema")
+    readers["episode_sampling"] = (args.episode_size, "--episode_size")
+    if dist.rank() == 0:
+        warn_of_unused(args, readers)
+
+
 def main(args):
     device = dist.setup()
     check_dual_flags(args)
+    check_align_flags(args)
     name_output(args, "align")
     train(device, args)
 

@@ -22,6 +22,8 @@ from clip_vl.models.dual_flags import (
     TextTowerFlags,
     check_dual_flags,
     name_output,
+    tower_readers,
+    warn_of_unused,
 )
 
 
@@ -32,6 +34,7 @@ class NegCLIPFlags(
     """Hard negatives"""
 
     num_workers: int = flag(0, "Loader workers of each process.", "--numWorkers", "--workers")
+    train_data: str | None = flag(None, "Flag of `align`.", dead="the table of --train_negatives is trained on")
     train_negatives: str | None = flag(None, "Table of `python -m clip_vl.mine_negatives`, .tsv or .lmdb.")
     batch_size: int = flag(256, "Anchors per process: twice as many images, four times as many texts.")
     epochs: int = flag(5, "Passes over the table.")
@@ -47,10 +50,8 @@ class NegCLIPFlags(
 
 FLAGS = parse(NegCLIPFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
 
-import torch
-
 from clip_vl.datasets.batches import DamagedPairs, training_loader
-from clip_vl.datasets.captions import open_sources
+from clip_vl.datasets.captions import open_held_out
 from clip_vl.datasets.crops import crops_for
 from clip_vl.datasets.encoding import HeldOutPairs
 from clip_vl.datasets.episodes import PlainBatches
@@ -65,7 +66,7 @@ from clip_vl.engine.report import write_report
 from clip_vl.evaluation.gallery import retrieval_gallery
 from clip_vl.evaluation.recall import evaluate_retrieval
 from clip_vl.losses.hard_negatives import hard_negative_loss
-from clip_vl.models.dual_build import build_dual_encoder, build_updater, compile_towers
+from clip_vl.models.dual_build import build_dual_encoder, build_updater, prepare_training
 from clip_vl.models.lora import add_lora, merged_state
 
 
@@ -113,12 +114,10 @@ def train(device, args):
             f"{len(job.table) - anchors} of {len(job.table)} rows have no negative, or a neighbour without one: no anchors"
         )
     job.order = PlainBatches(anchors, args.batch_size, rank=dist.rank(), world_size=dist.world_size(), seed=args.seed)
-    held_out = open_sources(args.valid_data, args) if args.valid_data else None
+    held_out = open_held_out(args.valid_data, args)
     valid = held_out and HeldOutPairs(held_out, valid_crop, model.tokenizer, args)
 
-    if args.compile:
-        compile_towers(model)
-    job.model = dist.wrap(model.to(device, memory_format=torch.channels_last), device)
+    job.model = prepare_training(model, args, device)
     updates_per_epoch = -(-len(job.order) // args.gradient_accumulation_steps)
     total = min(args.epochs * updates_per_epoch, args.max_steps or 10**12)
     schedule = warmup_cosine(total, args.warmup)
@@ -163,6 +162,8 @@ def save_epoch(job, model, epoch, is_best, is_due):
 def main(args):
     device = dist.setup()
     check_dual_flags(args)
+    if dist.rank() == 0:
+        warn_of_unused(args, tower_readers(args))
     name_output(args, "negclip")
     if not args.train_negatives:
         raise UserError(

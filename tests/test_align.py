@@ -66,7 +66,7 @@ def test_a_run_leaves_its_files_and_recall_of_held_out_pairs(programs, pairs, tm
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"args.json", "log.jsonl", "epoch_1.pt", "result.json", "report.html", "gallery.json", "checkpoints"} <= names
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["text_to_image_n"] == PAIRS and 0 <= result["text_to_image_recall@1"] <= 100
+    assert result["text_to_image_recall@1_n"] == PAIRS and 0 <= result["text_to_image_recall@1"] <= 100
     assert rows_of(programs, tmp_path / "run")[0]["epoch"] == 0
     saved = torch.load(tmp_path / "run" / "epoch_1.pt", weights_only=True)
     assert saved["epoch"] == 1 and {name.partition(".")[0] for name in saved["state_dict"]} == {
@@ -201,6 +201,13 @@ BAD = [
     (["--opt", "nonsense"], UserError, "nonsense"),
     (["--train_data", "s3://bucket/pairs.csv"], UserError, "fetches nothing"),
     (["--grad_cache", "-1"], UserError, "grad_cache"),
+    (["--save_frequency", "0"], UserError, "at least 1"),
+    (["--use_bn_sync"], UserError, "for GPUs"),
+    (["--opt", "sgd", "--beta1", "0.8"], UserError, "--beta1"),
+    (["--w_simcse", "1", "--lock_text_model"], UserError, "locked"),
+    (["--lock_image_model", "--cache_teacher", "--BYOL"], UserError, "one view"),
+    (["--add_projection_head", "--k", "25"], UserError, "--k 25 clusters of an episode of 24"),
+    (["--model_ema", "--model_ema_decay", "2"], UserError, "from 0 to 1"),
 ]  # fmt: skip
 
 
@@ -229,3 +236,17 @@ def test_a_loaded_checkpoint_brings_its_towers_along(programs, pairs, tmp_path):
     assert one.keys() == two.keys() and torch.equal(one["text_tower.text_projection"], two["text_tower.text_projection"])
     args = json.loads((tmp_path / "second" / "args.json").read_text())["args"]
     assert args["image_model"] == "RN-micro" and args["image_crop"] == "squash"
+
+
+def test_a_dry_run_writes_nothing_and_flags_for_nothing_are_named(programs, pairs, tmp_path):
+    more = ["--dry_run", "--checkpoint_steps", "1", "--PBT", "--model_ema_decay", "0.5"]
+    done = programs.run_here("align", *flags(pairs, tmp_path / "run", *more))
+    assert "nothing saved" in done.stdout and not list(tmp_path.rglob("*.safetensors"))
+    assert "--PBT has no effect" in done.stderr and "--model_ema_decay has no effect" in done.stderr
+
+
+def test_several_epochs_may_share_a_clustering(programs, pairs, tmp_path):
+    more = ["--add_projection_head", "--w_proto", "1", "--k", "4", "--projection_dim", "8", "--projection_hidden_dim", "16",
+            "--episode_size", "16", "--clustering_frequency", "2"]  # fmt: skip
+    programs.run("align", *flags(pairs, tmp_path / "run", *more))
+    assert all(row["loss_proto"] > 0 for row in rows_of(programs, tmp_path / "run"))

@@ -13,6 +13,7 @@ An entry is a path, or a name below --datasets_dir:
 Without splits these are the training ones.
 """
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,11 @@ def open_sources(spec, settings):
     parsed = [_parse(entry) for entry in entries]
     sources = [open_entry(path, splits, settings) for path, splits, _ in parsed]
     return Mixture(sources, [weight for *_, weight in parsed], settings.dataset_size)
+
+
+def open_held_out(spec, settings):
+    """The source of --valid_data, whole whatever --dataset_size says of the training data; None where it names none."""
+    return open_sources(spec, dataclasses.replace(settings, dataset_size=None)) if spec else None
 
 
 def _parse(entry):

@@ -6,6 +6,7 @@ import torch
 from clip_vl.datasets.batches import evaluation_loader
 from clip_vl.datasets.images import DamagedImage
 from clip_vl.engine import dist
+from clip_vl.engine.errors import DataError
 
 
 class ImagesOf:
@@ -68,7 +69,14 @@ class HeldOutPairs:
         parts, teacher = [wanted[part] for part in mine], self.teacher.get(side)
         if teacher is None:
             return zip(mine, evaluation_loader(dataset, parts, device, self.args))
-        return zip(mine, ({name: torch.from_numpy(teacher[part].astype(np.float32)).to(device)} for part in parts))
+        return zip(mine, ({name: self._cached(teacher, part).to(device)} for part in parts))
+
+    def _cached(self, teacher, numbers):
+        features = np.asarray(teacher[numbers], dtype=np.float32)
+        bad = np.flatnonzero(~np.isfinite(features).all(1))
+        if len(bad):  # images alone: every text can be read
+            raise DataError(f"evaluation needs every image: {self.source.name(int(numbers[bad[0]]))} could not be read")
+        return torch.from_numpy(features)
 
 
 def shares(numbers, batch_size, rank, world_size):

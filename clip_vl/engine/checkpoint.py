@@ -300,7 +300,13 @@ def flatten_optimizer(optimizer):
     entries = {f"{index}.{key}": value for index, state in saved["state"].items() for key, value in state.items()}
     flat = {name: value for name, value in entries.items() if isinstance(value, torch.Tensor)}
     values = {name: value for name, value in entries.items() if name not in flat}
-    return flat, {"groups": saved["param_groups"], "values": values}
+    groups = [{key: _number(value) for key, value in group.items()} for group in saved["param_groups"]]
+    return flat, {"groups": groups, "values": values}
+
+
+def _number(value):
+    """LAMB counts its steps in a tensor, and makes one of a number when it is loaded."""
+    return value.item() if isinstance(value, torch.Tensor) and value.dim() == 0 else value
 
 
 def restore_optimizer(optimizer, flat, meta):
@@ -325,7 +331,7 @@ def _group_sizes(groups):
 
 def _like(value, parameter, name):
     """An own copy in the parameter's memory format: the fused and foreach kernels are fast only when strides agree."""
-    if value.dim() == 0:  # a step counter
+    if value.dim() != parameter.dim():  # a step counter; Adafactor's rows and columns
         return value.clone()
     if value.shape != parameter.shape:
         raise DataError(f"Optimizer entry {name} is {tuple(value.shape)}, its parameter is {tuple(parameter.shape)}.")

@@ -61,6 +61,8 @@ class Job:
 
     def save(self, **position):
         """A resumable checkpoint. position: JSON values that say where training stands, such as epoch=, batch=."""
+        if self.args.dry_run:
+            return
         save_training(self.run, self.model, self.updater, self.meters, self.args, self.beside, **position)
 
     def save_if_due(self, stop, **position):

@@ -1,7 +1,7 @@
 """Retrieval between images and texts: exact ranks in chunks, recall at K, ties stated.
 
 A query's rank is 1 + how many others score above its best-scoring match; with ties the pessimistic rank also counts the
-others that score the same. The match's score and its competitors' come out of the same product: computed apart they
+others that score the same, and whatever is not a number. The match's score and its competitors' come out of the same product: computed apart they
 differ in the last bits, and near-duplicates would tie or not by accident.
 """
 
@@ -69,7 +69,7 @@ def text_to_image_ranks(image_features, text_features, image_of_text):
     for start in range(0, len(text_features), step):
         scores = text_features[start : start + step] @ image_features.T  # (m, N)
         gold = scores.gather(1, targets[start : start + step, None])
-        ranks.append(torch.stack([1 + count(scores > gold), count(scores >= gold)]))
+        ranks.append(torch.stack([1 + count(scores > gold), count(~(scores < gold))]))
     return _both(ranks)
 
 
@@ -84,7 +84,7 @@ def image_to_text_ranks(image_features, text_features, image_of_text):
         own = image_of_text[None] == rows[:, None]  # (n, M)
         gold = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
         others = scores.masked_fill(own, -torch.inf)
-        ranks.append(torch.stack([1 + count(others > gold), 1 + count(others >= gold)]))
+        ranks.append(torch.stack([1 + count(others > gold), 1 + count(~(others < gold))]))
     return _both(ranks)
 
 

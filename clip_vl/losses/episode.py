@@ -28,6 +28,8 @@ class EpisodeLoss(nn.Module):
         super().__init__()
         if external is not None and not pbt:
             raise UserError("--external_teacher needs --PBT: its features are of another space than the projections")
+        if k > pairs:
+            raise UserError(f"--k {k} clusters of an episode of {pairs} pairs: make --episode_size larger or --k smaller")
         self.k, self.pbt, self.temperature, self.external = k, pbt, target_temperature, external
         self.kmeans = kmeans or {}
         self.directions = [name for name in DIRECTIONS if external is not None or not name.endswith("e")]
@@ -62,19 +64,30 @@ class EpisodeLoss(nn.Module):
         dist.broadcast_buffers(self)
 
     def forward(self, image_projected, text_projected, rows, scale):
-        """Projections (B, P) of rows (B,) of the episode -> {"proto": scalar, "proto_external": scalar}."""
-        place = torch.searchsorted(self.rows, rows.to(self.rows.device))
-        student = {"image": image_projected, "text": text_projected}
+        """Projections (B, P) of rows (B,) -> {"proto": scalar, "proto_external": scalar}.
+
+        A row that was not clustered, where several epochs share a clustering, counts with a loss of 0.
+        """
+        rows = rows.to(self.rows.device)
+        place = torch.searchsorted(self.rows, rows).clamp(max=len(self.rows) - 1)
+        known = self.rows[place] == rows
+        student = {"image": image_projected[known], "text": text_projected[known]}
         losses = {
-            name: prototypical_loss(
-                student[DIRECTIONS[name][0]],
-                getattr(self, f"{name}_labels")[place],
-                getattr(self, f"{name}_student"),
-                getattr(self, f"{name}_teacher"),
-                scale=scale,
-                target_temperature=-1.0 if name.endswith("e") else self.temperature,  # external ones are always hard
-            )
+            name: self._direction(name, student[DIRECTIONS[name][0]], place[known], scale) * known.float().mean()
             for name in self.directions
         }
         halves = {"proto": ("i2t", "t2i"), "proto_external": ("i2e", "t2e")}
         return {part: sum(losses[n] for n in names) / 2 for part, names in halves.items() if names[0] in losses}
+
+    def _direction(self, name, student, place, scale):
+        """The loss of student features (n, P) of the rows in these places (n,) of the episode; 0 of none."""
+        if not len(place):
+            return 0.0 * student.sum()
+        return prototypical_loss(
+            student,
+            getattr(self, f"{name}_labels")[place],
+            getattr(self, f"{name}_student"),
+            getattr(self, f"{name}_teacher"),
+            scale=scale,
+            target_temperature=-1.0 if name.endswith("e") else self.temperature,  # external ones are always hard
+        )

@@ -1,5 +1,6 @@
 """The flags of the losses that align two towers. No torch is imported here."""
 
+import dataclasses
 from dataclasses import dataclass
 
 from clip_vl.engine.flags import flag
@@ -51,3 +52,28 @@ class ProtoCLIPFlags:
     lr_text: float = flag(-1.0, "Learning rate of the text side [--lr].")
     text_start_epoch: int = flag(-1, "First epoch in which the text side learns.")
     text_end_epoch: int = flag(-1, "Epoch at which its schedule ends.")
+
+
+def loss_readers(args):
+    """{flag: (does --loss or --add_projection_head read it, what would)}, of the flags that not every loss reads."""
+    families = {
+        ("loss_variant",): ("SimReg", "SimReg-L1", "SimReg-SmoothL1", "VICReg", "BarlowTwins"),
+        ("w_rkd_d", "w_rkd_a"): ("RKD",),
+        ("dino_teacher_temp", "num_prototypes"): ("DINO", "ProtoRKD", "ProtoCPC"),
+        ("queue_size",): ("CompRess-1q", "CompRess-2q", "SEED"),
+        ("sinkhorn",): ("ProtoCPC",),
+    }
+    readers = {
+        name: (args.loss.lower() in map(str.lower, losses), f"--loss {', '.join(losses)}")
+        for names, losses in families.items()
+        for name in names
+    }
+    schedule = ("add_projection_head", "lit_start_epoch", "lr_text", "text_start_epoch", "text_end_epoch")
+    for field in dataclasses.fields(ProtoCLIPFlags):
+        if field.name not in schedule:
+            readers[field.name] = (args.add_projection_head, "--add_projection_head")
+    readers["w_align"] = (not args.add_projection_head, "runs without --add_projection_head, where --w_clip weighs the loss")
+    if args.add_projection_head:
+        readers["external_teacher"] = (args.w_proto_external != 0, "--w_proto_external above 0")
+        readers["w_proto_external"] = (bool(args.external_teacher), "--external_teacher")
+    return readers

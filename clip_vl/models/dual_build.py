@@ -19,20 +19,19 @@ from clip_vl.models.text_towers import build_text_tower
 from clip_vl.models.weights import load_weights, read_state_dict
 
 SIGLIP_SCALE, SIGLIP_BIAS = 10.0, -10.0  # where the pairwise sigmoid starts (arXiv:2303.15343, section 3.2)
+NOT_OFFERED = ("adahessian", "adafactorbv", "clamb")  # needs second derivatives; state that no checkpoint can hold
+CLIP_CONSTANTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # in published files, no weights
 NOT_DECAYED = ("bn", "ln", "bias", "logit_scale")
 
 
-def build_dual_encoder(args, needs=frozenset(), cached_widths=None, teacher=None):
+def build_dual_encoder(args, needs=frozenset(), cached=None, teacher=None):
     """The `DualEncoder` that the flags describe, with pretrained and loaded weights, frozen as they ask.
 
-    needs:         what the losses want, among "scale", "bias", "prototypes", "projections" and "two_texts"
-    cached_widths: {"image" or "text": width of its cached features}: that tower is not built
-    teacher:       side that a one-way loss gives no gradient
+    needs:   what the losses want, among "scale", "bias", "prototypes", "projections" and "two_texts"
+    cached:  {"image" or "text": `CachedTower`} in the place of the tower
+    teacher: side that a one-way loss gives no gradient
     """
-    cached = cached_widths or {}
-    towers = {
-        side: CachedTower(cached[side]) if side in cached else build_tower(side, args) for side in ("image", "text")
-    }
+    towers = {side: (cached or {}).get(side) or build_tower(side, args) for side in ("image", "text")}
     heads = _build_heads(towers, args)
     model = DualEncoder(towers["image"], towers["text"], *heads, **_extras(towers, heads, args, needs))
     if args.load:
@@ -64,7 +63,7 @@ def build_tower(side, args):
         return build_image_tower(
             builder, name, resolution=args.image_resolution, checkpointing=args.grad_checkpointing, **common
         )
-    return build_text_tower(
+    tower = build_text_tower(
         builder,
         name,
         pooler=args.text_pooler,
@@ -75,6 +74,10 @@ def build_tower(side, args):
         adapter=args.adapter,
         **common,
     )
+    if args.adapter:
+        learning = sum(parameter.numel() for parameter in tower.parameters() if parameter.requires_grad)
+        dist.print0(f"--adapter {args.adapter}: {learning:,} parameters of the text tower learn")
+    return tower
 
 
 def _build_heads(towers, args):
@@ -107,8 +110,12 @@ def _extras(towers, heads, args, needs):
 
 
 def load_dual_encoder(model, path, args):
-    """The weights of a whole dual encoder: an epoch_N.pt of ours."""
+    """The weights of a whole dual encoder: an epoch_N.pt of ours, or open_clip's or OpenAI's names in clip towers."""
     state = read_state_dict(path, "--load takes a whole dual encoder, such as snap/align/NAME/epoch_32.pt")
+    if any(name.startswith("visual.") for name in state):
+        state = dict(_our_name(name, tensor) for name, tensor in state.items() if name not in CLIP_CONSTANTS)
+    if not any("_tower." in name for name in state):
+        raise UserError(f"{path} is no dual encoder's: it has no weight named image_tower. or text_tower., nor visual.")
     absent = []
     for side in ("image", "text"):
         if not any(name.startswith(f"{side}_tower.") for name in state):  # trained from a cache of a frozen tower
@@ -132,6 +139,12 @@ def load_dual_encoder(model, path, args):
     load_weights(model, state, new=new, ignore=(*cached, *unwanted), source=path)
 
 
+def _our_name(name, tensor):
+    if name in ("logit_scale", "logit_bias"):
+        return name, tensor
+    return (f"image_tower.{name.removeprefix('visual.')}" if name.startswith("visual.") else f"text_tower.{name}"), tensor
+
+
 def _freeze(model, args, teacher):
     for side in ("image", "text"):
         tower = getattr(model, f"{side}_tower")
@@ -139,7 +152,8 @@ def _freeze(model, args, teacher):
             dist.print0(f"this loss teaches one way: the {side} tower gets no gradient, and is locked")
         if teacher == side or getattr(args, f"lock_{side}_model"):
             if side == "text" and args.adapter:
-                raise UserError("--adapter trains in the text tower and freezes the rest of it: do not lock it as well")
+                raise UserError("--adapter trains in the text tower and freezes the rest of it: do not lock it as well, nor "
+                                "take a loss that teaches one way with --teacher text")  # fmt: skip
             lock(tower)
         if words := getattr(args, f"lock_{side}_partial"):
             lock_partial(tower, words)
@@ -148,15 +162,13 @@ def _freeze(model, args, teacher):
 
 
 def frozen_digest(tower):
-    """What the features of a frozen tower depend on, for the keys of caches: class, weights, pixels."""
+    """What the features of a frozen tower depend on, for the keys of caches: class, weights, pixels, pooler."""
     digest = hashlib.sha256()
     for name, tensor in tower.state_dict().items():
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    pixels = [
-        getattr(tower, name, None) for name in ("resolution", "interpolation", "crop", "short_side", "mean", "std")
-    ]
-    return f"{type(tower).__name__} {digest.hexdigest()} {pixels}"
+    names = ("resolution", "interpolation", "crop", "short_side", "mean", "std", "pooler", "context_length")
+    return f"{type(tower).__name__} {digest.hexdigest()} {[getattr(tower, name, None) for name in names]}"
 
 
 def average_weights(model, decay):
@@ -173,6 +185,17 @@ def compile_towers(model):
     for tower in (model.image_tower, model.text_tower):
         if not isinstance(tower, CachedTower):
             tower.compile()
+
+
+def prepare_training(model, args, device):
+    """The model on its device, compiled and with shared batch statistics as the flags ask, wrapped for its processes."""
+    if args.use_bn_sync and device.type != "cuda":
+        raise UserError("--use_bn_sync is for GPUs; leave it out on CPUs")
+    if args.use_bn_sync and dist.world_size() > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if args.compile:
+        compile_towers(model)
+    return dist.wrap(model.to(device, memory_format=torch.channels_last), device)
 
 
 # ---- optimizers
@@ -232,13 +255,23 @@ def parameter_groups(model, args):
 def build_optimizer(groups, args):
     """torch's AdamW, or the optimizer that timm knows as --opt."""
     vit = "vit" in args.image_model.lower()
-    betas = (args.beta1 or 0.9, args.beta2 or (0.98 if vit else 0.999))
-    eps = args.eps or (1e-6 if vit else 1e-8)
+    beta1 = 0.9 if args.beta1 is None else args.beta1
+    beta2 = (0.98 if vit else 0.999) if args.beta2 is None else args.beta2
+    adam = {"betas": (beta1, beta2), "eps": (1e-6 if vit else 1e-8) if args.eps is None else args.eps}
     if args.opt == "adamw":
-        return torch.optim.AdamW(groups, lr=args.lr, betas=betas, eps=eps, fused=True)
-    from timm.optim import create_optimizer_v2, list_optimizers
+        return torch.optim.AdamW(groups, lr=args.lr, **adam, fused=True)
+    from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 
-    if args.opt.removeprefix("lookahead_") not in list_optimizers() or args.opt.endswith("adahessian"):
-        raise UserError(f"--opt {args.opt} is not an optimizer known here; one of {', '.join(list_optimizers())}")
-    adam = {"betas": betas, "eps": eps} if "adam" in args.opt else {}
-    return create_optimizer_v2(groups, opt=args.opt, lr=args.lr, weight_decay=args.weight_decay, **adam)
+    unknown = args.opt.removeprefix("lookahead_") not in list_optimizers()
+    if unknown or any(word in args.opt for word in NOT_OFFERED):
+        known = [name for name in list_optimizers() if not any(word in name for word in NOT_OFFERED)]
+        raise UserError(f"--opt {args.opt} is not an optimizer known here; one of {', '.join(known)}")
+    info = get_optimizer_info(args.opt.removeprefix("lookahead_"))
+    takes = {"betas": info.has_betas and info.num_betas == 2, "eps": info.has_eps}
+    asked = {"betas": args.beta1 is not None or args.beta2 is not None, "eps": args.eps is not None}
+    for name in adam:
+        if asked[name] and not takes[name]:
+            given = "--eps" if name == "eps" else "--beta1 and --beta2"
+            raise UserError(f"--opt {args.opt} does not take Adam's {name}: leave {given} out")
+    options = {name: value for name, value in adam.items() if takes[name] and (asked[name] or "adam" in args.opt)}
+    return create_optimizer_v2(groups, opt=args.opt, lr=args.lr, weight_decay=args.weight_decay, **options)

@@ -110,13 +110,13 @@ class DualEncoder(nn.Module):
 
 
 class CachedTower(nn.Module):
-    """In the place of a frozen tower whose features come from a cache: hands them on."""
+    """In the place of a frozen tower whose features come from a cache: hands them on, with the tower's temperature."""
 
     tokenizer = None
 
-    def __init__(self, width):
+    def __init__(self, width, initial_logit_scale=None):
         super().__init__()
-        self.width = width
+        self.width, self.initial_logit_scale = width, initial_logit_scale
 
     def forward(self, features):
         return features.float()

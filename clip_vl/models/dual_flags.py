@@ -7,6 +7,11 @@ from clip_vl.engine.flags import flag
 
 BUILDERS_IMAGE = ("openclip", "torchvision", "timm", "clip")
 BUILDERS_TEXT = ("openclip", "huggingface", "sbert", "clip")
+AT_LEAST_ONE = ("batch_size", "epochs", "gradient_accumulation_steps", "report_step", "checkpoint_steps", "keep_last",
+                "save_frequency", "stop_after_epoch", "max_steps", "image_resolution", "max_seq_length", "queue_size",
+                "num_prototypes", "k")  # fmt: skip
+AT_LEAST_ZERO = ("grad_cache", "image_head_n_layers", "text_head_n_layers", "projection_n_layers", "num_workers", "warmup",
+                 "lr", "weight_decay", "episode_size", "lora_r")  # fmt: skip
 
 
 @dataclass
@@ -97,9 +102,6 @@ class DualOptimFlags:
     gradient_accumulation_steps: int = flag(
         1, "Micro-batches per update; the negatives of a pair are those of its own."
     )
-    grad_cache: int = flag(
-        0, "Pairs per forward pass (GradCache): the negatives are the whole batch, on the memory of a chunk."
-    )
     precision: str = flag(
         "amp",
         "amp is bfloat16 where the device is fast at it; fp16 has a gradient scaler.",
@@ -107,8 +109,6 @@ class DualOptimFlags:
     )
     compile: bool = flag(False, "torch.compile the towers.")
     use_bn_sync: bool = flag(False, "Batch statistics over all processes (GPUs).")
-    model_ema: bool = flag(False, "Keep a moving average of the weights, and evaluate and write that.")
-    model_ema_decay: float = flag(0.9999, "Its decay per update.")
     max_skipped: int = flag(50, "Updates with a non-finite loss or gradient after which the run stops.")
 
     @property
@@ -227,11 +227,13 @@ def check_dual_flags(args):
             raise UserError(f"--lock_{side}_model and --unlock_{side}_model exclude each other; pass one of them")
     if args.adapter and args.text_model_builder != "huggingface":
         raise UserError(f"--adapter {args.adapter} needs --text_model_builder huggingface")
-    for name in ("batch_size", "epochs", "gradient_accumulation_steps", "report_step", "checkpoint_steps", "keep_last"):
-        if getattr(args, name, 1) < 1:
-            raise UserError(f"--{name} is {getattr(args, name)}; it must be at least 1")
-    if getattr(args, "grad_cache", 0) < 0:
-        raise UserError(f"--grad_cache {args.grad_cache} is a number of pairs; 0 turns it off")
+    for name in AT_LEAST_ONE:
+        value = getattr(args, name, None)
+        if value is not None and value < 1:
+            raise UserError(f"--{name} is {value}; it must be at least 1")
+    for name in AT_LEAST_ZERO:
+        if getattr(args, name, 0) < 0:
+            raise UserError(f"--{name} is {getattr(args, name)}; it must be at least 0")
     if args.logit_scale <= 0:
         raise UserError(f"--logit_scale {args.logit_scale} is a temperature: it must be above 0")
 
@@ -243,10 +245,15 @@ def adopt_flags(args):
     import json
     from pathlib import Path
 
+    from clip_vl.engine.errors import DataError
+
     path = Path(args.load).parent / "args.json" if args.load else None
     if path is None or not path.is_file():
         return
-    recorded = json.loads(path.read_bytes())["args"]
+    try:
+        recorded = dict(json.loads(path.read_bytes())["args"])
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"{path} does not hold the flags of a run; move it away, and give the towers' flags") from None
     names = [f.name for cls in (ImageTowerFlags, TextTowerFlags, SharedTowerFlags) for f in dataclasses.fields(cls)]
     ours = [
         name
@@ -261,6 +268,29 @@ def adopt_flags(args):
     for name in ours:
         if name in recorded and getattr(args, name, None) == defaults.get(name):
             setattr(args, name, recorded[name])
+
+
+def warn_of_unused(args, readers):
+    """Say which flags were given that nothing reads. readers: {flag: (does something read it, what would)}"""
+    import sys
+
+    defaults = {field.name: field.default for field in dataclasses.fields(args)}
+    for name, (is_read, reader) in readers.items():
+        if not is_read and getattr(args, name) != defaults[name]:
+            print(f"warning: --{name} has no effect; it is for {reader}", file=sys.stderr)
+
+
+def tower_readers(args):
+    """For `warn_of_unused`: the flags of towers and heads that only some builders read."""
+    texts, images = args.text_model_builder, args.image_model_builder
+    clip = texts in ("clip", "openclip") or images in ("clip", "openclip")
+    return {
+        "text_pooler": (texts == "huggingface", "--text_model_builder huggingface"),
+        "n_prompt": (args.prompt, "--prompt"),
+        "logs": (args.output is None, "runs without --output"),
+        "name": (args.output is None, "runs without --output"),
+        "force_quick_gelu": (clip, "CLIP's towers"),
+    }
 
 
 def name_output(args, program):

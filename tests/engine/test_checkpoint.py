@@ -315,3 +315,24 @@ def test_an_optimizer_over_other_parameters_is_refused():
         restore_optimizer(torch.optim.AdamW(model.parameters()), flat, meta)
     with pytest.raises(DataError, match=r"Optimizer entry 0\.exp_avg is"):
         restore_optimizer(optimizer, flat | {"0.exp_avg": torch.zeros(3)}, meta)
+
+
+@pytest.mark.parametrize("name", ["adafactor", "lamb"])
+def test_an_optimizer_of_timms_goes_on_exactly(name):
+    """Adafactor's moments are a row and a column of each matrix; LAMB counts its steps in a tensor of the group."""
+    from timm.optim import create_optimizer_v2
+
+    def step(layer, optimizer, number):
+        layer(torch.randn(4, 32, generator=torch.Generator().manual_seed(number))).pow(2).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    layers = [torch.nn.Linear(32, 32) for _ in range(2)]
+    optimizers = [create_optimizer_v2(layer.parameters(), opt=name, lr=1e-2) for layer in layers]
+    step(layers[0], optimizers[0], 0)
+    layers[1].load_state_dict(layers[0].state_dict())
+    flat, meta = flatten_optimizer(optimizers[0])
+    restore_optimizer(optimizers[1], {name: value.clone() for name, value in flat.items()}, json.loads(json.dumps(meta)))
+    for layer, optimizer in zip(layers, optimizers):
+        step(layer, optimizer, 1)
+    assert torch.equal(layers[0].weight, layers[1].weight)

@@ -56,3 +56,12 @@ def test_intervals_resample_images_with_all_their_texts():
     metrics = recall.retrieval_metrics(images, texts, np.arange(100) // 10)
     assert metrics["text_to_image_recall@1"] == 50 and metrics["text_to_image_recall@1_n"] == 100
     assert 15 <= metrics["text_to_image_recall@1_low"] <= 25 and 75 <= metrics["text_to_image_recall@1_high"] <= 85
+
+
+@pytest.mark.parametrize("side", [0, 1])
+def test_features_that_are_no_numbers_find_nothing(side):
+    """Every comparison with NaN is false: counted the other way, a broken model would find everything."""
+    features = [torch.eye(4), torch.eye(4)]
+    features[side] = torch.full((4, 4), torch.nan)
+    metrics = recall.retrieval_metrics(*features, np.arange(4), ks=(1,))
+    assert metrics["text_to_image_recall@1"] == metrics["image_to_text_recall@1"] == 0
