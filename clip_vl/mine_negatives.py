@@ -51,11 +51,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from clip_vl.datasets.batches import build_loader, to_device
 from clip_vl.datasets.caption_swaps import draw_swaps
 from clip_vl.datasets.captions import open_sources
 from clip_vl.datasets.crops import crops_for
-from clip_vl.datasets.encoding import HeldOutPairs, ImagesOf, shares
+from clip_vl.datasets.encoding import HeldOutPairs, ImagesOf, encode_numbers
 from clip_vl.datasets.negative_table import NegativeRow, write_lmdb, write_tsv
 from clip_vl.datasets.tagger import load_tagger
 from clip_vl.datasets.teacher_cache import cached_features
@@ -133,20 +132,17 @@ def encode_images(source, device, args):
         encode_batch, parts = (lambda images: tower(normalise(images, *pixels))), [tower]
     dataset = ImagesOf(source, crops_for(tower, args)[1])
 
-    @torch.no_grad()
     def encode(rows):
-        features = []
-        for batch in build_loader(dataset, 0, shares(rows, args.batch_size, 0, 1), args, device):
-            for _, reason in batch["damaged"]:
-                raise DataError(f"mining needs every image: {reason}")
-            with autocast(device, args):
-                features.append(F.normalize(encode_batch(to_device(batch, device)["images"]).float(), dim=1).cpu())
-        return torch.cat(features)
+        unit = lambda batch: F.normalize(encode_batch(batch["images"]).float(), dim=1)  # noqa: E731
+        return encode_numbers(dataset, rows, unit, device, args, autocast(device, args))
 
     described = " ".join(frozen_digest(part) for part in parts) + f" {args.image_crop} {args.precision}"
     root = Path(args.datasets_dir) / "cache"
-    features = cached_features(source.digest, described, len(source), encode, root, dtype="float32")
-    return torch.from_numpy(np.array(features.values))
+    features = np.array(cached_features(source.digest, described, len(source), encode, root, dtype="float32").values)
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        raise DataError(f"mining needs every image: {source.name(int(bad[0]))} cannot be read")
+    return torch.from_numpy(features)
 
 
 # ---- mining

@@ -110,9 +110,7 @@ def train(device, args):
     job.train_set = NegativePairs(job.table, train_crop, model.tokenizer, args.seed, **kinds)
     anchors = len(job.train_set.anchors)
     if anchors < len(job.table):
-        dist.print0(
-            f"{len(job.table) - anchors} of {len(job.table)} rows have no negative, or a neighbour without one: no anchors"
-        )
+        dist.print0(f"{len(job.table) - anchors} rows are no anchors: they or a neighbour have no negative caption")
     job.order = PlainBatches(anchors, args.batch_size, rank=dist.rank(), world_size=dist.world_size(), seed=args.seed)
     held_out = open_held_out(args.valid_data, args)
     valid = held_out and HeldOutPairs(held_out, valid_crop, model.tokenizer, args)

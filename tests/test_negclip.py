@@ -14,31 +14,74 @@ from clip_vl.engine.checkpoint import load_latest
 from clip_vl.engine.errors import DataError, UserError
 
 ROWS = 16
-SMALL = ["--image_model", "ViT-tiny", "--text_model", "ViT-tiny", "--image_resolution", "48", "--batch_size", "4", "--epochs", "2",
-         "--warmup", "2", "--lr", "1e-4", "--report_step", "1", "--precision", "fp32"]  # fmt: skip
+SMALL = [
+    "--image_model",
+    "ViT-tiny",
+    "--text_model",
+    "ViT-tiny",
+    "--image_resolution",
+    "48",
+    "--batch_size",
+    "4",
+    "--epochs",
+    "2",
+    "--warmup",
+    "2",
+    "--lr",
+    "1e-4",
+    "--report_step",
+    "1",
+    "--precision",
+    "fp32",
+]
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """A folder with negatives.tsv and .lmdb: pictures of two colours, with two false captions and three neighbours each."""
+    """A folder with negatives.tsv and .lmdb: pictures with two false captions and three neighbours each."""
     root, rng = tmp_path_factory.mktemp("negatives"), np.random.default_rng(0)
     for number in range(ROWS):
         Image.fromarray(rng.integers(0, 255, (48, 48, 3), dtype=np.uint8)).save(root / f"{number}.png")
     rows = [
-        NegativeRow(f"caption {i} a b", f"{i}.png", (f"false {i} b a", f"wrong {i} b a"),
-                    tuple((i + step) % ROWS for step in (1, 2, 3)))
+        NegativeRow(
+            f"caption {i} a b",
+            f"{i}.png",
+            (f"false {i} b a", f"wrong {i} b a"),
+            tuple((i + step) % ROWS for step in (1, 2, 3)),
+        )
         for i in range(ROWS)
-    ]  # fmt: skip
+    ]
     write_tsv(root / "negatives.tsv", rows)
     write_lmdb(root / "negatives.lmdb", rows)
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "caption", "false", "wrong", "a", "b", *map(str, range(ROWS))]
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "caption",
+        "false",
+        "wrong",
+        "a",
+        "b",
+        *map(str, range(ROWS)),
+    ]
     (root / "vocab.txt").write_text("\n".join(words) + "\n")
     (root / "pairs.csv").write_text("filepath,title\n" + "".join(f"{i}.png,caption {i} a b\n" for i in range(ROWS)))
     return root
 
 
 def flags(table, output, *more):
-    given = ["--train_negatives", table / "negatives.tsv", "--text_vocab", table, "--datasets_dir", table, "--output", output]
+    given = [
+        "--train_negatives",
+        table / "negatives.tsv",
+        "--text_vocab",
+        table,
+        "--datasets_dir",
+        table,
+        "--output",
+        output,
+    ]
     return [str(flag) for flag in (*given, *SMALL, *more)]
 
 
@@ -52,7 +95,7 @@ def pairs_of(path, **kinds):
 
 @pytest.mark.parametrize("form", ["tsv", "lmdb"])
 def test_a_batch_holds_four_texts_and_two_images_of_each_anchor(table, form):
-    """The published collator dropped every entry without an image, that is all negative captions: 2B texts were left."""
+    """The published collator dropped every entry without an image, all negative captions: 2B texts were left."""
     pairs = pairs_of(table / f"negatives.{form}")
     rows = pairs.anchors[:4]
     batch = pairs[(0, rows)]
@@ -116,7 +159,7 @@ def test_lora_learns_beside_the_weights_and_is_merged_into_what_is_written(progr
 BAD = [
     (["--train_negatives", "nothing.tsv"], UserError, r"nothing.tsv cannot be read"),
     (["--images_dir", "/nowhere"], DataError, r"images in a row cannot be read|cannot be read"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("more, error, sentence", BAD, ids=["no table", "no images"])
@@ -129,5 +172,5 @@ def test_a_table_that_leaves_its_folder_is_refused(table, tmp_path):
     rows = list(open_negatives(table / "negatives.tsv").rows)
     rows[0] = rows[0]._replace(filepath="../secret.png")
     write_tsv(tmp_path / "negatives.tsv", rows)
-    with pytest.raises(DataError, match="row 0.*leaves the folder"):
+    with pytest.raises(DataError, match=r"row 0.*leaves the folder"):
         open_negatives(tmp_path / "negatives.tsv")

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from clip_vl.datasets.batches import evaluation_loader
+from clip_vl.datasets.batches import build_loader, evaluation_loader, to_device
 from clip_vl.datasets.images import DamagedImage
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError
@@ -77,6 +77,23 @@ class HeldOutPairs:
         if len(bad):  # images alone: every text can be read
             raise DataError(f"evaluation needs every image: {self.source.name(int(numbers[bad[0]]))} could not be read")
         return torch.from_numpy(features)
+
+
+@torch.no_grad()
+def encode_numbers(dataset, numbers, encode, device, args, precision):
+    """Features of some numbers of a dataset by this process alone, float32 (n, D); NaN for images that cannot be read.
+
+    encode: batch on the device -> (b, D);  precision: a context to compute in
+    """
+    features = []
+    for batch in build_loader(dataset, 0, shares(numbers, args.batch_size, 0, 1), args, device):
+        with precision:
+            part = encode(to_device(batch, device)).float().cpu()
+        rows = batch["rows"].tolist() if batch.get("damaged") else []
+        for row, _ in batch.get("damaged", ()):
+            part[rows.index(row)] = torch.nan
+        features.append(part)
+    return torch.cat(features)
 
 
 def shares(numbers, batch_size, rank, world_size):

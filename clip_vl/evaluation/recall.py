@@ -1,8 +1,8 @@
 """Retrieval between images and texts: exact ranks in chunks, recall at K, ties stated.
 
 A query's rank is 1 + how many others score above its best-scoring match; with ties the pessimistic rank also counts the
-others that score the same, and whatever is not a number. The match's score and its competitors' come out of the same product: computed apart they
-differ in the last bits, and near-duplicates would tie or not by accident.
+others that score the same, and whatever is not a number. The match's score and its competitors' come out of the same
+product: computed apart they differ in the last bits, and near-duplicates would tie or not by accident.
 """
 
 import numpy as np

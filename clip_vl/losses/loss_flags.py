@@ -10,8 +10,12 @@ from clip_vl.engine.flags import flag
 class LossFlags:
     """Loss"""
 
-    loss: str = flag("InfoNCE", "InfoNCE, UniCL, CrossEntropy, SigLIP, SimReg, SimReg-L1, SimReg-SmoothL1, VICReg, BarlowTwins, "
-                     "RKD, CompRess-1q, CompRess-2q, SEED, DINO or ProtoCPC.", "--distiller")  # fmt: skip
+    loss: str = flag(
+        "InfoNCE",
+        "InfoNCE, UniCL, CrossEntropy, SigLIP, SimReg, SimReg-L1, SimReg-SmoothL1, VICReg, "
+        "BarlowTwins, RKD, CompRess-1q, CompRess-2q, SEED, DINO or ProtoCPC.",
+        "--distiller",
+    )
     loss_variant: str = flag(
         "paper", "The formula of the paper, or of the original code where they differ.", choices=["paper", "original"]
     )
@@ -72,7 +76,7 @@ def loss_readers(args):
     for field in dataclasses.fields(ProtoCLIPFlags):
         if field.name not in schedule:
             readers[field.name] = (args.add_projection_head, "--add_projection_head")
-    readers["w_align"] = (not args.add_projection_head, "runs without --add_projection_head, where --w_clip weighs the loss")
+    readers["w_align"] = (not args.add_projection_head, "runs without --add_projection_head, which have --w_clip")
     if args.add_projection_head:
         readers["external_teacher"] = (args.w_proto_external != 0, "--w_proto_external above 0")
         readers["w_proto_external"] = (bool(args.external_teacher), "--external_teacher")

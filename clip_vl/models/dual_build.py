@@ -120,8 +120,10 @@ def load_dual_encoder(model, path, args):
     for side in ("image", "text"):
         if not any(name.startswith(f"{side}_tower.") for name in state):  # trained from a cache of a frozen tower
             if not (getattr(args, f"pretrained_{side}_model") or getattr(args, f"{side}_weights")):
-                raise UserError(f"{path} has no {side} tower, whose features were cached: say where its weights are, with "
-                                f"--pretrained_{side}_model or --{side}_weights")  # fmt: skip
+                raise UserError(
+                    f"{path} has no {side} tower, whose features were cached: say where its weights are, "
+                    f"with --pretrained_{side}_model or --{side}_weights"
+                )
             absent.append(f"{side}_tower.")
     cached = tuple(
         f"{side}_tower." for side in ("image", "text") if isinstance(getattr(model, f"{side}_tower"), CachedTower)
@@ -142,7 +144,8 @@ def load_dual_encoder(model, path, args):
 def _our_name(name, tensor):
     if name in ("logit_scale", "logit_bias"):
         return name, tensor
-    return (f"image_tower.{name.removeprefix('visual.')}" if name.startswith("visual.") else f"text_tower.{name}"), tensor
+    side = "image_tower." if name.startswith("visual.") else "text_tower."
+    return side + name.removeprefix("visual."), tensor
 
 
 def _freeze(model, args, teacher):
@@ -152,8 +155,10 @@ def _freeze(model, args, teacher):
             dist.print0(f"this loss teaches one way: the {side} tower gets no gradient, and is locked")
         if teacher == side or getattr(args, f"lock_{side}_model"):
             if side == "text" and args.adapter:
-                raise UserError("--adapter trains in the text tower and freezes the rest of it: do not lock it as well, nor "
-                                "take a loss that teaches one way with --teacher text")  # fmt: skip
+                raise UserError(
+                    "--adapter trains in the text tower and freezes the rest of it: do not lock it as "
+                    "well, nor take a loss that teaches one way with --teacher text"
+                )
             lock(tower)
         if words := getattr(args, f"lock_{side}_partial"):
             lock_partial(tower, words)
@@ -188,7 +193,7 @@ def compile_towers(model):
 
 
 def prepare_training(model, args, device):
-    """The model on its device, compiled and with shared batch statistics as the flags ask, wrapped for its processes."""
+    """The model on its device, compiled and with shared batch statistics as the flags ask, and wrapped."""
     if args.use_bn_sync and device.type != "cuda":
         raise UserError("--use_bn_sync is for GPUs; leave it out on CPUs")
     if args.use_bn_sync and dist.world_size() > 1:

@@ -77,8 +77,8 @@ class DualEncoder(nn.Module):
         images_2, if any, are second views.
 
         returns: image_features, text_features (B, D) as the heads give them; image_features_2, text_features_2 of
-                 second views; logit_scale; SigLIP's logit_bias; with prototypes image_scores, text_scores (B, K); ProtoCLIP's
-                 image_projected, text_projected (B, P) and prototype_scale
+                 second views; logit_scale; SigLIP's logit_bias; with prototypes image_scores, text_scores (B, K);
+                 ProtoCLIP's image_projected, text_projected (B, P) and prototype_scale
         """
         images, texts = (
             batch["teacher_features" if isinstance(tower, CachedTower) else name]

@@ -72,7 +72,7 @@ def test_a_damaged_image_is_black_and_named_and_ends_an_evaluation():
     batch = ImagesOf(Source(), crop)[(0, [2, 3])]
     assert batch["images"][0].unique().tolist() == [8] and not batch["images"][1].any()
     assert batch["damaged"][0][0] == 3 and "2.jpg" in batch["damaged"][0][1]
-    with pytest.raises(DataError, match="2.jpg"):
+    with pytest.raises(DataError, match=r"2\.jpg"):
         list(held_out().image_batches(CPU))
 
 
@@ -81,7 +81,7 @@ def test_cached_features_stand_for_a_tower_and_a_gap_in_them_ends_an_evaluation(
     found = torch.cat([batch["images"] for _, batch in held_out(image=cache).image_batches(CPU)])
     assert found.tolist() == [[0, 1], [4, 5], [6, 7]] and found.dtype == torch.float32
     cache[3] = np.nan  # what could not be read when the tower encoded it
-    with pytest.raises(DataError, match="2.jpg"):
+    with pytest.raises(DataError, match=r"2\.jpg"):
         list(held_out(image=cache).image_batches(CPU))
 
 

@@ -332,7 +332,8 @@ def test_an_optimizer_of_timms_goes_on_exactly(name):
     step(layers[0], optimizers[0], 0)
     layers[1].load_state_dict(layers[0].state_dict())
     flat, meta = flatten_optimizer(optimizers[0])
-    restore_optimizer(optimizers[1], {name: value.clone() for name, value in flat.items()}, json.loads(json.dumps(meta)))
+    copies = {name: value.clone() for name, value in flat.items()}
+    restore_optimizer(optimizers[1], copies, json.loads(json.dumps(meta)))
     for layer, optimizer in zip(layers, optimizers):
         step(layer, optimizer, 1)
     assert torch.equal(layers[0].weight, layers[1].weight)

@@ -51,7 +51,9 @@ def test_an_external_teacher_adds_a_loss_of_its_own():
     external[[3, 8]] = 5
     episode, image, text = filled(external=external, pbt=True)
     assert episode(image, text, torch.from_numpy(ROWS), SCALE).keys() == {"proto", "proto_external"}
-    assert torch.equal(episode.i2e_labels == episode.i2e_labels[0], torch.tensor([True, False, False, True, False, True]))
+    assert torch.equal(
+        episode.i2e_labels == episode.i2e_labels[0], torch.tensor([True, False, False, True, False, True])
+    )
 
 
 def test_more_clusters_than_pairs_are_refused_before_training():
