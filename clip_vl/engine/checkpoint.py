@@ -331,7 +331,7 @@ def _group_sizes(groups):
 
 def _like(value, parameter, name):
     """An own copy in the parameter's memory format: the fused and foreach kernels are fast only when strides agree."""
-    if value.dim() != parameter.dim():  # a step counter; Adafactor's rows and columns
+    if value.dim() == 0 or name.endswith(("_row", "_col")):  # a step counter; Adafactor's rows and columns
         return value.clone()
     if value.shape != parameter.shape:
         raise DataError(f"Optimizer entry {name} is {tuple(value.shape)}, its parameter is {tuple(parameter.shape)}.")

@@ -29,7 +29,7 @@ class EpisodeLoss(nn.Module):
         if external is not None and not pbt:
             raise UserError("--external_teacher needs --PBT: its features are of another space than the projections")
         if k > pairs:
-            raise UserError(f"--k {k} clusters of {pairs} pairs: make --episode_size larger or --k smaller")
+            raise UserError(f"--k {k} clusters of an episode of {pairs} pairs: enlarge --episode_size or lower --k")
         self.k, self.pbt, self.temperature, self.external = k, pbt, target_temperature, external
         self.kmeans = kmeans or {}
         self.directions = [name for name in DIRECTIONS if external is not None or not name.endswith("e")]
