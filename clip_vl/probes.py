@@ -5,11 +5,12 @@
     python -m clip_vl.probes --probes svo --fetch_images --output ...                        download its pictures first
     bash scripts/probes.bash 0,1 snap/probes/NAME 0 2 --probes scenes --load ...             two GPUs
 
-Probes: winoground, crepe_productivity, crepe_systematicity, sugarcrepe, vg_relation and vg_attribution (ARO), coco_order,
-flickr30k_order, svo, vlchecklist, nlvr, and of the built-in scenes scenes and scene_twins. Annotations are looked for in
-<datasets_dir>/probes/<probe> (data/README.md). Each distinct part of a picture and each caption is encoded once. A row of
-the table says n, how many items lack their picture, how many have a tie with the true side, the score under the official
-rule for ties and under the rule that a tie is wrong, what chance gives, and a 95 % interval from resampling pictures.
+Probes: winoground, crepe_productivity, crepe_systematicity, sugarcrepe, vg_relation and vg_attribution (ARO),
+coco_order, flickr30k_order, svo, vlchecklist, nlvr, and of the built-in scenes scenes and scene_twins. Annotations are
+looked for in <datasets_dir>/probes/<probe> (data/README.md). Each distinct part of a picture and each caption is
+encoded once. A row of the table says n, how many items lack their picture, how many have a tie with the true side, the score
+under the official rule for ties and under the rule that a tie is wrong, what chance gives, and a 95 % interval from
+resampling pictures.
 """
 
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class ProbeFlags:
     annotations: str | None = flag(None, "Folder or file of the annotations, or folder of folders named by probes.")
     images_dir: str | None = flag(None, "Folder of the pictures [the probe's own in --datasets_dir].")
     blind: bool = flag(False, "Judge the texts alone, in the place of a model, by words that are likely to follow "
-                       "each other in --blind_captions, or without that by having fewer words.")  # fmt: skip
+                       "each other in --blind_captions, or without that by being shorter.")  # fmt: skip
     blind_captions: str | None = flag(None, "Text file with a caption a line, for the trigram model of --blind.")
     first_cases: int = flag(2000, "VL-CheckList: cases of each file, from its beginning as published; 0 takes all.")
     order_seeds: int = flag(5, "COCO-Order, Flickr30k-Order: shufflings of each kind.")
@@ -83,15 +84,18 @@ from clip_vl.models.dual_flags import check_dual_flags
 PLACES = {
     "winoground": ("probes/winoground", "probes/winoground", lambda path, args: [read_winoground(path)]),
     "crepe_productivity": ("probes/crepe_productivity", "vg_raw_images", lambda path, args: [read_productivity(path)]),
-    "crepe_systematicity": ("probes/crepe_systematicity", "vg_raw_images", lambda path, args: [read_systematicity(path)]),
+    "crepe_systematicity": ("probes/crepe_systematicity", "vg_raw_images",
+                            lambda path, args: [read_systematicity(path)]),
     "sugarcrepe": ("probes/sugarcrepe", "mscoco", lambda path, args: [read_sugarcrepe(path)]),
     "vg_relation": ("probes/aro", "vg_raw_images", lambda path, args: [read_relation(path)]),
     "vg_attribution": ("probes/aro", "vg_raw_images", lambda path, args: [read_attribution(path)]),
-    "coco_order": ("probes/coco_karpathy_test.json", "mscoco", lambda path, args: [frozen_order("coco_order", path, args)]),
+    "coco_order": ("probes/coco_karpathy_test.json", "mscoco",
+                   lambda path, args: [frozen_order("coco_order", path, args)]),
     "flickr30k_order": ("probes/flickr30k_test.json", "flickr30k_images",
                         lambda path, args: [frozen_order("flickr30k_order", path, args)]),
     "svo": ("probes/svo", "probes/svo/images", lambda path, args: read_svo(path)),
-    "vlchecklist": ("probes/vlchecklist", "probes/vlchecklist", lambda path, args: read_vlchecklist(path, args.first_cases)),
+    "vlchecklist": ("probes/vlchecklist", "probes/vlchecklist",
+                    lambda path, args: read_vlchecklist(path, args.first_cases)),
     "nlvr": ("nlvr", "nlvr_raw_images", lambda path, args: [read_nlvr(path)]),
     "scenes": ("shapes_pairs", "shapes_pairs", lambda path, args: [read_scenes(path)]),
     "scene_twins": ("shapes_twins", "shapes_twins", lambda path, args: [read_winoground(path)]),
@@ -129,8 +133,8 @@ def fetch_svo(path, images):
 
 
 def frozen_order(name, captions, args):
-    """The Probe of frozen shufflings in <datasets_dir>/probes/frozen; those that are not there are made from `captions`,
-    a file of Karpathy's test captions. Without that file, whatever is frozen is read.
+    """The Probe of frozen shufflings in <datasets_dir>/probes/frozen; those that are not there are made from
+    `captions`, a file of Karpathy's test captions. Without that file, whatever is frozen is read.
     """
     folder = Path(args.datasets_dir, "probes", "frozen")
     if args.order_seeds < 1:
@@ -271,7 +275,7 @@ class BlindScorer:
                 raise DataError(f"{args.blind_captions}: byte {error.start} is not UTF-8") from None
 
     def inputs(self):
-        return {"blind": hashlib.sha256(self.data).hexdigest() if self.data else "fewer words"}
+        return {"blind": hashlib.sha256(self.data).hexdigest() if self.data else "shorter"}
 
     def scores(self, run, plan):
         if dist.rank():
@@ -310,7 +314,7 @@ def sample_rows(probe, judged, missing):
     """Rows of samples.jsonl: every item, also one that could not be scored; correct: by the official rule."""
     for item, _, block, v in judged:
         row = {"id": f"{probe.name}/{item.id}", "probe": probe.name, "subset": item.groups[0],
-               "image": item.images[0].name, "scores": [[round(float(s), 6) for s in line] for line in block]}  # fmt: skip
+               "image": item.images[0].name, "scores": np.asarray(block, dtype=float).round(6).tolist()}  # fmt: skip
         loose = probe.tie == "right"
         if v.right is not None:
             row |= {name: int(right[loose]) for name, right in v.right.items()} | {
@@ -357,14 +361,21 @@ def flat(table):
 
 
 def print_table(table, defects):
-    titles = f"{'probe':20} {'row':34} {'metric':20} {'n':>7} {'missing':>7} {'ties':>6} {'score':>6} {'ties wrong':>10} {'chance':>6}  95 % interval"
-    dist.print0(titles + "    published")
+    """One line per row, then what is wrong with the data."""
+    titles = ("probe", "row", "metric", "n", "missing", "ties", "score", "ties wrong", "chance")
+    lines = [(*titles, "95 % interval", "published")]
     for row in table:
-        text = f"{row['probe']:20} {row['row'][:34]:34} {row['metric']:20} {row['n']:7,} {row['missing']:7,} {row['ties']:6,} "
-        if row["score"] is not None:
-            text += f"{row['score']:6.2f} {row['pessimistic']:10.2f} {row['chance']:6.2f}  {row['low']:6.2f} - {row['high']:6.2f}"
+        counts = [f"{row[name]:,}" for name in ("n", "missing", "ties")]
         known = ", ".join(f"{who} {score:.2f}" for who, score in row["references"].items())
-        dist.print0(f"{text}    {known}".rstrip())
+        scores = [""] * 4
+        if row["score"] is not None:
+            scores = [f"{row[name]:.2f}" for name in ("score", "pessimistic", "chance")]
+            scores.append(f"{row['low']:.2f} - {row['high']:.2f}")
+        lines.append((row["probe"], row["row"], row["metric"], *counts, *scores, known))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    for line in lines:
+        cells = [text.ljust(w) if i < 3 or i > 8 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths))]
+        dist.print0("  ".join(cells).rstrip())
     for name, counts in defects.items():
         for defect, count in counts.items():
             dist.print0(f"{name}: {defect}: {count:,}")

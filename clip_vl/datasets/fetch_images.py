@@ -1,8 +1,8 @@
 """Download images by URL, politely and within bounds: SVO-Probes has its pictures at 14,102 addresses of others.
 
-Addresses are foreign: only http and https on their usual ports, only to hosts all of whose addresses are public, and the
-connection goes to the address that was checked. Redirections are checked alike. Sizes and times are bounded, what comes
-must be an image, one request goes out at a time and a host is left a pause. What is there is not fetched again.
+Addresses are foreign: only http and https on their usual ports, only to hosts all of whose addresses are public, and
+the connection goes to the address that was checked. Redirections are checked alike. Sizes and times are bounded, what
+comes must be an image, one request goes out at a time and a host is left a pause. What is there is left as it is.
 """
 
 import contextlib

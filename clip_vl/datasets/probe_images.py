@@ -11,7 +11,7 @@ FINE, CLAMPED, DAMAGED = 0, 1, 2
 
 
 def cut(image, box):
-    """(the part of a picture (3, H, W) in a box, whether the box had to be clamped to it). DamagedImage if it is empty."""
+    """(the part of a picture (3, H, W) in a box, whether the box had to be clamped). DamagedImage if that is empty."""
     if box is None:
         return image, False
     height, width = image.shape[1:]

@@ -1,4 +1,4 @@
-"""SugarCrepe (arXiv:2306.14610): a COCO picture, its caption, and a fluent false one; seven subsets in three families."""
+"""SugarCrepe (arXiv:2306.14610): a COCO picture, its caption, a fluent false one; seven subsets in three families."""
 
 from collections import Counter
 from pathlib import Path

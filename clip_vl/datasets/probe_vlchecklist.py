@@ -12,11 +12,10 @@ from clip_vl.datasets.probe_items import Crop, Item, Probe, Row, expected_form, 
 from clip_vl.engine.errors import DataError
 
 CELLS = {
-    "Object": [f"{kind}/{part}" for kind, parts in (("Location", ("center", "mid", "margin")), ("Size", ("large", "medium", "small")))
-               for part in parts],
+    "Object": ["Location/center", "Location/mid", "Location/margin", "Size/large", "Size/medium", "Size/small"],
     "Attribute": ["action", "color", "material", "size", "state"],
     "Relation": ["action", "spatial"],
-}  # fmt: skip
+}
 SOURCES = ("vg", "vaw", "swig", "hake")
 FOLDERS = ("{}", "vg/{}", "swig/{}", "hake/{}", "VG_100K_2/{}")
 FIRST_CASES = 2000  # the default cap of the original: 1,000 pairs
@@ -51,15 +50,12 @@ def read_vlchecklist(folder, first_cases=FIRST_CASES):
                     itm.items.append(item._replace(id=f"{item.id}/{gold}", captions=(text,), gold=gold, fold=image))
                 if not wrong:
                     cleaned.items.append(item)
-    for probe, metrics in (
-        (itc, ("accuracy",)),
-        (cleaned, ("accuracy",)),
-        (itm, ("accuracy", "precision", "recall", "F1")),
-    ):
-        probe.folders = (*sorted(folders), *FOLDERS)
-        probe.files, probe.rows = itc.files, [
-            Row(*row[:1], metric, *row[1:]) for row in _rows(dict.fromkeys(i.groups[0] for i in probe.items)) for metric in metrics
-        ]  # fmt: skip
+    rows = _rows(dict.fromkeys(item.groups[0] for item in itc.items))
+    for probe in (itc, itm, cleaned):
+        probe.folders, probe.files = (*sorted(folders), *FOLDERS), itc.files
+        probe.rows = [Row(label, "accuracy", groups, weights) for label, groups, weights in rows]
+    kinds = [row for row in rows if row[0].split(" ")[0] in CELLS]
+    itm.rows += [Row(label, metric, *of) for label, *of in kinds for metric in ("precision", "recall", "F1")]
     return itc, itm, cleaned
 
 
@@ -106,7 +102,7 @@ def _configured(path, folder, files):
 
 
 def _cell_of(path):
-    """(cell, source) of a file by its path, such as Object/Size/vg_size/vg_obj_small.json or Relation/vg/action.json."""
+    """(cell, source) of a file by its path, such as Object/Size/vg_size/vg_obj_small.json, Relation/vg/action.json."""
     parts = path.parts
     stem = PIECE.sub("", path.stem)
     kind = next((part for part in parts if part in CELLS), None)

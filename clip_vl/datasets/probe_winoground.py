@@ -49,7 +49,7 @@ def _order(group):
 
 
 def scores_by_file(lines, place="scores"):
-    """{item id: ((s00, s01), (s10, s11)), image by caption} of the authors' dumps, lines {"label": "7_c0_i1", "score": x}."""
+    """{item id: [[s00, s01], [s10, s11]], image by caption} of score files, lines {"label": "7_c0_i1", "score": x}."""
     blocks = {}
     for number, entry in iterate_json_lines(lines, place):
         with expected_form(f"{place}:{number}"):

@@ -2,7 +2,7 @@
 
 NGrams: how likely the words of a caption are to follow each other, by a trigram model of given captions (Jelinek-Mercer
 interpolation with fixed weights), as the mean log-likelihood of its words. Without captions to learn from, `shortness`:
-the caption with fewer words wins, which is what negatives with something added give away.
+the caption with fewer characters wins, which is what negatives with something added give away.
 """
 
 import math
@@ -49,8 +49,8 @@ class NGrams:
 
 
 def shortness(caption):
-    """Minus the number of words."""
-    return -float(len(WORD.findall(caption)))
+    """Minus the number of characters."""
+    return -float(len(caption))
 
 
 def _tokens(caption):

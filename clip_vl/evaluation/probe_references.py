@@ -10,7 +10,8 @@ TABLE = "reference_scores_third_party.csv"
 SHOWN = (("ViT-B-32", "openai", "ViT-B/32 T"), ("RN50", "openai", "RN50 T"), ("ViT-L-14", "openai", "ViT-L/14 T"),
          ("NegCLIP", "coco-ft", "NegCLIP T"))  # fmt: skip
 
-SUGARCREPE = {  # RN50, ViT-B/32, ViT-L/14, NegCLIP; arXiv:2306.14610, table 3; NegCLIP ran there with another GELU
+MODELS = ("RN50", "ViT-B/32", "ViT-L/14", "NegCLIP")
+SUGARCREPE = {  # of those; arXiv:2306.14610, table 3; NegCLIP ran there with another GELU
     "replace_obj": (91.77, 90.92, 94.07, 92.68),
     "replace_att": (80.58, 80.08, 79.19, 85.91),
     "replace_rel": (69.99, 69.20, 65.15, 76.46),
@@ -30,10 +31,11 @@ PUBLISHED = {
     ("vg_attribution", "macro", "accuracy"): {"ViT-B/32 P": 62.0, "NegCLIP P": 71.0},
     ("flickr30k_order", "mean over seeds", "precision@1"): {"NegCLIP P": 91.0},
     ("vlchecklist_itc", "Object (6 of 6 cells)", "accuracy"): {"ViT-B/32 T": 81.6, "RN50 T": 81.5, "NegCLIP T": 85.1},
-    ("vlchecklist_itc", "Attribute (5 of 5 cells)", "accuracy"): {"ViT-B/32 T": 67.7, "RN50 T": 67.2, "NegCLIP T": 71.0},
+    ("vlchecklist_itc", "Attribute (5 of 5 cells)", "accuracy"): {"ViT-B/32 T": 67.7, "RN50 T": 67.2,
+                                                              "NegCLIP T": 71.0},
     ("vlchecklist_itc", "Relation (2 of 2 cells)", "accuracy"): {"ViT-B/32 T": 63.0, "RN50 T": 60.1, "NegCLIP T": 68.8},
 } | {
-    ("sugarcrepe", row, "accuracy"): {f"{model} P": v for model, v in zip(("RN50", "ViT-B/32", "ViT-L/14", "NegCLIP"), values) if v}
+    ("sugarcrepe", row, "accuracy"): {f"{model} P": value for model, value in zip(MODELS, values) if value}
     for row, values in SUGARCREPE.items()
 }  # fmt: skip
 
