@@ -20,7 +20,7 @@ from clip_vl.models.dual_flags import ImageTowerFlags, JudgeFlags, SharedTowerFl
 
 
 @dataclass
-class ProbeFlags:
+class ProbesFlags(JudgeFlags, SharedTowerFlags, TextTowerFlags, ImageTowerFlags):
     """Probes"""
 
     probes: list[str] = flag([], "Which probes, by name.")
@@ -35,11 +35,6 @@ class ProbeFlags:
     fetch_images: bool = flag(False, "Download the pictures of svo that are not there; failures are listed.")
     save_every: int = flag(64, "Batches between two saves of what is computed.")
     gallery: int = flag(24, "Pictures in the report: the most confident mistakes of each probe in turn.")
-
-
-@dataclass
-class ProbesFlags(JudgeFlags, SharedTowerFlags, TextTowerFlags, ImageTowerFlags, ProbeFlags):
-    """Compositional probes"""
 
 
 FLAGS = parse(ProbesFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once

@@ -69,5 +69,8 @@ def _read(folder, name, pattern, group_of):
 
 
 def _rows(names, kept):
-    macro = [Row("macro", "accuracy", kept, (1 / len(kept),) * len(kept)), Row("kept micro", "accuracy", kept)]
-    return [*(macro if kept else []), Row("micro", "accuracy", names)]
+    if not kept:
+        return [Row("micro", "accuracy", names)]
+    even = (1 / len(kept),) * len(kept)
+    averages = Row("macro", "accuracy", kept, even), Row("kept micro", "accuracy", kept)
+    return [*averages, Row("micro", "accuracy", names)]

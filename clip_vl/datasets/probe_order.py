@@ -132,6 +132,8 @@ def read_order(name, paths):
     if len(made_by) > 1:
         raise UserError(f"the frozen files of {name} are of different taggers or captions; one table needs one of each")
     probe.facts["tagger"] = made_by.pop()[0]
+    if not probe.items:
+        raise DataError(f"{path} holds no caption with a shuffling")
     subsets = tuple(dict.fromkeys(item.groups[0] for item in probe.items))
     probe.rows = [Row(subset, "precision@1", (subset,)) for subset in subsets]
     probe.rows += [Row("mean over seeds", "precision@1", subsets, (1 / len(subsets),) * len(subsets))]

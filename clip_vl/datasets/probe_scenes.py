@@ -41,6 +41,8 @@ def read_scenes(folder, seed=9595):
                 probe.defects[f"{subset}: none to be had"] += not pair[1]
                 if pair[1]:
                     probe.items.append(Item(f"{subset}/{number}", (subset,), (Crop(name),), pair))
+    if not probe.items:
+        raise DataError(f"{path} has no rows")
     there = Counter(item.groups[0] for item in probe.items)
     subsets = tuple(subset for subset in SUBSETS if there[subset])
     probe.rows = [Row(subset, "accuracy", (subset,)) for subset in subsets]
