@@ -8,9 +8,9 @@
 Probes: winoground, crepe_productivity, crepe_systematicity, sugarcrepe, vg_relation and vg_attribution (ARO),
 coco_order, flickr30k_order, svo, vlchecklist, nlvr, and of the built-in scenes scenes and scene_twins. Annotations are
 looked for in <datasets_dir>/probes/<probe> (data/README.md). Each distinct part of a picture and each caption is
-encoded once. A row of the table says n, how many items lack their picture, how many have a tie with the true side, the score
-under the official rule for ties and under the rule that a tie is wrong, what chance gives, and a 95 % interval from
-resampling pictures.
+encoded once. A row of the table says n, how many items lack their picture, how many have a tie with the true side, the
+score under the official rule for ties and under the rule that a tie is wrong, what chance gives, and a 95 % interval
+from resampling pictures.
 """
 
 from dataclasses import dataclass

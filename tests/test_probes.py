@@ -1,4 +1,4 @@
-"""The probes program end to end on made pictures with a random model: near chance, exact, resumable, the same on ranks."""
+"""The probes program end to end on made pictures with a random model: near chance, resumable, the same on ranks."""
 
 import json
 
@@ -33,12 +33,14 @@ def root(tmp_path_factory):
     (root / "broken.jpg").write_bytes(b"no picture")
     (root / "sugarcrepe").mkdir()
     (root / "sugarcrepe/swap_att.json").write_text(json.dumps(entries))
-    wino = [{"id": n, "image_0": f"{n}.jpg", "image_1": f"{n + 1}.jpg", "caption_0": sentence(), "caption_1": sentence(),
+    wino = [{"id": n, "image_0": f"{n}.jpg", "image_1": f"{n + 1}.jpg", "caption_0": sentence(),
+             "caption_1": sentence(),
              "collapsed_tag": "Object"} for n in range(PICTURES - 1)]  # fmt: skip
     (root / "winoground").mkdir()
     (root / "winoground/examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wino))
     (root / "vg_attribution").mkdir()
-    boxes = [{"image_path": f"{n}.jpg", "true_caption": sentence(), "false_caption": sentence(), "attributes": ["a", "b"],
+    boxes = [{"image_path": f"{n}.jpg", "true_caption": sentence(), "false_caption": sentence(),
+              "attributes": ["a", "b"],
               "bbox_x": 2, "bbox_y": 1, "bbox_w": 30 + n * 2, "bbox_h": 20} for n in range(PICTURES)]  # fmt: skip
     (root / "vg_attribution/visual_genome_attribution.json").write_text(json.dumps(boxes))
     rows = [{"uid": f"{n}", "img0": f"{n % 24}.jpg", "sent": f"{sentence()}", "label": n % 2} for n in range(60)]
@@ -49,7 +51,8 @@ def root(tmp_path_factory):
 
 def flags(root, output, *more):
     given = ["--probes", "sugarcrepe", "winoground", "vg_attribution", "nlvr", "--annotations", root, "--images_dir",
-             root, "--image_model", "RN-micro", "--text_model", "RN-micro", "--text_vocab", root, "--image_resolution", "32",
+             root, "--image_model", "RN-micro", "--text_model", "RN-micro", "--text_vocab", root,
+             "--image_resolution", "32",
              "--batch_size", "8", "--save_every", "2", "--datasets_dir", root, "--output", output]  # fmt: skip
     return [*given, *more]
 
@@ -177,7 +180,11 @@ def test_order_shufflings_are_frozen_once(programs, root, tmp_path):
         (["--annotations", "nowhere"], UserError, "none of replace_obj"),
         (["--images_dir", "nowhere"], DataError, "sugarcrepe: none of the pictures of its 123 items is in nowhere"),
         (["--save_every", "0"], UserError, "--save_every and --batch_size must be at least 1"),
-        (["--blind", "--blind_captions", "nowhere"], UserError, "--blind_captions nowhere cannot be read: No such file"),
+        (
+            ["--blind", "--blind_captions", "nowhere"],
+            UserError,
+            "--blind_captions nowhere cannot be read: No such file",
+        ),
     ],
 )
 def test_a_mistake_is_named(programs, root, tmp_path, change, error, sentence):

@@ -1,8 +1,9 @@
 """ARO's COCO-Order and Flickr30k-Order (arXiv:2210.01936): a caption among four shufflings of its own words.
 
 Shufflings depend on a tagger, a tokenizer and a seed, so they are frozen to a file: two models are comparable when
-their results name the same digest. A shuffling that leaves the cleaned caption as it was is drawn again,
-and left out if it stays so. File: {"version", "probe", "tagger", "seed", "source", "items": [{"id", "image", "options": [true, ...]}]}.
+their results name the same digest. A shuffling that leaves the cleaned caption as it was is drawn again, and left out
+if it stays so. File: {"version", "probe", "tagger", "seed", "source", "counts", "items": [{"id", "image", "options"}]},
+the true option first.
 """
 
 import hashlib

@@ -8,7 +8,7 @@ from clip_vl.evaluation.blind import NGrams, shortness
 
 
 def test_word_probabilities_by_hand():
-    """After "a dog" comes "runs" in one of two captions; of the 8 words that end grams, "runs" is one, of 5 distinct."""
+    """After "a dog" comes "runs" in one of two captions; of 8 words, of 5 kinds, "runs" is one."""
     model = NGrams(["a dog runs", "a dog sits"])
     expected = 0.6 * 1 / 2 + 0.3 * 1 / 2 + 0.1 * (1 + 1) / (8 + 5 + 1)
     assert model.probability("a", "dog", "runs") == pytest.approx(expected)
