@@ -3,6 +3,7 @@
     python -m clip_vl.shapes --output data/shapes                       about 7,600 pictures, half a minute on 2 cores
     python -m clip_vl.shapes --output data/shapes_smoke --size smoke    a hundredth of it, for trying things out
     python -m clip_vl.shapes --output data/shapes_pairs --size pairs    13,000 pictures with whole descriptions, as TSV
+    python -m clip_vl.shapes --output data/shapes_twins --size twins    400 pairs of pictures in Winoground's form
 
 Writes a data root (data/README.md): LXMERT and VQA JSON, the official VQA v2 files of minival, answer tables, COCO and
 Visual Genome image folders, image sizes, a Karpathy split, a small BERT vocabulary and configuration, and the scene
@@ -22,7 +23,7 @@ class ShapesFlags:
     """Built-in data set"""
 
     output: str = flag("data/shapes", "Data root to write.")
-    size: str = flag("full", "How many pictures.", choices=["full", "smoke", "pairs"])
+    size: str = flag("full", "How many pictures.", choices=["full", "smoke", "pairs", "twins"])
     seed: int = flag(0, "Seed of every scene and sentence.")
     workers: int = flag(2, "Processes that draw.")
 
@@ -41,7 +42,7 @@ from tqdm import tqdm
 
 from clip_vl.datasets.feature_store import write_features
 from clip_vl.datasets.images import relative_path
-from clip_vl.datasets.scene_descriptions import describe_all, small_scene
+from clip_vl.datasets.scene_descriptions import describe_all, small_scene, twin_scenes
 from clip_vl.datasets.scene_drawing import draw_scene
 from clip_vl.datasets.scene_files import picture_files, scene_lists, task_files, vocabulary
 from clip_vl.datasets.scene_regions import WIDTH, scene_regions
@@ -82,6 +83,7 @@ TASKS = {  # task -> split -> (full size, smoke), in pictures or, for nlvr2, set
     "nlvr2": {"train": (140, 2), "dev": (16, 1), "test1": (24, 1)},
 }
 PAIRS = {"train": 12000, "valid": 500, "test": 500}
+TWINS = 400  # pairs of pictures
 QUESTION_SOURCES = ("vqa", "gqa", "visual7w")
 BERT = {
     "model_type": "bert", "hidden_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -157,6 +159,31 @@ def build_pairs(root, seed, workers):
     words = sorted({word.strip(",") for its_rows in rows.values() for row in its_rows for word in row[1].split()})
     write(root / "vocab.txt", "\n".join([*SPECIAL_TOKENS, ",", *words]) + "\n")
     return PAIRS
+
+
+def make_twins(job):
+    """Draw a small scene and its twin, in which two things have exchanged an attribute.
+
+    job:     (folder, number, seed)
+    returns: the line of examples.jsonl: both pictures, and captions of the same words
+    """
+    root, number, seed = job
+    rng = random.Random(derive_seed(seed, "twins", number))
+    twins = twin_scenes(rng)
+    entry = {"id": number}
+    for k, (scene, text) in enumerate(twins):
+        entry |= {f"image_{k}": f"ex_{number}_img_{k}", f"caption_{k}": text}
+        picture = draw_scene(scene, numpy_rng(seed, "twin grain", number, k))
+        picture.save(root / "images" / f"ex_{number}_img_{k}.png")
+    return entry | {"tag": "", "secondary_tag": "", "num_main_preds": 1, "collapsed_tag": "Object"}
+
+
+def build_twins(root, seed, workers):
+    """Pictures and examples.jsonl of `--size twins` -> how many pairs."""
+    (root / "images").mkdir(parents=True)
+    rows = draw(make_twins, {"twins": [(root, number, seed) for number in range(TWINS)]}, workers, "drawing twins")
+    write(root / "examples.jsonl", "".join(json.dumps(row) + "\n" for row in rows["twins"]))
+    return {"twins": 2 * TWINS}
 
 
 def picture_jobs(root, size, seed):
@@ -247,6 +274,8 @@ def build(output, size="full", seed=0, workers=2):
         temporary.mkdir()
         if size == "pairs":
             counts = build_pairs(temporary, seed, workers)
+        elif size == "twins":
+            counts = build_twins(temporary, seed, workers)
         else:
             counts = build_tasks(temporary, seed, workers, size)
         write(temporary / "shapes.json", json.dumps(made_as | {"pictures": counts}))

@@ -4,6 +4,7 @@ And the same words in another order that are false of the picture: two things ha
 places. Whoever takes a sentence for a bag of words cannot tell the two apart.
 """
 
+from dataclasses import replace
 from typing import NamedTuple
 
 from clip_vl.datasets.scene_sentences import article, place, relation
@@ -47,17 +48,36 @@ def describe_all(scene, rng):
     return Description(text(looks), text(swapped) if swapped else "", text(exchanged) if exchanged else "")
 
 
+def twin_scenes(rng):
+    """Two (scene, description) that differ in who has which colour, shape or texture: the descriptions have the same
+    words, and each is false of the other's picture.
+    """
+    while True:
+        scene = small_scene(rng)
+        looks = [{name: getattr(thing, name) for name in ATTRIBUTES} for thing in scene.things]
+        swapped = _swap_attribute(looks, rng, ("color", "shape", "texture"))  # a size would need another place
+        wheres = [place(scene, thing) for thing in scene.things]
+        if swapped and len(set(wheres)) == len(wheres):
+            things = tuple(replace(thing, **look) for thing, look in zip(scene.things, swapped))
+            tail = f", on a {scene.tints[0]} background"
+            texts = [
+                ", ".join(f"{article(noun(look))} {where}" for look, where in zip(of, wheres)) + tail
+                for of in (looks, swapped)
+            ]
+            return (scene, texts[0]), (replace(scene, things=things), texts[1])
+
+
 def noun(look):
     """All four attributes of a thing: "small red striped ring"."""
     return " ".join(look[name] for name in ("size", "color", "texture", "shape"))
 
 
-def _swap_attribute(looks, rng):
+def _swap_attribute(looks, rng, names=("color", "shape", "texture", "size")):
     """The looks after two things exchanged one attribute, where that leaves other things than there are; or None."""
     options = []
     for i, first in enumerate(looks):
         for j, second in enumerate(looks[:i]):
-            for name in ("color", "shape", "texture", "size"):
+            for name in names:
                 changed = list(looks)
                 changed[i], changed[j] = first | {name: second[name]}, second | {name: first[name]}
                 if sorted(map(noun, changed)) != sorted(map(noun, looks)):

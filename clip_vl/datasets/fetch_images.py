@@ -1,0 +1,175 @@
+"""Download images by URL, politely and within bounds: SVO-Probes has its pictures at 14,102 addresses of others.
+
+Addresses are foreign: only http and https on their usual ports, only to hosts all of whose addresses are public, and
+the connection goes to the address that was checked. Redirections are checked alike. Sizes and times are bounded, what
+comes must be an image, one request goes out at a time and a host is left a pause. What is there is left as it is.
+"""
+
+import contextlib
+import http.client
+import ipaddress
+import json
+import socket
+import ssl
+import threading
+import time
+import urllib.parse
+from pathlib import Path
+
+from clip_vl.datasets.images import DamagedImage, decode_image
+from clip_vl.engine.files import atomic_write
+
+AGENT = "clip_vl image fetcher"
+MAX_BYTES = 20 * 2**20
+TIMEOUT = 10.0  # seconds without a byte
+DEADLINE = 30.0  # seconds for a whole image
+PAUSE = 0.5  # seconds between two requests to a host
+REDIRECTIONS = 3
+PORTS = {"http": 80, "https": 443}
+FAILURES = "failures.jsonl"
+
+
+class Refused(Exception):
+    """Why an image was not fetched, in words."""
+
+
+def is_public(address):
+    """Whether an IP address is one of the open internet: not of this machine, a local network, or a special use."""
+    ip = ipaddress.ip_address(address)
+    ip = getattr(ip, "ipv4_mapped", None) or ip
+    embedded = [ip] + [part for name in ("sixtofour", "teredo") for part in _parts(getattr(ip, name, None))]
+    return all(part.is_global and not part.is_multicast for part in embedded)
+
+
+def _parts(value):
+    return [] if value is None else list(value) if isinstance(value, tuple) else [value]
+
+
+def checked_address(url, allowed=is_public, ports=PORTS):
+    """(scheme, host, port, IP address to connect to, path and query) of a URL. Refused says what is wrong with it."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise Refused(f"no valid address: {error}") from None
+    if parts.scheme not in PORTS or not host:
+        raise Refused("only http and https addresses are fetched")
+    if parts.username is not None or parts.password is not None:
+        raise Refused("the address holds a user name")
+    if not url.isascii() or any(ord(c) <= 32 or ord(c) == 127 for c in url):
+        raise Refused("the address holds spaces, signs or letters that must be quoted")
+    port = port or PORTS[parts.scheme]
+    if ports and port not in ports.values():
+        raise Refused(f"port {port} is not fetched from")
+    try:
+        found = sorted({info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
+    except (OSError, UnicodeError) as error:
+        raise Refused(f"the host {host} is not found ({error})") from None
+    if not found or not all(allowed(address) for address in found):
+        raise Refused(f"the host {host} is not on the open internet")
+    path = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
+    return parts.scheme, host, port, found[0], path
+
+
+def fetch(url, allowed=is_public, ports=PORTS, max_bytes=MAX_BYTES, deadline=DEADLINE):
+    """The bytes of an image. Refused for everything else.
+
+    allowed, ports: for tests, which serve from this machine
+    """
+    end = time.monotonic() + deadline
+    for _ in range(REDIRECTIONS + 1):
+        checked = checked_address(url, allowed, ports)
+        try:
+            data, location = _request(checked, max_bytes, end)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise Refused(f"no answer: {type(error).__name__}: {error}") from None
+        if location is None:
+            return data
+        url = urllib.parse.urljoin(url, location)
+    raise Refused(f"more than {REDIRECTIONS} redirections")
+
+
+def _request(checked, max_bytes, end):
+    """(body, None) or (None, where it moved to) of one request."""
+    scheme, host, port, address, path = checked
+    connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
+    left = max(end - time.monotonic(), 0.1)
+    connection.sock = plain = socket.create_connection((address, port), timeout=min(TIMEOUT, left))
+    alarm = threading.Timer(left, _hang_up, (plain,))  # a server that sends a byte now and then never times out
+    alarm.start()
+    try:
+        if scheme == "https":
+            connection.sock = ssl.create_default_context().wrap_socket(connection.sock, server_hostname=host)
+        connection.request("GET", path, headers={"User-Agent": AGENT, "Accept": "image/*", "Connection": "close"})
+        response = connection.getresponse()
+        if response.status in (301, 302, 303, 307, 308):
+            return None, response.getheader("Location") or ""
+        if response.status != 200:
+            raise Refused(f"the server answers {response.status}")
+        return _body(response, max_bytes), None
+    finally:
+        alarm.cancel()
+        connection.close()
+
+
+def _hang_up(sock):
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+
+
+def _body(response, max_bytes):
+    length = response.getheader("Content-Length")
+    if length and length.isdigit() and int(length) > max_bytes:
+        raise Refused(f"{int(length):,} bytes, more than {max_bytes:,}")
+    parts, size = [], 0
+    while part := response.read1(65536):
+        size += len(part)
+        if size > max_bytes:
+            raise Refused(f"more than {max_bytes:,} bytes")
+        parts.append(part)
+    if length and length.isdigit() and size < int(length):
+        raise Refused(f"cut short: {size:,} of {length} bytes")
+    return b"".join(parts)
+
+
+def fetch_all(addresses, folder, stop=lambda: False, say=print, pause=PAUSE, **how):
+    """Fetch {name: URL} as <folder>/<name>.jpg; (how many are there, {name: why not}).
+
+    Goes on where it stopped: what is there, and what failed before (failures.jsonl; remove it to try again), is left.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    failures, last = _failed_before(folder / FAILURES, addresses), {}
+    with (folder / FAILURES).open("a", encoding="utf-8") as log:
+        for name, url in addresses.items():
+            path = folder / f"{name}.jpg"
+            if path.is_file() or name in failures:
+                continue
+            if stop():
+                break
+            host = urllib.parse.urlsplit(url).netloc if "[" not in url else url
+            time.sleep(max(0.0, last.get(host, 0.0) + pause - time.monotonic()))
+            try:
+                data = fetch(url, **how)
+                decode_image(data, name)
+                atomic_write(path, data, durable=False)
+            except (Refused, DamagedImage) as error:
+                failures[name] = getattr(error, "reason", None) or str(error)
+                log.write(json.dumps({"image": name, "url": url, "why": failures[name]}) + "\n")
+                log.flush()
+            last[host] = time.monotonic()
+    there = sum((folder / f"{name}.jpg").is_file() for name in addresses)
+    say(f"{folder}: {there:,} of {len(addresses):,} images are there, {len(failures):,} failed ({folder / FAILURES})")
+    return there, failures
+
+
+def _failed_before(path, addresses):
+    failures = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        try:
+            entry = json.loads(line)
+            if addresses.get(entry["image"]) == entry["url"]:
+                failures[entry["image"]] = str(entry["why"])
+        except (ValueError, KeyError, TypeError):
+            continue  # the last line, of a run that was killed
+    return failures

@@ -1,0 +1,228 @@
+"""The probes program end to end on made pictures with a random model: near chance, resumable, the same on ranks."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clip_vl.datasets.probe_images import cut, distinct_by_tokens
+from clip_vl.engine.errors import DataError, Interrupted, UserError
+
+WORDS = ["cup", "book", "desk", "dog", "cat", "red", "blue", "old", "on", "under", "near", "a", "the", "and", "not"]
+PICTURES = 24
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """A folder of pictures of noise and annotations of four probes."""
+    root = tmp_path_factory.mktemp("probes")
+    rng = np.random.default_rng(0)
+    for number in range(PICTURES):
+        Image.fromarray(rng.integers(0, 255, (40, 56, 3), dtype=np.uint8)).save(root / f"{number}.jpg")
+    (root / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
+
+    def sentence():
+        return " ".join(rng.choice(WORDS, 5))
+
+    entries = {n: {"filename": f"{n % PICTURES}.jpg", "caption": sentence(), "negative_caption": sentence()}
+               for n in range(120)}  # fmt: skip
+    entries[120] = {"filename": "gone.jpg", "caption": "a cup", "negative_caption": "a dog"}
+    entries[121] = {"filename": "broken.jpg", "caption": "a cup", "negative_caption": "a dog"}
+    entries[122] = {"filename": "0.jpg", "caption": "a cup", "negative_caption": "A cup"}
+    (root / "broken.jpg").write_bytes(b"no picture")
+    (root / "sugarcrepe").mkdir()
+    (root / "sugarcrepe/swap_att.json").write_text(json.dumps(entries))
+    wino = [{"id": n, "image_0": f"{n}.jpg", "image_1": f"{n + 1}.jpg", "caption_0": sentence(),
+             "caption_1": sentence(),
+             "collapsed_tag": "Object"} for n in range(PICTURES - 1)]  # fmt: skip
+    (root / "winoground").mkdir()
+    (root / "winoground/examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wino))
+    (root / "vg_attribution").mkdir()
+    boxes = [{"image_path": f"{n}.jpg", "true_caption": sentence(), "false_caption": sentence(),
+              "attributes": ["a", "b"],
+              "bbox_x": 2, "bbox_y": 1, "bbox_w": 30 + n * 2, "bbox_h": 20} for n in range(PICTURES)]  # fmt: skip
+    (root / "vg_attribution/visual_genome_attribution.json").write_text(json.dumps(boxes))
+    rows = [{"uid": f"{n}", "img0": f"{n % 24}.jpg", "sent": f"{sentence()}", "label": n % 2} for n in range(60)]
+    (root / "nlvr").mkdir()
+    (root / "nlvr/dev.json").write_text(json.dumps(rows))
+    return root
+
+
+def flags(root, output, *more):
+    given = ["--probes", "sugarcrepe", "winoground", "vg_attribution", "nlvr", "--annotations", root, "--images_dir",
+             root, "--image_model", "RN-micro", "--text_model", "RN-micro", "--text_vocab", root,
+             "--image_resolution", "32",
+             "--batch_size", "8", "--save_every", "2", "--datasets_dir", root, "--output", output]  # fmt: skip
+    return [*given, *more]
+
+
+@pytest.fixture(scope="module")
+def whole(programs, root, tmp_path_factory):
+    output = tmp_path_factory.mktemp("snap") / "whole"
+    return output, programs.run("probes", *flags(root, output)).stdout
+
+
+def same_files(one, two):
+    for name in ("samples.jsonl", "result.json", "gallery.json"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+def test_a_random_model_is_near_chance_and_every_item_has_its_row(whole):
+    output, text = whole
+    result = json.loads((output / "result.json").read_text())
+    table = {(row["probe"], row["row"], row["metric"]): row for row in result["table"]}
+    row = table["sugarcrepe", "swap_att", "accuracy"]
+    assert (row["n"], row["missing"], row["ties"]) == (121, 2, 1)  # the tie: captions that differ in case alone
+    assert row["low"] - 5 < 50 < row["high"] + 5 and row["pessimistic"] == row["score"] < row["optimistic"]
+    # Pictures that are alike to a random model prefer the same caption: text is then below the chance of orders.
+    wino = table["winoground", "all", "text"]
+    assert wino["n"] == 23 and wino["low"] <= 25 and wino["references"]["human F"] == 89.5
+    assert table["vg_attribution", "micro", "accuracy"]["n"] == PICTURES
+    assert result["defects"]["vg_attribution"]["boxes that reach out of their picture, clamped"] == 11
+    nlvr = table["nlvr", "dev", "accuracy"]
+    assert nlvr["n"] == 60 and 25 < nlvr["score"] < 75
+    rows = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+    assert len(rows) == len({row["id"] for row in rows}) == 123 + 23 + 24 + 60
+    assert {row["image"] for row in rows if "missing_image" in row} == {"gone.jpg", "broken.jpg"}
+    scored = [row["correct"] for row in rows if row["probe"] == "sugarcrepe" and "correct" in row]
+    assert 100 * np.mean(scored) == pytest.approx(row["score"], abs=1e-4)
+    assert "swap_att" in text and "broken.jpg: is not an image" in text
+    assert not (output / "work").exists() and (output / "report.html").is_file()
+    assert {"weights", "tokenizer", "preprocessing", "annotations"} <= set(result["digests"])
+
+
+def test_the_scores_are_cosines_of_the_towers_features(whole, root):
+    from types import SimpleNamespace
+
+    from clip_vl.datasets.crops import EvalCrop
+    from clip_vl.engine.flags import parse
+    from clip_vl.models.dual_build import open_dual_encoder
+    from clip_vl.probes import ProbesFlags
+
+    args = parse(ProbesFlags, "", [str(flag) for flag in flags(root, "x")])
+    model = open_dual_encoder(args, "cpu")
+    first = json.loads((whole[0] / "samples.jsonl").read_text().splitlines()[0])
+    entry = SimpleNamespace(**json.loads((root / "sugarcrepe/swap_att.json").read_text())["0"])
+    crop = EvalCrop(32, model.image_tower.interpolation, model.image_tower.crop, model.image_tower.short_side)
+    image = model.encode_image(crop((root / entry.filename).read_bytes())[None]).detach().numpy()
+    texts = model.encode([entry.caption, entry.negative_caption])
+    assert first["scores"][0] == pytest.approx((image @ texts.T)[0], abs=1e-5)
+
+
+def test_mistakes_are_shown_the_most_confident_first(whole):
+    cards = json.loads((whole[0] / "gallery.json").read_text())["cards"]
+    assert len(cards) == 24 and not any(card["correct"] for card in cards)
+    assert all(card["image"].startswith("data:image/jpeg") for card in cards)
+    margins = [float(card["note"].rpartition(" ")[2]) for card in cards if card["note"].startswith("sugarcrepe")]
+    assert margins == sorted(margins) and margins[0] < 0
+
+
+def test_an_interrupted_evaluation_goes_on_to_the_same_files(programs, root, whole, tmp_path, monkeypatch):
+    from clip_vl.engine import evaluation_run
+
+    class StopAfter:
+        asked = 0
+
+        def __bool__(self):
+            StopAfter.asked += 1
+            return StopAfter.asked == 3
+
+    monkeypatch.setattr(evaluation_run, "StopRequest", StopAfter)
+    with pytest.raises(Interrupted, match=r"part 3 of \d+ of the captions"):
+        programs.run("probes", *flags(root, tmp_path / "broken"))
+    assert len(list((tmp_path / "broken/work").glob("*.npz"))) == 3
+    with pytest.raises(UserError, match="other flags, weights or data"):
+        programs.run("probes", *flags(root, tmp_path / "broken", "--seed", "1"))
+    programs.run("probes", *flags(root, tmp_path / "broken"))
+    same_files(whole[0], tmp_path / "broken")
+    assert "finished" in programs.run("probes", *flags(root, tmp_path / "broken")).stdout
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_processes_write_what_one_writes(programs, root, whole, tmp_path, ranks):
+    programs.run("probes", *flags(root, tmp_path / "many"), nproc=ranks)
+    same_files(whole[0], tmp_path / "many")
+
+
+def test_the_blind_baseline_opens_no_picture(programs, root, tmp_path):
+    (tmp_path / "captions.txt").write_text("a cup on a desk\nthe old dog\n")
+    more = ["--images_dir", tmp_path / "nowhere", "--blind", "--blind_captions", tmp_path / "captions.txt"]
+    programs.run("probes", *flags(root, tmp_path / "blind", *more))
+    result = json.loads((tmp_path / "blind/result.json").read_text())
+    row = result["table"][0]
+    assert (row["n"], row["missing"]) == (123, 0) and result["checkpoint"] == "texts alone"
+    image = next(row for row in result["table"] if row["probe"] == "winoground" and row["metric"] == "image")
+    assert image["score"] == 0 and image["ties"] == image["n"]  # nothing to tell pictures apart by
+
+
+def test_order_shufflings_are_frozen_once(programs, root, tmp_path):
+    captions = [{"image": f"{n}.jpg", "caption": ["a red cup near the old book", "the dog"]} for n in range(4)]
+    (tmp_path / "c.json").write_text(json.dumps(captions))
+    given = flags(root, tmp_path / "order", "--datasets_dir", tmp_path, "--tagger", "bundled", "--order_seeds", "2")
+    given[1:5], given[given.index("--annotations") + 1] = ["coco_order"], tmp_path / "c.json"
+    programs.run("probes", *given)
+    frozen = sorted((tmp_path / "probes/frozen").glob("coco_order_*_seed?.json"))
+    before = [path.read_bytes() for path in frozen]
+    result = json.loads((tmp_path / "order/result.json").read_text())
+    assert [row["row"] for row in result["table"]] == ["seed 0", "seed 1", "mean over seeds"]
+    assert set(result["digests"]["annotations"]["coco_order"]) == {path.name for path in frozen} and len(frozen) == 2
+    (tmp_path / "c.json").unlink()  # the frozen files are enough
+    programs.run("probes", *given, "--overwrite")
+    assert [path.read_bytes() for path in frozen] == before
+
+
+@pytest.mark.parametrize(
+    "change, error, sentence",
+    [
+        (["--probes", "sugarcrep"], UserError, "--probes sugarcrep is not one of winoground, "),
+        (["--probes"], UserError, "--probes names what to run: winoground"),
+        (["--annotations", "nowhere"], UserError, "none of replace_obj"),
+        (["--images_dir", "nowhere"], DataError, "sugarcrepe: none of the pictures of its 123 items is in nowhere"),
+        (["--save_every", "0"], UserError, "--save_every and --batch_size must be at least 1"),
+        (
+            ["--blind", "--blind_captions", "nowhere"],
+            UserError,
+            "--blind_captions nowhere cannot be read: No such file",
+        ),
+    ],
+)
+def test_a_mistake_is_named(programs, root, tmp_path, change, error, sentence):
+    with pytest.raises(error, match=sentence):
+        programs.run("probes", *flags(root, tmp_path / "out"), *change)
+    assert not (tmp_path / "out/result.json").exists()
+
+
+def test_boxes_are_clamped_to_the_picture():
+    import torch
+
+    image = torch.arange(12).reshape(1, 3, 4)
+    part, clamped = cut(image, (2, 1, 6, 3))
+    assert part.tolist() == [[[6, 7], [10, 11]]] and clamped
+    assert cut(image, (0, 0, 4, 3))[1] is False
+    with pytest.raises(DataError, match="has 4 x 3 pixels and none in the box"):
+        cut(image, (4, 0, 6, 3))
+
+
+def test_texts_of_the_same_tokens_are_one():
+    import torch
+
+    def tokenizer(texts):
+        width = max(len(text) for text in texts)
+        return {"ids": torch.tensor([[*map(ord, t.lower()), *[0] * (width - len(t))] for t in texts])}
+
+    kept, numbers = distinct_by_tokens(["a", "bcd", "A", "bc"], tokenizer, batch_size=2)
+    assert kept == [0, 1, 3] and numbers == [0, 1, 0, 2]
+
+
+def test_the_twins_of_scenes_are_a_winoground(programs, tmp_path, monkeypatch):
+    from clip_vl import shapes
+
+    monkeypatch.setattr(shapes, "TWINS", 3)
+    programs.run("shapes", "--size", "twins", "--output", tmp_path / "twins", "--workers", "1")
+    rows = [json.loads(line) for line in (tmp_path / "twins/examples.jsonl").read_text().splitlines()]
+    for row in rows:
+        one, two = row["caption_0"], row["caption_1"]
+        assert one != two and sorted(one.replace(",", "").split()) == sorted(two.replace(",", "").split())
+        pictures = [np.asarray(Image.open(tmp_path / f"twins/images/{row[f'image_{k}']}.png")) for k in (0, 1)]
+        assert pictures[0].shape == pictures[1].shape and (pictures[0] != pictures[1]).any()
