@@ -109,7 +109,7 @@ def checked_path(place, root, path):
 
 
 def held_out(labels, seed, share=HELD_OUT):
-    """bool (N,): that share of each class, drawn at random, at least one image and never all. labels: int (N,)."""
+    """bool (N,): that share of each class, drawn at random, at least one and never all. labels: int (N,)."""
     chosen = np.zeros(len(labels), dtype=bool)
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)

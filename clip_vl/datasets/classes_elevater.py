@@ -135,7 +135,7 @@ def _text(path):
         return path.read_text(encoding="utf-8-sig").splitlines()
     except OSError as error:
         raise UserError(
-            f"{path} cannot be read: {error.strerror}; data/README.md says where ELEVATER's files go"
+            f"{path} cannot be read: {error.strerror}; --datasets_dir names the folder that holds classification/"
         ) from None
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 text ({error})") from None

@@ -15,8 +15,8 @@ class ClassSetFlags:
     )  # fmt: skip
     test_split: str = flag("test", "Which images are judged; for a folder the subfolder, '.' for the folder itself.")
     classnames: str | None = flag(
-        None, "Class names in the order of the classes: a text file with a line for each, or JSON, also CLIP_benchmark's "
-              "en_classnames.json [the data set's own].",
+        None, "Class names in the order of the classes: a text file with a line for each, or JSON, also "
+              "CLIP_benchmark's en_classnames.json [the data set's own].",
     )  # fmt: skip
     benchmark_key: str | None = flag(
         None, "Name of the data set in JSON files of class names and templates [from the data set's name]."
@@ -40,5 +40,5 @@ class TrainSplitFlags:
     train_split: str = flag("train", "Which images are learnt from.")
     valid_split: str | None = flag(
         None,
-        "Which images choose between settings [val where there is one, else a fifth of each class of the training images].",
+        "Which images choose C [val where there is one, else a fifth of each class of --train_split].",
     )

@@ -34,10 +34,12 @@ def _panel(title, classes, columns, cells, same):
     wrong = {cell: n for cell, n in cells.items() if not (same and cell[0] == cell[1])}
     shown = _most_confused(wrong, len(classes)) if same else list(range(min(len(classes), MOST_CLASSES)))
     across = shown if same else list(range(min(len(columns), MOST_CLASSES)))
-    rows = [
-        (classes[c], totals[c], [(cells.get((c, p), 0), cells.get((c, p), 0) / max(totals[c], 1), same and c == p) for p in across])
-        for c in shown
-    ]  # fmt: skip
+
+    def cell(c, p):
+        count = cells.get((c, p), 0)
+        return count, count / max(totals[c], 1), same and c == p
+
+    rows = [(classes[c], totals[c], [cell(c, p) for p in across]) for c in shown]
     commonest = sorted(wrong.items(), key=lambda item: (-item[1], item[0]))[:MOST_PAIRS] if same else []
     return {
         "title": title,

@@ -33,7 +33,8 @@ def class_scores(scores, labels, metric="accuracy", seed=0):
     if scores.shape[1] > 5:
         top = in_top(scores, labels, 5)
         found |= {
-            "accuracy_top5": 100 * top.mean(), "accuracy_top5_n": len(top), **_named("accuracy_top5", interval(100 * top, seed)),
+            "accuracy_top5": 100 * top.mean(), "accuracy_top5_n": len(top),
+            **_named("accuracy_top5", interval(100 * top, seed)),
         }  # fmt: skip
     return found | tie_scores(scores, labels)
 

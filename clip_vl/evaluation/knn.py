@@ -10,7 +10,7 @@ def knn_scores(train, labels, test, num_classes, k=20, temperature=0.07):
     """Share of the votes of each class, (N, C) on the host: the k nearest by cosine vote exp(cosine / temperature).
 
     train (M, D), test (N, D): float32 on one device, of any length; labels: int64 (M,). The test features, however
-    many, are divided between the processes, and each searches in blocks. Of equal cosines the lower training row is nearer.
+    many, are divided between the processes; each searches in blocks. Of equal cosines the lower training row is nearer.
     """
     train, test = F.normalize(train, dim=1), F.normalize(test, dim=1)
     found = sharded_top_k(test, train, k)
