@@ -249,7 +249,12 @@ def test_names_that_do_not_fit_are_refused(tmp_path):
 
 def test_prompts_fill_names_in_as_they_are():
     prompts = Prompts(["a {0} {}", "b"], ["x {}.", "y {} {}"])
-    assert [prompts.text(number) for number in range(len(prompts))] == ["x a {0} {}.", "y a {0} {} a {0} {}", "x b.", "y b b"]
+    assert [prompts.text(number) for number in range(len(prompts))] == [
+        "x a {0} {}.",
+        "y a {0} {} a {0} {}",
+        "x b.",
+        "y b b",
+    ]
 
 
 def test_held_out_images_are_a_fifth_of_each_class():
