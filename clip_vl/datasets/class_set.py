@@ -101,7 +101,7 @@ class ClassImages:
 
 
 def checked_path(place, root, path):
-    """A path that a file names, relative to the folder in which it must lie. place: where it stands, for the message."""
+    """A path that a file names, relative to the folder in which it must lie. place: where it stands."""
     try:
         return path_below(root, path.strip())
     except ValueError as error:

@@ -19,7 +19,8 @@ from clip_vl.engine.errors import DataError, UserError
 
 
 def settings(dataset, tmp_path, **changes):
-    given = {"dataset": str(dataset), "datasets_dir": str(tmp_path), "classnames": None, "benchmark_key": None, "metric": None,
+    given = {"dataset": str(dataset), "datasets_dir": str(tmp_path), "classnames": None, "benchmark_key": None,
+             "metric": None,
              "images_dir": None, "csv_separator": None, "csv_img_key": "filepath", "csv_label_key": "label",
              "csv_split_key": "split", "elevater_metadata": None, "train_split": "train", "test_split": "test",
              "valid_split": None}  # fmt: skip
@@ -126,7 +127,8 @@ def test_elevater_has_several_labels_and_coco_indices(elevater, tmp_path):
     with pytest.raises(UserError, match="several classes an image"):
         open_training(settings("elevater:toy", tmp_path, train_split="test", metric="mAP11"), found)
     coco = {"images": [{"id": 7, "file_name": "a b/0.png", "zip_file": "test.zip"}],
-            "annotations": [{"image_id": 7, "category_id": 2}], "categories": [{"id": 1, "name": "x"}, {"id": 2, "name": "y"}]}  # fmt: skip
+            "annotations": [{"image_id": 7, "category_id": 2}],
+            "categories": [{"id": 1, "name": "x"}, {"id": 2, "name": "y"}]}  # fmt: skip
     (elevater / "test.json").write_text(json.dumps(coco))
     describe(tmp_path, format="coco", test={"index_path": "test.json", "num_images": 1})
     found = open_class_set(settings("elevater:toy", tmp_path), "test")
@@ -135,8 +137,10 @@ def test_elevater_has_several_labels_and_coco_indices(elevater, tmp_path):
 
 @pytest.mark.parametrize(
     "line, sentence",
-    [("../../y.zip@a.png 0", "test.txt:1: .*leaves the folder"), ("test.zip@../a.png 0", "test.txt:1: .*leaves the folder"),
-     ("test.zip@a.png cat", "test.txt:1: a path and its labels"), ("test.zip@/etc/passwd 0", "test.txt:1: .*is not below"),
+    [("../../y.zip@a.png 0", "test.txt:1: .*leaves the folder"),
+     ("test.zip@../a.png 0", "test.txt:1: .*leaves the folder"),
+     ("test.zip@a.png cat", "test.txt:1: a path and its labels"),
+     ("test.zip@/etc/passwd 0", "test.txt:1: .*is not below"),
      ("test.zip@a b/0.png 0", "lists 1 images, and vision_datasets.json says 3")],
 )  # fmt: skip
 def test_elevater_indices_are_distrusted(elevater, tmp_path, line, sentence):
@@ -155,9 +159,9 @@ def test_zip_bombs_are_not_unpacked(elevater, tmp_path, monkeypatch):
         reader("test.zip@a b/0.png")
     data = (elevater / "test.zip").read_bytes()
     (elevater / "liar.zip").write_bytes(data.replace(struct.pack("<I", 100_000), struct.pack("<I", 900)))
-    with pytest.raises(DamagedImage, match="cannot be read|more than"):
+    with pytest.raises(DamagedImage, match=r"cannot be read|more than"):
         assert len(reader("liar.zip@a b/0.png")) <= 1000
-    with pytest.raises(DamagedImage, match="has no member 'none.png'"):
+    with pytest.raises(DamagedImage, match=r"has no member 'none.png'"):
         reader("test.zip@none.png")
     (elevater / "no.zip").write_bytes(b"no zip")
     with pytest.raises(DamagedImage, match="cannot be read"):
@@ -172,7 +176,7 @@ def test_the_real_metadata_name_every_set_of_the_specification(real_data, tmp_pa
     assert mean == {"caltech-101", "fgvc-aircraft-2013b-variants102", "oxford-flower-102", "oxford-iiit-pets"}
     assert metric_of(benchmark_key("voc-2007-classification")) == "mAP11"
     assert metric_of(benchmark_key("hateful-memes")) == "auc"
-    with pytest.raises(UserError, match="cannot be read: No such file.*--datasets_dir names"):
+    with pytest.raises(UserError, match=r"cannot be read: No such file.*--datasets_dir names"):
         open_class_set(settings("elevater:dtd", tmp_path, elevater_metadata=str(path)), "test")
 
 
@@ -191,7 +195,7 @@ def test_torchvision_reads_what_is_on_disk(tmp_path):
     assert found.picture(2).shape == (3, 28, 28) and int(found.picture(2)[0, 0, 0]) == 2
     with pytest.raises(UserError, match="has no split 'val'; it has train, test"):
         open_class_set(settings("torchvision:MNIST", tmp_path), "val")
-    with pytest.raises(DataError, match="CIFAR10 cannot be read below .*nothing is downloaded"):
+    with pytest.raises(DataError, match=r"CIFAR10 cannot be read below .*nothing is downloaded"):
         open_class_set(settings("torchvision:cifar10", tmp_path), "test")
     with pytest.raises(UserError, match="torchvision:Nothing is not one of CIFAR10"):
         open_class_set(settings("torchvision:Nothing", tmp_path), "test")
@@ -211,8 +215,9 @@ def test_scenes_of_one_thing_are_classes_of_colour_and_shape(shapes_root, tmp_pa
 def test_descriptions_of_one_thing_are_classes_too(tmp_path):
     (tmp_path / "shapes.json").write_text("{}")
     png(tmp_path / "a.jpg"), png(tmp_path / "b.jpg")
-    rows = ["filepath\ttitle\tattribute_swap\trelation_swap", "a.jpg\ta large red dotted ring right, on a gray background\t\t",
-            "b.jpg\ta small red solid ring left, an orange large dotted cross, a large blue dotted square, on a gray background\t\t"]  # fmt: skip
+    rows = ["filepath\ttitle\tattribute_swap\trelation_swap",
+            "a.jpg\ta large red dotted ring right, on a gray background\t\t",
+            "b.jpg\ta small red solid ring left, an orange large dotted cross" ", a large blue dotted square, on a gray background\t\t"]  # fmt: skip
     (tmp_path / "test.tsv").write_text("\n".join(rows) + "\n")
     found = open_class_set(settings(tmp_path, tmp_path), "test")
     assert found.ids == ["a.jpg"] and found.class_names[found.labels[0]] == "red ring"
