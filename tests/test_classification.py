@@ -11,7 +11,8 @@ from clip_vl.engine.errors import DataError, Interrupted, UserError
 
 PROGRAMS = ("zero_shot", "linear_probe", "knn", "clustering")
 LEVELS = (20, 90, 170, 240)
-TOWERS = ["--image_model", "RN-micro", "--image_resolution", "32", "--text_model", "ViT-tiny", "--image_head_n_layers", "1",
+TOWERS = ["--image_model", "RN-micro", "--image_resolution", "32", "--text_model", "ViT-tiny", "--image_head_n_layers",
+          "1",
           "--text_head_n_layers", "1", "--joint_projection_dim", "32", "--batch_size", "16"]  # fmt: skip
 SCORE = {"zero_shot": "accuracy", "linear_probe": "accuracy", "knn": "accuracy", "clustering": "AMI"}
 

@@ -108,7 +108,8 @@ def elevater(tmp_path):
 
 def describe(tmp_path, **changes):
     entry = {"name": "toy", "type": "classification_multiclass", "root_folder": "classification/toy_20210101",
-             "test": {"index_path": "test.txt", "num_images": 3}, "labelmap": "labels.txt", "num_classes": 2}  # fmt: skip
+             "test": {"index_path": "test.txt", "num_images": 3}, "labelmap": "labels.txt",
+             "num_classes": 2}  # fmt: skip
     (tmp_path / "vision_datasets.json").write_text(json.dumps([entry | changes]))
 
 
@@ -217,7 +218,8 @@ def test_descriptions_of_one_thing_are_classes_too(tmp_path):
     png(tmp_path / "a.jpg"), png(tmp_path / "b.jpg")
     rows = ["filepath\ttitle\tattribute_swap\trelation_swap",
             "a.jpg\ta large red dotted ring right, on a gray background\t\t",
-            "b.jpg\ta small red solid ring left, an orange large dotted cross" ", a large blue dotted square, on a gray background\t\t"]  # fmt: skip
+            "b.jpg\ta small red solid ring left, an orange large dotted cross"
+            ", a large blue dotted square, on a gray background\t\t"]  # fmt: skip
     (tmp_path / "test.tsv").write_text("\n".join(rows) + "\n")
     found = open_class_set(settings(tmp_path, tmp_path), "test")
     assert found.ids == ["a.jpg"] and found.class_names[found.labels[0]] == "red ring"
