@@ -30,25 +30,25 @@ def open_classes(folder, cache_root):
     classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
         raise UserError(f"{folder} has no subfolders; a folder for each class was expected")
-    names, templates = _class_names(folder, classes), _templates(folder)
+    names, templates = class_names(folder, classes), templates_beside(folder)
     listing = {"classes": [_listing_digest(path) for path in classes]}
 
     def records():
         for label, path in enumerate(classes):
-            yield from (Record(path_below(folder, f"{path.name}/{name}"), [], label) for name in _images(path))
+            yield from (Record(path_below(folder, f"{path.name}/{name}"), [], label) for name in image_names(path))
 
     table, digest = build_table(cache_root, folder, listing, records)
     return ClassTable(table, digest, folder, names, templates)
 
 
-def _images(folder):
+def image_names(folder):
     """Sorted names of the image files below a class's folder."""
     found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     return sorted(str(path.relative_to(folder)) for path in found)
 
 
 def _listing_digest(folder):
-    return hashlib.sha256("\n".join([folder.name, *_images(folder)]).encode()).hexdigest()
+    return hashlib.sha256("\n".join([folder.name, *image_names(folder)]).encode()).hexdigest()
 
 
 def _lines_beside(folder, name):
@@ -62,7 +62,7 @@ def _lines_beside(folder, name):
     return None, []
 
 
-def _class_names(folder, classes):
+def class_names(folder, classes):
     path, lines = _lines_beside(folder, "classnames.txt")
     if path is None:
         return [folder.name.replace("_", " ") for folder in classes]
@@ -77,7 +77,7 @@ def _class_names(folder, classes):
     return lines
 
 
-def _templates(folder):
+def templates_beside(folder):
     path, lines = _lines_beside(folder, "templates.txt")
     for line in lines:
         if "{}" not in line:

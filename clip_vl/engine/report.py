@@ -9,6 +9,7 @@ import re
 from datetime import datetime
 from pathlib import Path
 
+from clip_vl.engine.confusion import confusion_panel
 from clip_vl.engine.curves import COMPANIONS, compact, panels_of, series_of
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_write
@@ -32,6 +33,7 @@ def write_report(folder):
         panels=panels_of(run["series"]),
         scores=score_groups(run["result"]),
         cards=_cards(gallery, run["folder"] / "gallery.json"),
+        confusion=confusion_panel(gallery, run["folder"] / "gallery.json"),
     )
     return _write(run["folder"] / "report.html", page)
 

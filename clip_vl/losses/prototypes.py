@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from clip_vl.engine.errors import UserError
+from clip_vl.engine.k_means import k_means
 from clip_vl.engine.random import derive_seed
 from clip_vl.losses.base import at_least_single, full_precision, unit
 
@@ -89,26 +90,10 @@ def cluster(features, k, *, iterations=20, redo=1, seed=0):
     features = np.nan_to_num(np.asarray(features, np.float32), nan=0.0, posinf=0.0, neginf=0.0)
     if len(features) < k:
         raise UserError(f"--k {k} clusters of {len(features)} features: --episode_size must be at least --k")
-    labels, centroids = _kmeans(
+    labels, centroids = k_means(
         np.ascontiguousarray(features), k, iterations, redo, derive_seed(seed, "k-means") % 2**31
     )
     return Clusters(torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(np.array(centroids, np.float32)))
-
-
-def _kmeans(features, k, iterations, redo, seed):
-    """(labels, centroids) by faiss, or by scikit-learn where faiss is not installed."""
-    try:
-        import faiss
-    except ImportError:
-        from sklearn.cluster import KMeans
-
-        found = KMeans(k, n_init=redo, max_iter=iterations, random_state=seed).fit(features)
-        return found.labels_, found.cluster_centers_
-    N, D = features.shape
-    sizes = {"min_points_per_centroid": 1, "max_points_per_centroid": N}  # all points, and no warning that they are few
-    kmeans = faiss.Kmeans(D, k, niter=iterations, nredo=redo, seed=seed, **sizes)
-    kmeans.train(features)
-    return kmeans.index.search(features, 1)[1][:, 0], kmeans.centroids
 
 
 def grouped_means(features, labels, k):

@@ -7,8 +7,9 @@ from sklearn.cluster import KMeans
 from sklearn.metrics import adjusted_rand_score
 
 from clip_vl.engine.errors import UserError
+from clip_vl.engine.k_means import k_means
 from clip_vl.losses.base import unit
-from clip_vl.losses.prototypes import _kmeans, cluster, episode_prototypes, grouped_means, prototypical_loss
+from clip_vl.losses.prototypes import cluster, episode_prototypes, grouped_means, prototypical_loss
 
 
 def waves(rows, function, start, step):
@@ -48,7 +49,7 @@ def test_clusters_are_those_of_scikit_learn():
 def test_without_faiss_scikit_learn_finds_the_clusters(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "faiss", None)
     features, labels = blobs()
-    assert adjusted_rand_score(labels, _kmeans(features, 4, 20, 3, 0)[0]) == 1.0
+    assert adjusted_rand_score(labels, k_means(features, 4, 20, 3, 0)[0]) == 1.0
 
 
 def test_clusters_are_a_function_of_the_seed():

@@ -1,0 +1,52 @@
+"""Scores of classifications against scikit-learn and cases solved by hand."""
+
+import numpy as np
+import pytest
+from sklearn import metrics
+
+from clip_vl.evaluation import class_scores as ours
+
+
+@pytest.fixture
+def case():
+    rng = np.random.default_rng(0)
+    labels = rng.choice(7, size=300, p=[0.4, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05])
+    scores = rng.normal(size=(300, 7)).astype(np.float32)
+    scores[np.arange(300), labels] += 1.5
+    return scores, labels
+
+
+def test_accuracy_and_mean_per_class_are_scikit_learns(case):
+    scores, labels = case
+    found = ours.class_scores(scores, labels)
+    predictions = scores.argmax(1)
+    assert found["accuracy"] == pytest.approx(100 * metrics.accuracy_score(labels, predictions))
+    assert found["mean_per_class"] == pytest.approx(100 * metrics.balanced_accuracy_score(labels, predictions))
+    assert found["accuracy_top5"] == pytest.approx(100 * metrics.top_k_accuracy_score(labels, scores, k=5))
+    for name in ("accuracy", "mean_per_class", "accuracy_top5"):
+        assert found[f"{name}_low"] < found[name] < found[f"{name}_high"] and found[f"{name}_n"] == 300
+    assert next(iter(ours.class_scores(scores, labels, "mean_per_class"))) == "mean_per_class"
+    assert ours.headline_score(scores, labels, "mean_per_class") == found["mean_per_class"]
+
+
+def test_ties_go_to_the_lower_class_and_are_said():
+    scores, labels = np.array([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0], [1.0, 0.0]]), np.array([0, 1, 1, 1])
+    found = ours.class_scores(scores, labels)
+    assert found["accuracy"] == 50.0 and ours.top_ties(scores) == 2
+    assert (found["accuracy_pessimistic"], found["accuracy_optimistic"]) == (25.0, 75.0)
+
+
+def test_auc_is_scikit_learns_with_ties_counting_half():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(2, size=200)
+    scores = np.round(rng.normal(size=200) + labels, 1)
+    assert ours.roc_auc(scores, labels) == pytest.approx(metrics.roc_auc_score(labels, scores))
+    found = ours.class_scores(np.stack([-scores, scores], 1), labels, "auc")
+    assert found["auc_low"] < found["auc"] < found["auc_high"]
+
+
+def test_eleven_point_precision_of_a_case_solved_by_hand():
+    """Ranks 1 and 3 of 4 are right: precision 1 up to recall 0.5 (6 points), then 2/3 (5 points)."""
+    labels = np.array([True, False, True, False])
+    assert ours.average_precision11(np.array([4.0, 3.0, 2.0, 1.0]), labels) == pytest.approx((6 + 5 * 2 / 3) / 11)
+    assert ours.average_precision11(np.zeros(4), labels) == pytest.approx(0.5)  # all enter together
