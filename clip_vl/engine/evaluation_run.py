@@ -1,0 +1,126 @@
+"""An evaluation's folder: args.json, what is computed so far (work/), and at the end samples.jsonl, result.json,
+gallery.json and report.html.
+
+    run = EvaluationRun(args, "probes", device)
+    if run.begin({"weights": digest, ...}): return            # this very evaluation is finished already
+    features = run.in_parts("images", 12, compute)            # parts that are on disk are not computed again
+    run.finish(rows, result, gallery)
+
+The files at the end depend on the inputs alone: an interrupted evaluation that goes on, and one on several processes,
+ends with the same bytes (args.json, with its clocks, apart).
+"""
+
+import hashlib
+import json
+import math
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from clip_vl.engine import dist
+from clip_vl.engine.errors import DataError, Interrupted, UserError
+from clip_vl.engine.files import atomic_file, atomic_json, atomic_write
+from clip_vl.engine.report import write_report
+from clip_vl.engine.run import Run
+from clip_vl.engine.signals import StopRequest
+
+NOT_INPUTS = ("output", "num_workers", "tqdm", "overwrite")  # flags that change no number
+SAMPLES = "samples.jsonl"
+
+
+class EvaluationRun:
+    """args: the flags, with output and overwrite. Every rank makes one; rank 0 writes."""
+
+    def __init__(self, args, program, device):
+        if not args.output:
+            raise UserError("--output names the folder for results; it is missing")
+        self.folder, self.args, self.program = Path(args.output), args, program
+        self.work, self.stop = self.folder / "work", StopRequest()
+        self.run = Run(args.output, asdict(args), program, resume=not args.overwrite, overwrite=args.overwrite,
+                       rank=dist.rank(), device=str(device))  # fmt: skip
+        if args.overwrite and dist.rank() == 0:
+            shutil.rmtree(self.work, ignore_errors=True)
+            (self.folder / SAMPLES).unlink(missing_ok=True)
+        dist.barrier()
+
+    def begin(self, inputs):
+        """Whether this evaluation is finished already; UserError where the folder holds one of other inputs.
+
+        inputs: JSON values that, with the flags, decide the numbers: digests of weights and of data
+        """
+        flags = {name: value for name, value in asdict(self.args).items() if name not in NOT_INPUTS}
+        self.inputs = hashlib.sha256(json.dumps([flags, inputs], sort_keys=True, default=str).encode()).hexdigest()
+        state = dist.gather(self._before() if dist.rank() == 0 else None)[0]
+        if state not in (None, self.inputs):
+            raise UserError(f"{self.folder} holds an evaluation with other flags, weights or data: pass --overwrite to "
+                            "replace it, or choose another --output")  # fmt: skip
+        if dist.rank() == 0:
+            self.work.mkdir(exist_ok=True)
+            atomic_json(self.work / "inputs.json", {"inputs": self.inputs})
+        finished = (self.folder / "result.json").is_file() and state is not None
+        return dist.gather(finished)[0]
+
+    def _before(self):
+        for path in (self.folder / "result.json", self.work / "inputs.json"):
+            try:
+                return json.loads(path.read_bytes()).get("inputs", "")
+            except FileNotFoundError:
+                continue
+            except (ValueError, AttributeError) as error:
+                raise DataError(f"{path} is damaged ({error}): pass --overwrite") from None
+        return None
+
+    def in_parts(self, name, count, compute):
+        """[dict of arrays] of parts 0 .. count - 1 on rank 0, [] on others. `compute(part)` runs on all ranks together and
+        gives rank 0 the arrays; a signal to stop takes effect between two parts.
+        """
+        here = {n for n in range(count) if self._path(name, n).is_file()} if dist.rank() == 0 else None
+        for part in sorted(set(range(count)) - dist.gather(here)[0]):
+            arrays = compute(part)
+            if dist.rank() == 0:
+                with atomic_file(self._path(name, part)) as file:
+                    np.savez(file, **arrays)
+            if any(dist.agree(int(bool(self.stop)))):
+                raise Interrupted(
+                    f"interrupted after part {part + 1} of {count} of the {name}; the same command goes on"
+                )
+        return [self._load(name, part) for part in range(count)] if dist.rank() == 0 else []
+
+    def _path(self, name, part):
+        return self.work / f"{name}_{part:05d}.npz"
+
+    def _load(self, name, part):
+        try:
+            with np.load(self._path(name, part), allow_pickle=False) as arrays:
+                return dict(arrays)
+        except Exception as error:  # zipfile, zlib and NumPy have their own
+            raise DataError(f"{self._path(name, part)} is damaged ({error}): remove it and start again") from None
+
+    def finish(self, rows, result, gallery=None):
+        """Rank 0 writes everything, the result last but for the page, and removes what was kept to go on from."""
+        if dist.rank() == 0:
+            try:
+                text = "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows)
+                atomic_write(self.folder / SAMPLES, text.encode())
+                if gallery:
+                    atomic_json(self.folder / "gallery.json", gallery)
+                atomic_json(
+                    self.folder / "result.json", finite({"program": self.program, **result, "inputs": self.inputs})
+                )
+                write_report(self.folder)
+                shutil.rmtree(self.work, ignore_errors=True)
+            except OSError as error:
+                raise UserError(f"cannot write to {self.folder}: {error.strerror}") from None
+        dist.barrier()
+
+
+def finite(value):
+    """JSON values of numbers, dicts and lists; what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value
