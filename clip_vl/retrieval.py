@@ -252,7 +252,7 @@ def metrics_of(folds):
 
 
 def rows_of(pairs, folds):
-    """A row for each query: id, score (1 for recall at 1), its ranks, and its image, by which rows belong together."""
+    """A row for each query: id, whether it is right at once (recall at 1), its ranks, and the image it is about."""
     images, texts = pairs.names()
     for way in WAYS:
         for fold in folds:
@@ -265,8 +265,8 @@ def rows_of(pairs, folds):
                 else:
                     name, text = images[fold.images[query]], {}
                     image = name
-                yield {"id": f"{way}/{name}", "score": int(worst[query] <= 1), "rank": int(worst[query]),
-                       "rank_optimistic": int(best[query]), "group": way, "cluster": image, **text}  # fmt: skip
+                found = {"rank": int(worst[query]), "rank_optimistic": int(best[query]), "image": image, **text}
+                yield {"id": f"{way}/{name}", "group": way, "correct": int(worst[query] <= 1), **found}
 
 
 def gallery_of(pairs, fold, count, note, seed):

@@ -29,9 +29,10 @@ def image_card(data, name, own, found, rank, note):
 
 def text_card(text, own, found, rank, note):
     """A card of a text as the query. own: name of its image;  found: [(name, score, bytes)] of the top five"""
-    return {"image": strip([data for *_, data in found]), "title": text, "truth_label": "its image",
-            "truth": [[own, 0.0]], "predictions": [[name, round(score, 4)] for name, score, _ in found],
-            "correct": bool(rank == 1), "note": f"text to image, rank {rank:,}, the pictures from left to right; {note}"}  # fmt: skip
+    pictures = strip([data for *_, data in found])
+    return {"image": pictures, "title": text, "truth_label": "its image", "truth": [[own, 0.0]],
+            "predictions": [[name, round(score, 4)] for name, score, _ in found], "correct": bool(rank == 1),
+            "note": f"text to image, rank {rank:,}, the pictures from left to right; {note}"}  # fmt: skip
 
 
 def strip(pictures):
