@@ -2,12 +2,11 @@
 at equal numbers; and 113,000 x 567,000 is ranked exactly without the matrix of scores (239 GiB) being there.
 
     pip install --no-deps --target /tmp/clip_benchmark clip-benchmark==1.6.2
-    taskset -c 0,1 .venv/bin/python benchmarks/retrieval.py --clip_benchmark /tmp/clip_benchmark      about five minutes
-    .venv/bin/python benchmarks/retrieval.py --large                       113,000 x 567,000: ten minutes, or
-    .venv/bin/python benchmarks/retrieval.py --large --share 0.02          a part of its images, and the time of all of them
-                                                                           extrapolated
+    taskset -c 0,1 .venv/bin/python benchmarks/retrieval.py --clip_benchmark /tmp/clip_benchmark
+    .venv/bin/python benchmarks/retrieval.py --large                 113,000 x 567,000: six minutes at 200 GFLOP/s
+    .venv/bin/python benchmarks/retrieval.py --large --share 0.02    some of its images, the time of all extrapolated
 
-Unit vectors at random, of which a text is half its image's. Recall at 1, 5 and 10 both ways, fp32. The two take turns;
+Unit vectors at random, texts with a part of their image's. Recall at 1, 5 and 10 both ways, fp32. The two take turns;
 times are medians over rounds; memory is the peak of a fresh process over what it held with the features before.
 """
 
@@ -105,8 +104,9 @@ def compare(args):
     for form in FORMS:
         print(f"  {form:15s} {medians[form]:7.2f} s  {extra[form]:6.0f} MiB")
     faster, smaller = (v["CLIP_benchmark"] / v["clip_vl"] for v in (medians, extra))
-    print(f"{args.images:,} x {args.texts:,} x {WIDTH}: {faster:.1f}x faster (claim {FASTER}), on {smaller:.1f}x less memory "
-          f"(claim {SMALLER}); largest difference of a recall {difference:.1e}")  # fmt: skip
+    size = f"{args.images:,} x {args.texts:,} x {WIDTH}"
+    print(f"{size}: {faster:.1f}x faster (claim {FASTER}), on {smaller:.1f}x less memory (claim {SMALLER})")
+    print(f"largest difference of a recall: {difference:.1e}")
 
 
 def large(args):
@@ -118,12 +118,13 @@ def large(args):
     rest = len(owner) - len(own)
     if rest:  # the other images' texts compete as texts of one more image
         x, owner = torch.cat([x, torch.zeros(1, WIDTH)]), np.concatenate([own, np.full(rest, part)])
-    (ranks), seconds, mib = peak_of(feature_ranks, (x, y, owner))
+    ranks, seconds, mib = peak_of(feature_ranks, (x, y, owner))
     ways = (ranks.image_to_text[1][:part], "image to text"), (ranks.text_to_image[1][: len(own)], "text to image")
     for rank, way in ways[: 1 if rest else 2]:
         print(f"{way}: recall at 1 {100 * np.mean(rank <= 1):.2f} %, mean rank {rank.mean():.1f}")
-    print(f"{len(x):,} x {texts:,} x {WIDTH}: {seconds:.1f} s, {mib:.0f} MiB beside {(x.nbytes + y.nbytes) / 2**20:.0f} MiB of "
-          f"features; the matrix would have {len(x) * texts * 4 / 2**20:,.0f} MiB")  # fmt: skip
+    features, matrix = (x.nbytes + y.nbytes) / 2**20, len(x) * texts * 4 / 2**20
+    print(f"{len(x):,} x {texts:,} x {WIDTH}: {seconds:.1f} s, {mib:.0f} MiB beside {features:,.0f} MiB of features")
+    print(f"the matrix of scores would have {matrix:,.0f} MiB")
     if rest:
         print(f"extrapolated from {len(x) / images:.3f} of the images, not measured: {seconds * images / len(x):.0f} s")
 

@@ -48,6 +48,7 @@ class RetrievalFlags(JudgeFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFla
 
 FLAGS = parse(RetrievalFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -65,9 +66,9 @@ from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, Interrupted, UserError
 from clip_vl.engine.evaluation_run import EvaluationRun
 from clip_vl.engine.optim import autocast
-from clip_vl.evaluation.neighbours import sharded_top_k
-from clip_vl.evaluation.recall import WAYS, Ranks, candidate_ranks, feature_ranks, metrics_of_ranks, score_ranks
-from clip_vl.evaluation.retrieval_gallery import TOP, choose_queries, image_card, text_card
+from clip_vl.evaluation.recall import WAYS
+from clip_vl.evaluation.retrieval_folds import Fold, metrics_of, rank_all_pairs, rank_by_features, rerank
+from clip_vl.evaluation.retrieval_gallery import gallery_of, rows_of
 from clip_vl.models.dual_build import frozen_digest, open_dual_encoder
 from clip_vl.models.fused_scorer import open_fused_scorer
 from clip_vl.models.vl_build import bert_folder
@@ -102,8 +103,9 @@ def encode(side, pairs, model, run, device, args):
     return kept(pairs, described, len(wanted), encode_block, BLOCK[side], args)
 
 
-def score_pairs(listed, pairs, scorer, flags, run, device, args):
-    """(P,) log-odds of the fused encoder for the pairs of a `PairList`; each image's tower runs once in a block."""
+def score_pairs(keys, pairs, scorer, flags, run, device, args):
+    """(P,) log-odds of the fused encoder for the pairs of `PairList`'s keys; an image's tower runs once in a block."""
+    listed = PairList(len(pairs.numbers), len(pairs.rows), keys)
     tokenizer = load_tokenizer(bert_folder(flags))
     texts = tokenizer.encode([pairs.source.text(int(n)) for n in pairs.numbers], flags.max_length)
 
@@ -124,18 +126,12 @@ def score_pairs(listed, pairs, scorer, flags, run, device, args):
                     scores[mine[part]] = scorer(grid, box, **to_device(batch, device), image_of_text=rows).cpu().numpy()
         return scores[:, None]
 
-    chosen = "all" if listed.keys is None else frozen_keys(listed.keys)
+    chosen = "all" if keys is None else hashlib.sha256(keys.tobytes()).hexdigest()
     described = (
         f"{frozen_digest(scorer)} pairs {chosen} {flags.image_size_min} {flags.image_size_max} {flags.max_length} "
     )
     described += f"{args.precision} {args.batch_size} {args.captions_per_image} {tokenizer.digest}"
     return kept(pairs, described, listed.count, score_block, BLOCK["pair"], args)[:, 0]
-
-
-def frozen_keys(keys):
-    import hashlib
-
-    return hashlib.sha256(keys.tobytes()).hexdigest()
 
 
 def kept(pairs, described, count, compute, block, args):
@@ -153,147 +149,6 @@ def refuse_damage(batch):
 def stop_if_asked(run):
     if run.stop:
         raise Interrupted("interrupted; what is encoded is kept, and the same command goes on from there")
-
-
-# ---- ranks of a fold
-
-
-class Fold:
-    """A part of the images with their texts: their ranks, and who is nearest to a query. Places are those in the fold.
-
-    images, texts: their places in the pairs;  image_of_text: (m,);  ranks: `Ranks`
-    nearest: (way, queries) -> (places, scores) of the top five, (q, 5) each
-    """
-
-    def __init__(self, pairs, first, last):
-        self.images, self.texts = np.arange(first, last), pairs.texts_of(first, last)
-        self.image_of_text = pairs.image_of_text[self.texts] - first
-        self.ranks = self.nearest = None
-
-
-def rank_by_features(fold, images, texts):
-    """By cosine similarity; images (N, D), texts (M, D) of all pairs."""
-    images, texts = (torch.from_numpy(np.ascontiguousarray(f)) for f in (images[fold.images], texts[fold.texts]))
-    fold.ranks = feature_ranks(images, texts, fold.image_of_text)
-
-    def nearest(way, queries):
-        query, others = (texts, images) if way == "text_to_image" else (images, texts)
-        return best_of((query[torch.from_numpy(queries)] @ others.T).numpy())
-
-    fold.nearest = nearest
-    return images, texts
-
-
-def rank_all_pairs(fold, pairs, score):
-    """By the fused encoder's scores of all pairs of the fold."""
-    n, m = len(fold.images), len(fold.texts)
-    every = PairList(len(pairs.numbers), len(pairs.rows))
-    if n < len(pairs.rows):
-        keys = (fold.images[:, None] * every.M + fold.texts[None]).ravel()
-        every = PairList(every.M, len(pairs.rows), keys)
-    scores = score(every).reshape(n, m)
-    fold.ranks = score_ranks(scores, fold.image_of_text)
-    fold.nearest = lambda way, q: best_of(scores[:, q].T if way == "text_to_image" else scores[q])
-
-
-def rerank(fold, pairs, images, texts, k, score):
-    """The k nearest of each query by the dual encoder in the order of the fused one; all others stay behind them."""
-    images, texts = rank_by_features(fold, images, texts)
-    k = {"text_to_image": min(k, len(images)), "image_to_text": min(k, len(texts))}
-    near_images = sharded_top_k(texts, images, k["text_to_image"]).rows.numpy()  # (m, k)
-    near_texts = sharded_top_k(images, texts, k["image_to_text"]).rows.numpy()  # (n, k)
-    every_text, every_image = np.arange(len(texts))[:, None], np.arange(len(images))[:, None]
-    M = len(pairs.numbers)
-    wanted = [
-        fold.images[near_images] * M + fold.texts[every_text],
-        fold.images[every_image] * M + fold.texts[near_texts],
-    ]
-    listed = PairList(M, len(pairs.rows), np.unique(np.concatenate([keys.ravel() for keys in wanted])))
-    scores = score(listed)
-    by_text, by_image = (scores[np.searchsorted(listed.keys, keys)] for keys in wanted)
-    owner = fold.image_of_text
-    fold.ranks = Ranks(
-        candidate_ranks(by_text, near_images == owner[:, None], fold.ranks.text_to_image),
-        candidate_ranks(by_image, owner[near_texts] == every_image, fold.ranks.image_to_text),
-    )
-    found = {"text_to_image": (by_text, near_images), "image_to_text": (by_image, near_texts)}
-
-    def nearest(way, queries):
-        scores, candidates = (each[queries] for each in found[way])
-        places, best = best_of(scores)
-        return np.take_along_axis(candidates, places, 1), best
-
-    fold.nearest = nearest
-
-
-def best_of(scores):
-    """(places, scores) of the top five of each row, (q, 5)."""
-    places = np.argsort(-scores, axis=1, kind="stable")[:, :TOP]
-    return places, np.take_along_axis(scores, places, 1)
-
-
-# ---- what is written
-
-
-def metrics_of(folds):
-    """The metrics of `evaluation.recall`; of several folds the mean, with intervals over all queries."""
-    each = [metrics_of_ranks(fold.ranks, fold.image_of_text) for fold in folds]
-    if len(each) == 1:
-        return each[0]
-    ranks = Ranks(*(tuple(map(np.concatenate, zip(*(getattr(f.ranks, way) for f in folds)))) for way in WAYS))
-    starts = np.cumsum([0, *(len(fold.images) for fold in folds)])
-    owner = np.concatenate([fold.image_of_text + start for fold, start in zip(folds, starts)])
-    together = metrics_of_ranks(ranks, owner)
-    counted = ("_n", "_low", "_high", "_ties")
-    mean = {
-        name: float(np.mean([m.get(name, m.get(name.removesuffix("_optimistic"))) for m in each])) for name in together
-    }
-    return mean | {name: value for name, value in together.items() if name.endswith(counted)} | {"folds": len(each)}
-
-
-def rows_of(pairs, folds):
-    """A row for each query: id, whether it is right at once (recall at 1), its ranks, and the image it is about."""
-    images, texts = pairs.names()
-    for way in WAYS:
-        for fold in folds:
-            best, worst = getattr(fold.ranks, way)
-            for query in range(len(best)):
-                if way == "text_to_image":
-                    name = texts[fold.texts[query]]
-                    text = {"query": pairs.source.text(int(pairs.numbers[fold.texts[query]]))}
-                    image = images[fold.images[fold.image_of_text[query]]]
-                else:
-                    name, text = images[fold.images[query]], {}
-                    image = name
-                found = {"rank": int(worst[query]), "rank_optimistic": int(best[query]), "image": image, **text}
-                yield {"id": f"{way}/{name}", "group": way, "correct": int(worst[query] <= 1), **found}
-
-
-def gallery_of(pairs, fold, count, note, seed):
-    """Cards of the best and the worst queries of a fold, both ways."""
-    source, (names, _) = pairs.source, pairs.names()
-
-    def text(place):
-        return source.text(int(pairs.numbers[fold.texts[place]]))
-
-    def picture(place):
-        return source.read(int(pairs.rows[fold.images[place]]))
-
-    cards = []
-    for way in WAYS if count else ():
-        ranks = getattr(fold.ranks, way)[1]
-        queries = choose_queries(ranks, count, seed)
-        for query, places, scores in zip(queries, *fold.nearest(way, queries)):
-            found = list(zip(places.tolist(), scores.tolist()))
-            if way == "text_to_image":
-                own = names[fold.images[fold.image_of_text[query]]]
-                best = [(names[fold.images[place]], score, picture(place)) for place, score in found]
-                cards.append(text_card(text(query), own, best, ranks[query], note))
-            else:
-                own = [text(place) for place in np.flatnonzero(fold.image_of_text == query)]
-                best = [(text(place), score) for place, score in found]
-                cards.append(image_card(picture(query), names[fold.images[query]], own, best, ranks[query], note))
-    return {"cards": cards}
 
 
 def check_flags(args):
@@ -337,7 +192,7 @@ def main(args):
         if not args.fused:
             rank_by_features(fold, *features)
             continue
-        score = lambda listed: score_pairs(listed, pairs, scorer, flags, run, device, args)  # noqa: E731
+        score = lambda keys: score_pairs(keys, pairs, scorer, flags, run, device, args)  # noqa: E731
         if args.rerank:
             rerank(fold, pairs, *features, args.rerank, score)
         else:

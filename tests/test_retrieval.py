@@ -130,19 +130,17 @@ def test_folds_are_scored_apart(programs, pairs, trained, tmp_path):
 def fused(programs, pretrained, shapes_root, tmp_path_factory):
     """Flags of an evaluation of the pre-trained fused encoder on a few built-in scenes."""
     cache = tmp_path_factory.mktemp("cache")
-    return ["--test", f"shapes:{shapes_root}@test", "--dataset_size", "6", "--fused", pretrained, "--datasets_dir", cache,
-            "--batch_size", "16", "--gallery", "2"]  # fmt: skip
+    given = ["--test", f"shapes:{shapes_root}@test", "--dataset_size", "6", "--fused", pretrained]
+    return [*given, "--datasets_dir", cache, "--batch_size", "16", "--gallery", "2"]
 
 
-def test_the_fused_encoder_scores_pairs_as_in_pre_training(
-    programs, fused, pretrained, shapes_root, tmp_path
-):
+def test_the_fused_encoder_scores_pairs_as_in_pre_training(programs, fused, pretrained, shapes_root, tmp_path):
     """Scores of the first image against the model itself, fed with the pixels that pre-training reads."""
     kept = {}
     original = retrieval.score_pairs
 
-    def spied(listed, pairs, scorer, flags, *rest):
-        kept.update(pairs=pairs, flags=flags, scores=original(listed, pairs, scorer, flags, *rest))
+    def spied(keys, pairs, scorer, flags, *rest):
+        kept.update(pairs=pairs, flags=flags, scores=original(keys, pairs, scorer, flags, *rest))
         return kept["scores"]
 
     retrieval.score_pairs = spied

@@ -35,8 +35,3 @@ class PairList:
     def __getitem__(self, numbers):
         """(image, text) places of pairs by their numbers."""
         return np.divmod(numbers if self.keys is None else self.keys[numbers], self.M)
-
-    def find(self, images, texts):
-        """The numbers of pairs that are there."""
-        keys = images * self.M + texts
-        return keys if self.keys is None else np.searchsorted(self.keys, keys)

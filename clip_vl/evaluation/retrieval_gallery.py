@@ -1,4 +1,4 @@
-"""Queries of a retrieval to look at, best and worst, both ways, with their top five."""
+"""What a retrieval leaves of each query, and queries to look at: best and worst, both ways, with their top five."""
 
 import base64
 import io
@@ -7,8 +7,53 @@ import numpy as np
 
 from clip_vl.engine.random import numpy_rng
 from clip_vl.evaluation.gallery import THUMBNAIL, thumbnail
+from clip_vl.evaluation.recall import WAYS
+from clip_vl.evaluation.retrieval_folds import TOP
 
-TOP = 5
+
+def rows_of(pairs, folds):
+    """A row for each query: id, whether it is right at once (recall at 1), its ranks, and the image it is about."""
+    images, texts = pairs.names()
+    for way in WAYS:
+        for fold in folds:
+            best, worst = getattr(fold.ranks, way)
+            for query in range(len(best)):
+                if way == "text_to_image":
+                    name = texts[fold.texts[query]]
+                    text = {"query": pairs.source.text(int(pairs.numbers[fold.texts[query]]))}
+                    image = images[fold.images[fold.image_of_text[query]]]
+                else:
+                    name, text = images[fold.images[query]], {}
+                    image = name
+                found = {"rank": int(worst[query]), "rank_optimistic": int(best[query]), "image": image, **text}
+                yield {"id": f"{way}/{name}", "group": way, "correct": int(worst[query] <= 1), **found}
+
+
+def gallery_of(pairs, fold, count, note, seed):
+    """Cards of the best and the worst queries of a fold, both ways."""
+    source, (names, _) = pairs.source, pairs.names()
+
+    def text(place):
+        return source.text(int(pairs.numbers[fold.texts[place]]))
+
+    def picture(place):
+        return source.read(int(pairs.rows[fold.images[place]]))
+
+    cards = []
+    for way in WAYS if count else ():
+        ranks = getattr(fold.ranks, way)[1]
+        queries = choose_queries(ranks, count, seed)
+        for query, places, scores in zip(queries, *fold.nearest(way, queries)):
+            found = list(zip(places.tolist(), scores.tolist()))
+            if way == "text_to_image":
+                own = names[fold.images[fold.image_of_text[query]]]
+                best = [(names[fold.images[place]], score, picture(place)) for place, score in found]
+                cards.append(text_card(text(query), own, best, ranks[query], note))
+            else:
+                own = [text(place) for place in np.flatnonzero(fold.image_of_text == query)]
+                best = [(text(place), score) for place, score in found]
+                cards.append(image_card(picture(query), names[fold.images[query]], own, best, ranks[query], note))
+    return {"cards": cards}
 
 
 def choose_queries(ranks, count, seed=0):

@@ -30,10 +30,9 @@ TRANSPOSED = ("text_projection", "visual.proj")  # matrices here, linear layers 
 
 
 def to_openclip(state):
-    """Our names (image_tower., text_tower., logit_scale) -> open_clip's. Raises UserError for what has no place there."""
-    foreign = sorted(
-        {n.partition(".")[0] for n in state if not n.startswith(("image_tower.", "text_tower."))} - {"logit_scale"}
-    )
+    """Our names (image_tower., text_tower., logit_scale) -> open_clip's. Raises UserError for what has no place."""
+    own = ("image_tower.", "text_tower.", "logit_scale")
+    foreign = sorted({name.partition(".")[0] for name in state if not name.startswith(own)})
     if foreign:
         raise UserError(f"CLIP has no {', '.join(foreign)}: only towers without heads can be written for others")
     names = {n: n.replace("image_tower.", "visual.", 1).removeprefix("text_tower.") for n in state}
@@ -74,8 +73,8 @@ def to_transformers(state, heads, activation, resolution):
     text = _sizes(state, "", heads[1], activation) | {
         "projection_dim": embed_dim, "vocab_size": words, "max_position_embeddings": len(state["positional_embedding"]),
         "bos_token_id": words - 2, "eos_token_id": words - 1, "model_type": "clip_text_model"}  # fmt: skip
-    config = {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": embed_dim, "vision_config": vision,
-              "text_config": text, "logit_scale_init_value": float(state["logit_scale"])}  # fmt: skip
+    config = {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": embed_dim,
+              "vision_config": vision, "text_config": text}  # fmt: skip
     return found, config
 
 
