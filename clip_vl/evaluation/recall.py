@@ -17,7 +17,7 @@ from clip_vl.evaluation.features import collect
 from clip_vl.evaluation.neighbours import _full_precision
 from clip_vl.evaluation.tiles import count_columns, count_rows, product
 
-TILES = {"cpu": (512, 1024), "cuda": (4096, 8192)}  # images, texts of one product: 2 MiB of scores stay in the cache
+TILES = {"cpu": (256, 1024), "cuda": (4096, 8192)}  # images, texts of one product: 1 MiB of scores stays in the cache
 WAYS = ("text_to_image", "image_to_text")
 
 

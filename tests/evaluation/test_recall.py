@@ -64,7 +64,7 @@ def test_intervals_resample_images_with_all_their_texts():
 
 def test_near_duplicates_are_neither_tied_nor_told_apart_by_rounding():
     """Images that are one picture tie with each other, whatever tiles their scores are computed in."""
-    images = features(40, 64).repeat(30, 1)  # 1,200 rows: three bands, the copies in different ones
+    images = features(40, 64).repeat(30, 1)  # 1,200 rows: the copies are in different tiles
     ranks = recall.feature_ranks(images, images, np.arange(len(images)))
     assert (ranks.text_to_image[0] == 1).all() and (ranks.text_to_image[1] == 30).all()
     assert (ranks.image_to_text[0] == 1).all() and (ranks.image_to_text[1] == 30).all()
