@@ -73,8 +73,8 @@ class EvaluationRun:
         return None
 
     def in_parts(self, name, count, compute):
-        """[dict of arrays] of parts 0 .. count - 1 on rank 0, [] on others. `compute(part)` runs on all ranks together and
-        gives rank 0 the arrays; a signal to stop takes effect between two parts.
+        """[dict of arrays] of parts 0 .. count - 1 on rank 0, [] on others. `compute(part)` runs on all ranks together
+        and gives rank 0 the arrays; a signal to stop takes effect between two parts.
         """
         here = {n for n in range(count) if self._path(name, n).is_file()} if dist.rank() == 0 else None
         for part in sorted(set(range(count)) - dist.gather(here)[0]):

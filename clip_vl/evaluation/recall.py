@@ -1,8 +1,8 @@
 """Retrieval between images and texts: exact ranks in tiles, recall at K, ties stated.
 
 A query's rank is 1 + how many others score above its best-scoring match; with ties the pessimistic rank also counts the
-others that score the same. The match's score and its competitors' come out of the same product: computed apart they
-differ in the last bits, and near-duplicates would tie or not by accident.
+others that score the same, and whatever is not a number. The match's score and its competitors' come out of the same
+product: computed apart they differ in the last bits, and near-duplicates would tie or not by accident.
 """
 
 from typing import NamedTuple
@@ -11,7 +11,6 @@ import numpy as np
 import torch
 
 from clip_vl.engine import dist
-from clip_vl.engine.errors import DataError
 from clip_vl.evaluation.bootstrap import clustered_interval
 from clip_vl.evaluation.features import collect
 from clip_vl.evaluation.neighbours import _full_precision
@@ -78,12 +77,7 @@ def feature_ranks(image_features, text_features, image_of_text):
 
     image_features: (N, D), text_features: (M, D), L2-normalised, float32 tensors on one device
     image_of_text:  (M,) row of the image that each text describes
-    raises: DataError for a feature that is not finite: every comparison with it is false, and its rank would be 1
     """
-    for side, features in (("image", image_features), ("text", text_features)):
-        if not torch.isfinite(features.sum(1)).all():
-            row = int(torch.nonzero(~torch.isfinite(features.sum(1)))[0])
-            raise DataError(f"the features of {side} {row} are not finite; there is no rank to compute from them")
     owner = np.asarray(image_of_text)
     order = np.argsort(owner, kind="stable")  # the texts of an image side by side: its own scores lie in few tiles
     if (np.diff(owner) < 0).any():
@@ -97,7 +91,7 @@ def feature_ranks(image_features, text_features, image_of_text):
 
 
 def _count(images, texts, owner):
-    """How many score above a query's match, and at least as high: [(M,) of texts, (N,) of images] each."""
+    """How many score above a query's match, and not below it: [(M,) of texts, (N,) of images] each."""
     N, M = len(images), len(texts)
     height, width = TILES.get(images.device.type, TILES["cpu"])
     starts = np.searchsorted(owner, np.arange(N + 1))  # the texts of image i are starts[i] to starts[i + 1]
@@ -119,11 +113,12 @@ def _count(images, texts, owner):
             own_score[1].scatter_reduce_(0, owners[own], scores[places], "amax")
     for rows in bands[dist.rank() :: dist.world_size()]:
         for columns, scores, places, _ in tiles(rows, 0, M):
-            for count, compare in zip(counts, (torch.gt, torch.ge)):
-                count[0][columns] += count_columns(compare, scores, own_score[0][columns])
+            above, level = counts
+            above[0][columns] += count_columns(torch.gt, scores, own_score[0][columns])
+            level[0][columns] += len(scores) - count_columns(torch.lt, scores, own_score[0][columns])
             scores[places] = -torch.inf
-            for count, compare in zip(counts, (torch.gt, torch.ge)):
-                count[1][rows] += count_rows(compare, scores, own_score[1][rows])
+            above[1][rows] += count_rows(torch.gt, scores, own_score[1][rows])
+            level[1][rows] += scores.shape[1] - count_rows(torch.lt, scores, own_score[1][rows])
     return counts
 
 
@@ -131,7 +126,7 @@ def score_ranks(scores, image_of_text):
     """`Ranks` from the scores of all pairs, an array (N, M)."""
     image_of_text = np.asarray(image_of_text)
     own = scores[image_of_text, np.arange(len(image_of_text))]  # (M,)
-    by_text = 1 + (scores > own).sum(0), (scores >= own).sum(0)
+    by_text = 1 + (scores > own).sum(0), (~(scores < own)).sum(0)
     match = image_of_text[None] == np.arange(len(scores))[:, None]
     return Ranks(by_text, candidate_ranks(scores, match, (np.zeros(len(scores), np.int64),) * 2))
 
@@ -144,5 +139,5 @@ def candidate_ranks(scores, match, otherwise):
     """
     own = np.where(match, scores, -np.inf).max(1, keepdims=True)
     others, found = np.where(match, -np.inf, scores), match.any(1)
-    ranks = 1 + (others > own).sum(1), 1 + (others >= own).sum(1)
+    ranks = 1 + (others > own).sum(1), 1 + (~(others < own)).sum(1)
     return tuple(np.where(found, rank, other) for rank, other in zip(ranks, otherwise))

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 WORD = 8  # flags of one byte each that are added at once
-HOST = {torch.gt: np.greater, torch.ge: np.greater_equal}  # NumPy's take 0.17 ns a score on a core, torch's 0.43
+HOST = {torch.gt: np.greater, torch.lt: np.less}  # NumPy's take 0.17 ns a score on a core, torch's 0.43
 
 
 def product(rows, columns):
@@ -21,7 +21,7 @@ def product(rows, columns):
 
 
 def count_columns(compare, scores, thresholds):
-    """How many scores (n, m) of each column `compare` (torch.gt or torch.ge) with thresholds (m,): int64 (m,).
+    """How many scores (n, m) of each column `compare` (torch.gt or torch.lt) with thresholds (m,): int64 (m,).
 
     Bytes are added to bytes, 255 rows at most: a sum over bool would widen every one of them to int64 first.
     """
