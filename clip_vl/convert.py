@@ -6,6 +6,9 @@
     python -m clip_vl.convert Epoch20_LXRT.pth lxmert/ --bert data/bert-base-uncased    a two-stream model of regions
     python -m clip_vl.convert lxmert/ Epoch20_LXRT.pth                                  and back, from such a folder
     python -m clip_vl.convert train2014_obj36.tsv data/features/obj36.lmdb              LXMERT's or VL-T5's regions
+    python -m clip_vl.convert snap/align/NAME/epoch_32.pt open_clip.pt                  a dual encoder for open_clip
+    python -m clip_vl.convert snap/align/NAME/epoch_32.pt clip/                         or transformers, with a card
+    python -m clip_vl.convert clip/ ours.pt                                             and back, also from .pt
 
 The ending of the target says which; a folder becomes a BERT one, or for two streams with boxes an LXMERT one. The
 published form puts "module." before the names of a pre-training checkpoint. Every form loads again: .pth and
@@ -49,6 +52,8 @@ from clip_vl.engine.dist import run_program
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.files import atomic_file, atomic_json, temporary_name
 from clip_vl.models.bert import BertConfig
+from clip_vl.models.clip_exchange import from_openclip, from_transformers
+from clip_vl.models.clip_files import write_clip
 from clip_vl.models.weights import detect_layers, read_state_dict
 
 STORES = (".lmdb", ".h5", ".hdf5")
@@ -166,6 +171,8 @@ def read_source(path):
     if file is None:
         raise UserError(f"{path} holds neither model.safetensors nor pytorch_model.bin; is it a transformers folder?")
     state = read_state_dict(file)
+    if any(name.startswith("vision_model.") for name in state):
+        return from_transformers(state)
     tuned = not any(name.startswith("cls.") for name in state) and any("answer_head." in name for name in state)
     return {_rename(name, FROM_LXMERT_TUNED if tuned else FROM_LXMERT): tensor for name, tensor in state.items()}
 
@@ -188,7 +195,18 @@ def main(args):
         raise UserError(f"{target} exists already; remove it or choose another target")
     state = read_source(args.source)
     target.parent.mkdir(parents=True, exist_ok=True)
-    if target.suffix == ".pth":
+    if any(name.startswith("image_tower.") for name in state):
+        if target.suffix not in (".pt", ""):
+            raise UserError(
+                f"a dual encoder becomes a .pt for open_clip or a folder for transformers, not {target.suffix}"
+            )
+        write_clip(args.source, target)
+    elif any(name.startswith("visual.") for name in state):
+        if target.suffix != ".pt":
+            raise UserError(f"CLIP's weights become a .pt for --load, not {target}")
+        with atomic_file(target) as file:
+            torch.save({"state_dict": from_openclip(state)}, file)
+    elif target.suffix == ".pth":
         write_published(state, target)
     elif target.suffix == ".safetensors":
         write_safetensors(state, target)

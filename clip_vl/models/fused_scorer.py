@@ -1,0 +1,77 @@
+"""How well a text and an image match, in the judgement of a fused encoder that was pre-trained with matching.
+
+scorer, flags = open_fused_scorer("snap/pretrain/NAME/Epoch09", device)
+grids = scorer.see(images)                                 # once for each image
+log_odds = scorer(grids, boxes, input_ids, attention_mask, image_of_text)
+"""
+
+import dataclasses
+import json
+
+import torch
+from torch import nn
+
+from clip_vl.engine.errors import UserError
+from clip_vl.models.vl_build import build_encoder, with_tower
+from clip_vl.models.vl_checkpoints import checkpoint_path, read_checkpoint
+from clip_vl.models.vl_encoder import VLPretrainer
+from clip_vl.models.vl_flags import FusedEncoderFlags
+from clip_vl.models.weights import load_weights
+
+MATCHED = 1  # of the two classes of the matching head
+
+
+class FusedScorer(nn.Module):
+    """model: a `VLPretrainer`, whose visual tower moves out of its encoder, which then takes grids."""
+
+    def __init__(self, model, mask_padding=False):
+        super().__init__()
+        self.encoder, self.head, self.mask_padding = model.bert, model.cls.seq_relationship, mask_padding
+        self.tower, self.encoder.encoder.visual_model = self.encoder.encoder.visual_model, None
+
+    @torch.no_grad()
+    def see(self, images):
+        """images: uint8 (N, 3, H, W) on canvases -> grids (N, C, h, w)."""
+        return self.tower(images)
+
+    @torch.no_grad()
+    def forward(self, grids, boxes, input_ids, attention_mask, image_of_text=None):
+        """(B,) float32 log-odds that text and image match: their sigmoid is the probability of the matching head.
+
+        grids: of `see`;  boxes: (N, 4) of `place_on_canvas`;  the rest as in `VLEncoder`
+        """
+        boxes = boxes if self.mask_padding else None
+        *_, pooled = self.encoder(grids, input_ids, attention_mask, image_of_text, boxes)
+        logits = self.head(pooled).float()
+        return logits[:, MATCHED] - logits[:, 1 - MATCHED]
+
+
+def open_fused_scorer(stem, device, bert=None):
+    """The scorer of a checkpoint of `pretrain`, named by its stem, ready to score; and the flags it was trained with.
+
+    bert:   folder of the text model's config.json and vocab.txt [the one recorded]
+    raises: UserError where the checkpoint has no matching head, or sees regions and not images
+    """
+    flags = _recorded_flags(stem)
+    flags.bert = bert or flags.bert
+    flags.features = flags.load = flags.load_lxmert = None
+    flags.freeze_clip = flags.checkpoint_backbone = False
+    if not flags.input_raw_images:
+        raise UserError(f"{stem} was trained on a detector's regions; scoring pairs needs a model that sees images")
+    state, path = read_checkpoint(stem)
+    if not any(name.startswith("cls.seq_relationship.") for name in state):
+        raise UserError(f"{path} has no matching head: pass a checkpoint of `pretrain` with --taskMatched")
+    encoder = build_encoder(flags, state)
+    model = VLPretrainer(encoder)
+    ignore = ("answer_head.", "obj_predict_head.")
+    load_weights(model, with_tower(state, path, encoder, flags), ignore=ignore, source=path)
+    return FusedScorer(model, flags.mask_padding).to(device, memory_format=torch.channels_last).eval(), flags
+
+
+def _recorded_flags(stem):
+    """The flags in the args.json beside a checkpoint; without one, those of a single stream over images."""
+    flags = FusedEncoderFlags(visualbert_style=True, input_raw_images=True)
+    path = checkpoint_path(stem, "_LXRT.pth").parent / "args.json"
+    recorded = json.loads(path.read_bytes()).get("args", {}) if path.is_file() else {}
+    names = {field.name for field in dataclasses.fields(flags)}
+    return dataclasses.replace(flags, **{name: value for name, value in recorded.items() if name in names})

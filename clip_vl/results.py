@@ -1,0 +1,128 @@
+"""The table of everything that was run: every result.json below a folder, on the screen and in files.
+
+    python -m clip_vl.results snap/          prints the table; writes snap/results.md, results.csv and results.json
+
+results.md has a line for each run, with the score it is judged by; results.csv a line for each of its metrics, with
+interval and n; results.json all that the runs wrote.
+"""
+
+from dataclasses import dataclass
+
+from clip_vl.engine.flags import flag, parse
+
+
+@dataclass
+class ResultsFlags:
+    """Results"""
+
+    folders: list[str] = flag([], "Folders to look in; the files go into the first [snap].", positional=True)
+    output: str | None = flag(None, "Another folder for the files.")
+
+
+FLAGS = parse(ResultsFlags, __doc__) if __name__ == "__main__" else None
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+
+from clip_vl.engine.errors import ProgramError, UserError
+from clip_vl.engine.files import atomic_json, atomic_write
+from clip_vl.engine.report import headline, score_groups
+
+HEAD = ("run", "program", "split", "metric", "score", "95 % interval", "n")
+LONG = ("run", "program", "split", "checkpoint", "group", "metric", "value", "low", "high", "n")
+
+
+def find_results(folders):
+    """[(name of the run, content)] of every result.json and result_<split>.json below the folders, by name."""
+    found = {}
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder; name one that holds runs, such as snap")
+        for path in (*folder.rglob("result.json"), *folder.rglob("result_*.json")):
+            name = path.parent.relative_to(folder) if path.parent != folder else Path(folder.resolve().name)
+            try:
+                content = json.loads(path.read_bytes())
+                if not isinstance(content, dict):
+                    raise ValueError("it holds no JSON object")
+            except (OSError, ValueError) as error:
+                print(f"warning: {path} is left out: {error}", file=sys.stderr)
+                continue
+            key = str(name) if path.stem == "result" else f"{name} ({path.stem.removeprefix('result_')})"
+            found[f"{folder}/{key}" if key in found else key] = content
+    return sorted(found.items())
+
+
+def summary(results):
+    """Rows of `HEAD`, strings: a run each, with the score it is judged by."""
+    for name, result in results:
+        score = headline(result) or {"label": "", "value": None, "low": None, "high": None, "n": None}
+        value = "no score" if score["value"] is None else f"{score['value']:.2f}"
+        interval = "" if score["low"] is None else f"{score['low']:.2f} to {score['high']:.2f}"
+        n = "" if score["n"] is None else f"{score['n']:,}"
+        yield (name, _text(result.get("program")), _split(result), score["label"], value, interval, n)
+
+
+def metrics(results):
+    """Rows of `LONG`: a metric of a run each."""
+    for name, result in results:
+        head = (name, _text(result.get("program")), _split(result), _text(result.get("checkpoint")))
+        for group in score_groups(result):
+            for row in group["rows"]:
+                yield (*head, group["title"], row["label"], row["value"], row["low"], row["high"], row["n"])
+
+
+def _split(result):
+    return " ".join(dict.fromkeys(filter(None, (_text(result.get("dataset")), _text(result.get("split"))))))
+
+
+def _text(value):
+    return "" if value is None else " ".join(str(value).split())
+
+
+def as_text(rows):
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def as_markdown(rows):
+    lines = [f"| {' | '.join(cell.replace('|', '&#124;').replace('<', '&lt;') for cell in row)} |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(HEAD), *lines[1:]]) + "\n"
+
+
+def as_csv(rows):
+    """What a spreadsheet would take for a formula begins with an apostrophe."""
+    file = io.StringIO()
+    cells = (
+        [f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@" and cell else cell for cell in row] for row in rows
+    )
+    csv.writer(file, lineterminator="\n").writerows([LONG, *cells])
+    return file.getvalue()
+
+
+def main(args):
+    folders = args.folders or ["snap"]
+    results = find_results(folders)
+    if not results:
+        raise UserError(f"no result.json below {', '.join(folders)}: nothing has been run there to its end")
+    rows = [HEAD, *summary(results)]
+    print(as_text(rows))
+    output = Path(args.output or folders[0])
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        atomic_write(output / "results.md", as_markdown(rows).encode())
+        atomic_write(output / "results.csv", as_csv(metrics(results)).encode())
+        atomic_json(output / "results.json", dict(results))
+    except OSError as error:
+        raise UserError(f"cannot write to {output}: {error.strerror}") from None
+    print(f"{len(results)} results: {output}/results.md, .csv, .json")
+
+
+if __name__ == "__main__":
+    try:
+        main(FLAGS)
+    except ProgramError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

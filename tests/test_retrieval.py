@@ -1,0 +1,223 @@
+"""Retrieval as a user runs it: a dual encoder, the fused one, re-ranking, folds, interruption, processes."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clip_vl import retrieval
+from clip_vl.datasets.images import ImageSource
+from clip_vl.engine.errors import DataError, UserError
+
+IMAGES = 12
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    """A folder with pairs.tsv, two captions of each picture, a vocabulary, and the weights of a small dual encoder."""
+    root, rng = tmp_path_factory.mktemp("pairs"), np.random.default_rng(0)
+    for number in range(IMAGES):
+        Image.fromarray(rng.integers(0, 255, (40, 50, 3), dtype=np.uint8)).save(root / f"{number}.png")
+    lines = [f"{i}.png\tpicture {i} {word}" for i in range(IMAGES) for word in ("<b>bold</b>", "plain")]
+    (root / "pairs.tsv").write_text("filepath\ttitle\n" + "\n".join(lines) + "\n")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "picture", "plain", "bold", *map(str, range(IMAGES))]
+    (root / "vocab.txt").write_text("\n".join(words) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(programs, pairs):
+    towers = [
+        "--image_model",
+        "RN-micro",
+        "--text_model",
+        "RN-micro",
+        "--image_resolution",
+        "48",
+        "--text_vocab",
+        pairs,
+    ]
+    given = ["--train_data", pairs / "pairs.tsv", "--datasets_dir", pairs, "--batch_size", "8", "--epochs", "1",
+             "--warmup", "2", "--precision", "fp32"]  # fmt: skip
+    programs.run("align", *towers, *given, "--output", pairs / "align")
+    return pairs / "align" / "epoch_1.pt"
+
+
+def flags(pairs, output, *more, cache=None):
+    return [
+        "--test",
+        pairs / "pairs.tsv",
+        "--datasets_dir",
+        cache or pairs,
+        "--output",
+        output,
+        "--batch_size",
+        "5",
+        *more,
+    ]
+
+
+def samples(output):
+    return [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+
+
+def result(output):
+    return json.loads((output / "result.json").read_text())
+
+
+def test_an_evaluation_writes_the_rank_of_every_query_and_says_its_rules(programs, pairs, trained, tmp_path):
+    done = programs.run("retrieval", *flags(pairs, tmp_path / "run", "--load", trained, "--gallery", "4"))
+    rows, found = samples(tmp_path / "run"), result(tmp_path / "run")
+    assert len(rows) == 3 * IMAGES and len({row["id"] for row in rows}) == 3 * IMAGES
+    texts = [row for row in rows if row["group"] == "text_to_image"]
+    assert found["text_to_image_recall@1"] == pytest.approx(100 * np.mean([row["correct"] for row in texts]))
+    assert found["text_to_image_mean_rank"] == pytest.approx(np.mean([row["rank"] for row in texts]))
+    assert found["images"] == IMAGES and found["texts"] == 2 * IMAGES and "tie" in found["tie_rule"]
+    assert f"{found['mean_recall']:.2f}" in done.stdout
+    cards = json.loads((tmp_path / "run" / "gallery.json").read_text())["cards"]
+    assert len(cards) == 8 and all(len(card["predictions"]) == 5 for card in cards)
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "&lt;b&gt;bold" in page and "<b>bold" not in page
+
+
+def test_an_evaluation_in_parts_or_by_several_processes_ends_with_the_same_bytes(
+    programs, pairs, trained, tmp_path, monkeypatch
+):
+    """Interrupted after the images: the same command encodes the texts alone, and the files are those of one go."""
+    programs.run("retrieval", *flags(pairs, tmp_path / "whole", "--load", trained, cache=tmp_path / "a"))
+    encode, sides = retrieval.encode, []
+
+    def interrupted(side, *rest):
+        sides.append(side)
+        if sides == ["image", "text"]:
+            raise retrieval.Interrupted("now")
+        return encode(side, *rest)
+
+    monkeypatch.setattr(retrieval, "encode", interrupted)
+    given = flags(pairs, tmp_path / "broken", "--load", trained, cache=tmp_path / "b")
+    with pytest.raises(retrieval.Interrupted):
+        programs.run_here("retrieval", *given)
+    assert not (tmp_path / "broken" / "result.json").exists()
+    programs.run("retrieval", *given)
+    programs.run("retrieval", *flags(pairs, tmp_path / "two", "--load", trained, cache=tmp_path / "c"), nproc=2)
+    for other in ("broken", "two"):
+        for name in ("samples.jsonl", "gallery.json"):
+            assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / other / name).read_bytes()
+        a, b = (result(tmp_path / run) for run in ("whole", other))
+        assert {k: v for k, v in a.items() if k != "inputs"} == {k: v for k, v in b.items() if k != "inputs"}
+    again = programs.run("retrieval", *given)
+    assert "already" in again.stdout
+
+
+def test_folds_are_scored_apart(programs, pairs, trained, tmp_path):
+    """Among 4 images instead of 12 no query can rank worse, and the score is the mean over the folds."""
+    programs.run("retrieval", *flags(pairs, tmp_path / "all", "--load", trained))
+    programs.run("retrieval", *flags(pairs, tmp_path / "folds", "--load", trained, "--fold_size", "4"))
+    whole, folds = ({row["id"]: row["rank"] for row in samples(tmp_path / name)} for name in ("all", "folds"))
+    assert whole.keys() == folds.keys() and all(folds[name] <= whole[name] for name in whole)
+    assert max(rank for name, rank in folds.items() if name.startswith("text_to_image")) <= 4
+    found = result(tmp_path / "folds")
+    assert found["folds"] == 3 and "folds of 4" in found["split"]
+    assert found["text_to_image_mean_rank"] == pytest.approx(
+        np.mean([rank for name, rank in folds.items() if name.startswith("text_to_image")])
+    )
+
+
+@pytest.fixture(scope="module")
+def fused(programs, pretrained, shapes_root, tmp_path_factory):
+    """Flags of an evaluation of the pre-trained fused encoder on a few built-in scenes."""
+    cache = tmp_path_factory.mktemp("cache")
+    given = ["--test", f"shapes:{shapes_root}@test", "--dataset_size", "6", "--fused", pretrained]
+    return [*given, "--datasets_dir", cache, "--batch_size", "16", "--gallery", "2"]
+
+
+def test_the_fused_encoder_scores_pairs_as_in_pre_training(programs, fused, pretrained, shapes_root, tmp_path):
+    """Scores of the first image against the model itself, fed with the pixels that pre-training reads."""
+    kept = {}
+    original = retrieval.score_pairs
+
+    def spied(keys, pairs, scorer, flags, *rest):
+        kept.update(pairs=pairs, flags=flags, scores=original(keys, pairs, scorer, flags, *rest))
+        return kept["scores"]
+
+    retrieval.score_pairs = spied
+    try:
+        programs.run("retrieval", *fused, "--output", tmp_path / "run")
+    finally:
+        retrieval.score_pairs = original
+    from clip_vl.datasets.images import canvas_size, place_on_canvas
+    from clip_vl.datasets.text import load_tokenizer, pad_tokens
+    from clip_vl.models.vl_build import bert_folder, build_encoder
+    from clip_vl.models.vl_checkpoints import read_checkpoint
+    from clip_vl.models.vl_encoder import VLPretrainer
+    from clip_vl.models.weights import load_weights
+
+    pairs, given = kept["pairs"], kept["flags"]
+    state, _ = read_checkpoint(pretrained)
+    model = VLPretrainer(build_encoder(given, state)).eval()
+    load_weights(model, state, ignore=("answer_head.",))
+    source = ImageSource(shapes_root)
+    name = pairs.source.name(int(pairs.rows[0]))
+    image_id = name.rpartition("/")[2].removesuffix(".jpg")
+    size = Image.open(name).size[::-1]
+    picture = source.load(image_id, given.image_size_min, given.image_size_max, list(size))
+    images, _ = place_on_canvas([picture], canvas_size(*size, given.image_size_min, given.image_size_max))
+    texts = [pairs.source.text(int(n)) for n in pairs.numbers]
+    batch = pad_tokens(load_tokenizer(bert_folder(given)).encode(texts, given.max_length))
+    with torch.no_grad():
+        none = torch.full((len(texts),), -1)
+        same = torch.zeros(len(texts), dtype=torch.long)
+        masked = torch.full_like(batch["input_ids"], -1)
+        logits = model(images, batch["input_ids"], batch["attention_mask"], masked, none, same)["match_logits"]
+    expected = (logits[:, 1] - logits[:, 0]).numpy()
+    assert kept["scores"][: len(texts)] == pytest.approx(expected, abs=1e-4)
+    assert result(tmp_path / "run")["scored_by"] == "fused encoder on all pairs"
+
+
+def test_reranking_all_candidates_is_scoring_all_pairs(programs, fused, trained, pairs, tmp_path):
+    programs.run("retrieval", *fused, "--output", tmp_path / "all")
+    dual = ["--load", trained, "--text_vocab", pairs]
+    programs.run("retrieval", *fused, *dual, "--rerank", "1000", "--output", tmp_path / "everything")
+    programs.run("retrieval", *fused, *dual, "--rerank", "1", "--output", tmp_path / "first")
+    programs.run("retrieval", *[f for f in fused if f not in ("--fused", fused[fused.index("--fused") + 1])], *dual,
+                 "--output", tmp_path / "dual")  # fmt: skip
+    ranks = {n: [row["rank"] for row in samples(tmp_path / n)] for n in ("all", "everything", "first", "dual")}
+    assert ranks["all"] == ranks["everything"]
+    assert ranks["first"] == ranks["dual"] != ranks["all"]  # one candidate has no order to change
+
+
+@pytest.mark.parametrize(
+    "more, error, sentence",
+    [
+        (["--test", ""], UserError, "--test names no data: pass one of coco-karpathy-5k"),
+        (["--rerank", "4"], UserError, "pass --fused"),
+        (["--rerank", "-1"], UserError, "from 0 up"),
+        (["--captions_per_image", "0"], UserError, "at least 1"),
+        (["--fused", "nowhere/Epoch01"], UserError, "no checkpoint nowhere/Epoch01"),
+        (["--test", "flickr30k-karpathy"], UserError, "is not there"),
+        (["--output", ""], UserError, "--output"),
+    ],
+)
+def test_bad_input_gets_one_sentence(programs, pairs, tmp_path, more, error, sentence):
+    towers = [
+        "--image_model",
+        "RN-micro",
+        "--text_model",
+        "RN-micro",
+        "--image_resolution",
+        "48",
+        "--text_vocab",
+        pairs,
+    ]
+    with pytest.raises(error, match=sentence):
+        programs.run_here("retrieval", *flags(pairs, tmp_path / "run", *towers), *more)
+
+
+def test_a_damaged_image_ends_the_evaluation_with_its_name(programs, pairs, trained, tmp_path):
+    shutil.copytree(pairs, tmp_path / "data", ignore=shutil.ignore_patterns("align", "cache"))
+    (tmp_path / "data" / "3.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"evaluation needs every image: .*3\.png"):
+        programs.run_here("retrieval", *flags(tmp_path / "data", tmp_path / "run", "--load", trained))
