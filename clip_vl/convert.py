@@ -51,6 +51,7 @@ from clip_vl.datasets.regions import convert_regions
 from clip_vl.engine.dist import run_program
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.files import atomic_file, atomic_json, temporary_name
+from clip_vl.models.activations import is_archive
 from clip_vl.models.bert import BertConfig
 from clip_vl.models.clip_exchange import from_openclip, from_transformers
 from clip_vl.models.clip_files import write_clip
@@ -182,6 +183,15 @@ def _rename(name, prefixes):
     return prefixes.get(old, "") + name.removeprefix(old)
 
 
+def has_quick_gelu(source):
+    """Whether CLIP weights are of OpenAI's GELU: its own archives, and transformers' folders that say so or nothing."""
+    if source.is_dir():
+        path = source / "config.json"
+        config = json.loads(path.read_bytes()) if path.is_file() else {}
+        return config.get("vision_config", {}).get("hidden_act", "quick_gelu") == "quick_gelu"
+    return is_archive(source)
+
+
 def main(args):
     if not (args.source and args.target):
         raise UserError("name a source and a target, such as Epoch09_LXRT.pth model.safetensors")
@@ -205,7 +215,7 @@ def main(args):
         if target.suffix != ".pt":
             raise UserError(f"CLIP's weights become a .pt for --load, not {target}")
         with atomic_file(target) as file:
-            torch.save({"state_dict": from_openclip(state)}, file)
+            torch.save({"state_dict": from_openclip(state, has_quick_gelu(Path(args.source)))}, file)
     elif target.suffix == ".pth":
         write_published(state, target)
     elif target.suffix == ".safetensors":

@@ -119,6 +119,7 @@ def test_a_run_leaves_its_files_and_recall_of_held_out_pairs(programs, pairs, tm
         "image_tower",
         "text_tower",
         "logit_scale",
+        "quick_gelu",
     }
 
 
@@ -364,3 +365,20 @@ def test_several_epochs_may_share_a_clustering(programs, pairs, tmp_path):
     ]
     programs.run("align", *flags(pairs, tmp_path / "run", *more))
     assert all(row["loss_proto"] > 0 for row in rows_of(programs, tmp_path / "run"))
+
+
+def test_a_checkpoint_remembers_openais_gelu(programs, pairs, tmp_path):
+    """Shapes cannot tell QuickGELU from GELU; a published model fine-tuned here must not come back with the other."""
+    from clip_vl.align import AlignFlags
+    from clip_vl.models.dual_build import build_dual_encoder
+    from clip_vl.models.dual_flags import check_dual_flags
+
+    more = ["--image_model", "ViT-tiny", "--text_model", "ViT-tiny", "--epochs", "1", "--lr", "0", "--force_quick_gelu"]
+    programs.run("align", *flags(pairs, tmp_path / "run", *more))
+    (tmp_path / "run" / "args.json").unlink()  # the weights alone must say it
+    given = ["--load", tmp_path / "run" / "epoch_1.pt", "--image_model", "ViT-tiny", "--text_model", "ViT-tiny"]
+    args = parse(AlignFlags, "doc", [*map(str, given), "--text_vocab", str(pairs), "--image_resolution", "48"])
+    check_dual_flags(args)
+    model = build_dual_encoder(args, {"scale"})
+    assert model.image_tower.activation == model.text_tower.activation == "quick_gelu"
+    assert model.image_tower.transformer["resblocks"][0].quick_gelu

@@ -32,6 +32,7 @@ TRANSPOSED = ("text_projection", "visual.proj")  # matrices here, linear layers 
 def to_openclip(state):
     """Our names (image_tower., text_tower., logit_scale) -> open_clip's. Raises UserError for what has no place."""
     own = ("image_tower.", "text_tower.", "logit_scale")
+    state = {name: tensor for name, tensor in state.items() if name != "quick_gelu"}
     foreign = sorted({name.partition(".")[0] for name in state if not name.startswith(own)})
     if foreign:
         raise UserError(f"CLIP has no {', '.join(foreign)}: only towers without heads can be written for others")
@@ -41,14 +42,15 @@ def to_openclip(state):
     return {names[name]: tensor for name, tensor in state.items()}
 
 
-def from_openclip(state):
-    """open_clip's or OpenAI's names -> ours, for --load."""
+def from_openclip(state, quick_gelu=False):
+    """open_clip's or OpenAI's names -> ours, for --load. quick_gelu: both towers have OpenAI's GELU."""
     unused = ("input_resolution", "context_length", "vocab_size", "attn_mask")
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
-    return {
+    ours = {
         name if name == "logit_scale" else f"image_tower.{name.removeprefix('visual.')}" if name.startswith("visual.")
         else f"text_tower.{name}": tensor for name, tensor in state.items() if name not in unused
     }  # fmt: skip
+    return ours | {"quick_gelu": torch.full((2,), int(quick_gelu), dtype=torch.uint8)}
 
 
 def to_transformers(state, heads, activation, resolution):

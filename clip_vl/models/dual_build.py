@@ -10,6 +10,7 @@ from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.optim import Updater, autocast_dtype
 from clip_vl.engine.random import derive_seed
+from clip_vl.models.activations import is_archive
 from clip_vl.models.dual_encoder import CachedTower, DualEncoder
 from clip_vl.models.image_towers import build_image_tower
 from clip_vl.models.layers import layer_of_parameters
@@ -31,11 +32,15 @@ def build_dual_encoder(args, needs=frozenset(), cached=None, teacher=None):
     cached:  {"image" or "text": `CachedTower`} in the place of the tower
     teacher: side that a one-way loss gives no gradient
     """
-    towers = {side: (cached or {}).get(side) or build_tower(side, args) for side in ("image", "text")}
+    state = read_dual_encoder(args.load) if args.load else {}
+    quick = dict(zip(("image", "text"), state.get("quick_gelu", torch.zeros(2)).tolist()))
+    towers = {
+        side: (cached or {}).get(side) or build_tower(side, args, bool(quick[side])) for side in ("image", "text")
+    }
     heads = _build_heads(towers, args)
     model = DualEncoder(towers["image"], towers["text"], *heads, **_extras(towers, heads, args, needs))
     if args.load:
-        load_dual_encoder(model, args.load, args)
+        load_dual_encoder(model, state, args.load, args)
     _freeze(model, args, teacher)
     model.two_texts = "two_texts" in needs
     return model
@@ -46,8 +51,11 @@ def open_dual_encoder(args, device):
     return build_dual_encoder(args, {"scale"}).to(device, memory_format=torch.channels_last).eval()
 
 
-def build_tower(side, args):
-    """The image or the text tower that the flags describe; its first weights depend on --seed and on nothing else."""
+def build_tower(side, args, quick_gelu=False):
+    """The image or the text tower that the flags describe; its first weights depend on --seed and on nothing else.
+
+    quick_gelu: a checkpoint says that it was trained with OpenAI's GELU
+    """
     torch.manual_seed(derive_seed(args.seed, f"{side} tower"))
     builder, name = getattr(args, f"{side}_model_builder"), getattr(args, f"{side}_model")
     pretrained, weights = getattr(args, f"pretrained_{side}_model"), getattr(args, f"{side}_weights")
@@ -57,7 +65,7 @@ def build_tower(side, args):
         "pretrained": pretrained,
         "weights": weights,
         "cache_dir": args.cache_dir,
-        "quick_gelu": args.force_quick_gelu,
+        "quick_gelu": args.force_quick_gelu or quick_gelu,
     }
     if side == "image":
         return build_image_tower(
@@ -109,13 +117,22 @@ def _extras(towers, heads, args, needs):
     return extras
 
 
-def load_dual_encoder(model, path, args):
-    """The weights of a whole dual encoder: an epoch_N.pt of ours, or open_clip's or OpenAI's names in clip towers."""
+def read_dual_encoder(path):
+    """The state of a whole dual encoder: an epoch_N.pt of ours, or a file with open_clip's or OpenAI's names, whose
+    archives have OpenAI's GELU.
+    """
     state = read_state_dict(path, "--load takes a whole dual encoder, such as snap/align/NAME/epoch_32.pt")
     if any(name.startswith("visual.") for name in state):
         state = dict(_our_name(name, tensor) for name, tensor in state.items() if name not in CLIP_CONSTANTS)
+        state["quick_gelu"] = torch.full((2,), int(is_archive(path)), dtype=torch.uint8)
     if not any("_tower." in name for name in state):
         raise UserError(f"{path} is no dual encoder's: it has no weight named image_tower. or text_tower., nor visual.")
+    return state
+
+
+def load_dual_encoder(model, state, path, args):
+    """Load what `read_dual_encoder` read; OpenAI's GELU where --force_quick_gelu asks for it stays."""
+    state = dict(state, quick_gelu=model.quick_gelu)
     absent = []
     for side in ("image", "text"):
         if not any(name.startswith(f"{side}_tower.") for name in state):  # trained from a cache of a frozen tower

@@ -32,6 +32,9 @@ class DualEncoder(nn.Module):
         self.two_texts = False  # whether `forward` encodes texts twice, for SimCSE
         for name, extra in extras.items():
             setattr(self, name, extra)
+        # Whether each tower has OpenAI's GELU: shapes cannot tell, so checkpoints carry it, and towers are built by it.
+        quick = [getattr(tower, "activation", None) == "quick_gelu" for tower in (image_tower, text_tower)]
+        self.register_buffer("quick_gelu", torch.tensor(quick, dtype=torch.uint8))
         for name in ("mean", "std"):
             pixels = torch.tensor(getattr(image_tower, name, (0.0, 0.0, 0.0))).view(3, 1, 1)
             self.register_buffer(name, pixels, persistent=False)
