@@ -110,11 +110,11 @@ def _swap_things(title, things, rng):
 
 def _other_look(title, things, rng):
     """One attribute of one thing is another, such as nothing in the picture has together with the rest."""
-    place, name = rng.integers(len(things)), ORDER[rng.integers(len(ORDER))]
-    look = things[place][0]
-    nouns = {_noun(thing) for thing, _, _ in things}
-    options = [value for value in ATTRIBUTES[name] if _noun(look | {name: value}) not in nouns]
-    return _with(title, things[place], _noun(look | {name: options[rng.integers(len(options))]}))
+    thing = things[rng.integers(len(things))]
+    nouns = {_noun(look) for look, _, _ in things}
+    names = [ORDER[i] for i in rng.permutation(len(ORDER))]  # of some, such as the size, both may be in the picture
+    looks = [thing[0] | {name: value} for name in names for value in rng.permutation(ATTRIBUTES[name]).tolist()]
+    return _with(title, thing, next(noun for noun in map(_noun, looks) if noun not in nouns))
 
 
 def _other_relation(title, things):

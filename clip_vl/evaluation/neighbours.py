@@ -67,7 +67,7 @@ def top_k(queries, keys, k, *, exclude=None, duplicate_above=None, dtype=None):
     exclusion = exclusion_of(exclude, duplicate_above, keys.device)
     dtype = dtype or (torch.bfloat16 if is_fast_at_bf16(keys.device) else torch.float32)
     block = QUERY_BLOCK.get(keys.device.type, 256)
-    with _full_precision():
+    with full_precision():
         passes = [_Rounded(keys, kind) for kind in dict.fromkeys((dtype, torch.float32))]
 
         def search(start):
@@ -106,7 +106,7 @@ def exclusion_of(exclude, duplicate_above, device):
 
 
 @contextlib.contextmanager
-def _full_precision():
+def full_precision():
     """Products of float32 in float32, and sums of bfloat16 products too: what the bounds below assume."""
     cuda, before = torch.backends.cuda.matmul, torch.get_float32_matmul_precision()
     reduced = cuda.allow_bf16_reduced_precision_reduction

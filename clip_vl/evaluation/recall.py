@@ -13,7 +13,7 @@ import torch
 from clip_vl.engine import dist
 from clip_vl.evaluation.bootstrap import clustered_interval
 from clip_vl.evaluation.features import collect
-from clip_vl.evaluation.neighbours import _full_precision
+from clip_vl.evaluation.neighbours import full_precision
 from clip_vl.evaluation.tiles import count_columns, count_rows, product
 
 TILES = {"cpu": (256, 1024), "cuda": (4096, 8192)}  # images, texts of one product: 1 MiB of scores stays in the cache
@@ -82,7 +82,7 @@ def feature_ranks(image_features, text_features, image_of_text):
     order = np.argsort(owner, kind="stable")  # the texts of an image side by side: its own scores lie in few tiles
     if (np.diff(owner) < 0).any():
         owner, text_features = owner[order], text_features[torch.from_numpy(order).to(text_features.device)]
-    with _full_precision():
+    with full_precision():
         above, level = _count(image_features, text_features, owner)
     above, level = ([dist.sum_over_ranks(torch.from_numpy(c)).numpy() for c in counts] for counts in (above, level))
     texts = [np.empty_like(above[0]) for _ in range(2)]

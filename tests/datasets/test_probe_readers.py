@@ -310,3 +310,15 @@ def test_a_folder_without_annotations_is_named(tmp_path):
     for read in (read_sugarcrepe, read_productivity, read_relation, read_nlvr, read_winoground, read_svo, read_scenes):
         with pytest.raises(UserError):
             read(tmp_path)
+
+
+def test_a_replaced_attribute_is_of_nothing_in_the_picture(tmp_path):
+    """Both sizes of this triangle are there, so another attribute has to be the one that changes."""
+    title = "a large blue solid triangle above a small blue solid triangle, on a beige background"
+    header = "filepath\ttitle\tattribute_swap\trelation_swap"
+    (tmp_path / "test.tsv").write_text("\n".join([header, *[f"{i}.jpg\t{title}\t\t" for i in range(40)]]) + "\n")
+    replaced = [item.captions[1] for item in read_scenes(tmp_path).items if item.id.startswith("replace_att")]
+    assert len(replaced) == 40
+    for text in replaced:
+        there = [noun for noun in ("large blue solid triangle", "small blue solid triangle") if noun in text]
+        assert len(there) == 1 and len(text.split()) == len(title.split())
