@@ -7,38 +7,12 @@ parse = tagger("A brown dog sits.")
 parse.chunks                        [(0, 3)]: "A brown dog"
 """
 
-import re
-from typing import NamedTuple
-
+from clip_vl.datasets.tagger_rules import BundledTagger
+from clip_vl.datasets.tagger_tokens import Parse, Token, checked
 from clip_vl.engine.errors import UserError
 
 SPACY_MODEL = "en_core_web_sm"
 BACKENDS = ("auto", "spacy", "bundled")
-MAX_CHARACTERS = 10_000  # of a caption; more is no caption, and costs a tagger minutes
-
-# A word stops before its clitic; hyphens, slashes and all other signs stand alone, as in spaCy's English tokens.
-TOKEN = re.compile(
-    r"\d+(?:[.,]\d+)*|(?:[^\W\d_]+(?=n['’]t\b))|n['’]t\b|['’](?:s|re|ve|ll|d|m)\b|[^\W_]+|\S", re.IGNORECASE
-)
-
-
-class Token(NamedTuple):
-    """text is caption[start:end]; space: whether white space follows; tag: Penn Treebank; pos: universal class."""
-
-    text: str
-    start: int
-    end: int
-    space: bool
-    tag: str
-    pos: str
-
-
-class Parse(NamedTuple):
-    """chunks: (first, last + 1) token places of the noun phrases, in order, none inside another."""
-
-    text: str
-    tokens: tuple
-    chunks: tuple
 
 
 def load_tagger(backend="auto"):
@@ -56,8 +30,6 @@ def load_tagger(backend="auto"):
             if backend == "spacy":
                 raise UserError(f"the spaCy tagger needs spacy and its model {SPACY_MODEL}; install both, or use "
                                 "the bundled tagger") from None  # fmt: skip
-    from clip_vl.datasets.tagger_rules import BundledTagger
-
     return BundledTagger()
 
 
@@ -80,16 +52,3 @@ class SpacyTagger:
         place = {token.start: i for i, token in enumerate(tokens)}
         chunks = [[place[t.idx] for t in chunk if t.idx in place] for chunk in document.noun_chunks]
         return Parse(caption, tokens, tuple((chunk[0], chunk[-1] + 1) for chunk in chunks if chunk))
-
-
-def checked(caption):
-    """The caption, unless it is too long for one: then a UserError."""
-    if len(caption) > MAX_CHARACTERS:
-        raise UserError(f"a caption of {len(caption):,} characters ({caption[:40]!r}...) cannot be tagged; "
-                        f"at most {MAX_CHARACTERS:,} are")  # fmt: skip
-    return caption
-
-
-def split_tokens(caption):
-    """(start, end) of every token."""
-    return [match.span() for match in TOKEN.finditer(checked(caption))]

@@ -7,8 +7,8 @@ verbs, else from its suffix. Where several are possible the neighbours decide.
 import functools
 from pathlib import Path
 
-from clip_vl.datasets.tagger import Parse, Token, split_tokens
 from clip_vl.datasets.tagger_forms import inflections
+from clip_vl.datasets.tagger_tokens import Parse, Token, split_tokens
 
 CLOSED = {
     "DT": "a an the this these those some any every each no both all another either neither",

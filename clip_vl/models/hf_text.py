@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 from clip_vl.engine.errors import DataError, UserError
-from clip_vl.models.clip_tokenizer import pad_ids
 from clip_vl.models.hf_attention import attention_of, cheapen_dropout
 from clip_vl.models.hf_files import load_config, load_tokenizer, local_folder, reading
+from clip_vl.models.hf_tokens import HuggingFaceTokenizer, first_position
+from clip_vl.models.prompt_bert import PromptBertTower
 
 POOLERS = ("cls", "cls_before_pooler", "mean", "PromptBERT")
 
@@ -81,8 +82,6 @@ def _encoder(model, pooler, folder):
 def _tower(model, tokenizer, pooler, max_length):
     max_length = min(max_length, _positions(model.config))
     if pooler == "PromptBERT":
-        from clip_vl.models.prompt_bert import PromptBertTower
-
         return PromptBertTower(model, tokenizer, max_length)
     return HuggingFaceTower(model, HuggingFaceTokenizer(tokenizer, max_length), pooler)
 
@@ -91,11 +90,6 @@ def _positions(config):
     """How many tokens the position table has room for; RoBERTa's begins behind the padding's id."""
     positions = getattr(config, "max_position_embeddings", None) or 512
     return positions - first_position(config)
-
-
-def first_position(config):
-    """The position of a text's first token: RoBERTa and its kin count from the padding's id on."""
-    return config.pad_token_id + 1 if "roberta" in config.model_type or config.model_type == "camembert" else 0
 
 
 def _load(model, path, pooler):
@@ -110,36 +104,6 @@ def _load(model, path, pooler):
     table = load_weights(model, state, ignore=ignore, allow_partial=True, source=path)
     if table:
         raise UserError(f"{path} does not fit the text tower:\n{table}")
-
-
-class HuggingFaceTokenizer:
-    """Texts to {"input_ids", "attention_mask"} (B, L) of a transformers tokenizer, padded to the batch's longest."""
-
-    def __init__(self, tokenizer, max_length, lower_case=False):
-        self.tokenizer, self.max_length, self.lower_case = tokenizer, max_length, lower_case
-
-    def __call__(self, texts, rng=None):
-        """B texts -> dict of (B, L) int64; rng is not used."""
-        texts = [text.lower() for text in texts] if self.lower_case else list(texts)
-        if self.tokenizer.is_fast and self.tokenizer.padding_side == "right":
-            return self._fast(texts)
-        encoded = self.tokenizer(texts, padding=True, truncation=True, max_length=self.max_length, return_tensors="pt")
-        return {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
-
-    def _fast(self, texts):
-        """The same ids from what lies below transformers' wrapper, which takes most of the time."""
-        pipeline = self.tokenizer.backend_tokenizer
-        pipeline.enable_truncation(self.max_length)
-        pipeline.no_padding()
-        return padded([encoding.ids for encoding in pipeline.encode_batch_fast(texts)], self.tokenizer.pad_token_id)
-
-
-def padded(sequences, pad_id):
-    """B lists of ids -> {"input_ids", "attention_mask"} (B, L) int64, 1 keep, 0 padding."""
-    lengths = torch.tensor([len(ids) for ids in sequences])
-    input_ids = pad_ids(sequences)
-    keep = torch.arange(input_ids.shape[1]) < lengths[:, None]
-    return {"input_ids": input_ids.masked_fill_(~keep, pad_id), "attention_mask": keep.long()}
 
 
 class HuggingFaceTower(nn.Module):

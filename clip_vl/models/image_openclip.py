@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.models.activations import openclip_tag, resolve_quick_gelu
-from clip_vl.models.image_towers import PooledTower
 from clip_vl.models.pixels import Pixels, describe, measure_width
+from clip_vl.models.pooled_tower import PooledTower
 from clip_vl.models.pretrained_files import OPENCLIP_FILES, find_file, load_tower, openclip_file
 from clip_vl.models.weights import read_state_dict
 

@@ -3,8 +3,8 @@
 import sys
 
 from clip_vl.engine.errors import UserError
-from clip_vl.models.image_towers import PooledTower
 from clip_vl.models.pixels import Pixels, describe, measure_width
+from clip_vl.models.pooled_tower import PooledTower
 from clip_vl.models.pretrained_files import load_tower, published_file
 from clip_vl.models.weights import read_state_dict
 

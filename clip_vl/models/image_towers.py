@@ -4,8 +4,6 @@ Every tower says what it expects (`resolution`, `mean`, `std`, `interpolation`, 
 numbers it gives (`width`). Weights come from files on this machine; nothing is fetched.
 """
 
-from torch import nn
-
 from clip_vl.engine.errors import UserError
 
 BUILDERS = ("openclip", "torchvision", "timm", "clip")
@@ -43,18 +41,3 @@ def _builder(builder):
     else:
         raise UserError(f"image builder {builder!r} is none of {', '.join(BUILDERS)}")
     return build
-
-
-class PooledTower(nn.Module):
-    """A library's model behind the one call of all towers."""
-
-    def __init__(self, model):
-        super().__init__()
-        self.model = model
-
-    def forward(self, images):
-        """images: float (B, 3, H, W), normalised -> (B, width)."""
-        features = self.model(images)
-        if isinstance(features, tuple):  # CoCa's: pooled, tokens
-            features = features[0]
-        return features.mean((2, 3)) if features.dim() == 4 else features

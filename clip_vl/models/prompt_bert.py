@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from clip_vl.engine.errors import UserError
-from clip_vl.models.hf_text import first_position, padded
+from clip_vl.models.hf_tokens import first_position, padded
 
 TEMPLATES = {  # the first one is the one of evaluation; {} is the sentence, <mask> the tokenizer's mask token
     "bert": ('The sentence of "{}" means <mask>.', 'This sentence : "{}" means <mask>.'),

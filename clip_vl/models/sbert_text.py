@@ -9,7 +9,7 @@ from torch import nn
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.models.hf_attention import cheapen_dropout, use_own_attention
 from clip_vl.models.hf_files import local_folder, reading
-from clip_vl.models.hf_text import HuggingFaceTokenizer
+from clip_vl.models.hf_tokens import HuggingFaceTokenizer
 
 
 def build_sbert_tower(name, *, pretrained=True, cache_dir=None, weights=None, max_length=77):

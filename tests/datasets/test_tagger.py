@@ -8,8 +8,9 @@ import pytest
 
 from clip_vl.datasets import tagger as tagger_module
 from clip_vl.datasets.caption_swaps import enumerate_swaps, folded
-from clip_vl.datasets.tagger import Parse, Token, load_tagger
+from clip_vl.datasets.tagger import load_tagger
 from clip_vl.datasets.tagger_forms import inflections
+from clip_vl.datasets.tagger_tokens import Parse, Token
 from clip_vl.engine.errors import UserError
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from clip_vl.engine.errors import UserError
-from clip_vl.models.image_towers import PooledTower, build_image_tower
+from clip_vl.models.image_towers import build_image_tower
+from clip_vl.models.pooled_tower import PooledTower
 from clip_vl.models.pixels import measure_width
 
 
