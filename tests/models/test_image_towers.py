@@ -5,8 +5,8 @@ import torch
 
 from clip_vl.engine.errors import UserError
 from clip_vl.models.image_towers import build_image_tower
-from clip_vl.models.pooled_tower import PooledTower
 from clip_vl.models.pixels import measure_width
+from clip_vl.models.pooled_tower import PooledTower
 
 
 def test_an_unknown_builder_is_answered_with_the_known_ones():
