@@ -179,14 +179,14 @@ def swap_accuracy(folder, args):
     import torch
 
     from clip_vl.align import AlignFlags
-    from clip_vl.datasets.crops import crops_for
+    from clip_vl.datasets.crops import eval_crop
     from clip_vl.engine.flags import parse
     from clip_vl.models.dual_build import build_dual_encoder
 
     weights = max(folder.glob("epoch_*.pt"), key=lambda path: int(path.stem.partition("_")[2]))
     flags = parse(AlignFlags, "", [*map(str, [*TOWERS, "--text_vocab", ROOT / args.data, "--load", weights])])
     model = build_dual_encoder(flags, {"scale"}).eval()
-    crop = crops_for(model.image_tower, flags)[1]
+    crop = eval_crop(model.image_tower, flags)
     with (ROOT / args.data / "test.tsv").open() as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     accuracy = {}

@@ -11,11 +11,11 @@ and 10 of held-out pairs. CLIP (arXiv:2103.00020), LiT (2111.07991), SEED (2101.
 
 from dataclasses import dataclass
 
+from clip_vl.datasets.source_flags import PairFlags
 from clip_vl.engine.flags import flag, parse
 from clip_vl.engine.run_flags import RunFlags
 from clip_vl.losses.loss_flags import LossFlags, ProtoCLIPFlags, loss_readers
 from clip_vl.models.dual_flags import (
-    DualDataFlags,
     DualOptimFlags,
     ImageTowerFlags,
     PublishedRunFlags,
@@ -31,7 +31,7 @@ from clip_vl.models.dual_flags import (
 @dataclass
 class AlignFlags(
     RunFlags,
-    DualDataFlags,
+    PairFlags,
     ImageTowerFlags,
     TextTowerFlags,
     SharedTowerFlags,
@@ -80,7 +80,7 @@ import torch
 from clip_vl.datasets.align import AlignDataset
 from clip_vl.datasets.batches import DamagedPairs, training_loader
 from clip_vl.datasets.captions import open_held_out, open_sources
-from clip_vl.datasets.crops import crops_for
+from clip_vl.datasets.crops import eval_crop, train_crop
 from clip_vl.datasets.digests import file_digest
 from clip_vl.datasets.encoding import HeldOutPairs, ImagesOf, TextsOf, encode_numbers, shares
 from clip_vl.datasets.episodes import training_order
@@ -225,7 +225,7 @@ def open_teacher(args, sources, device):
         return tower(normalise(batch["images"], *pixels) if of_images else batch["tokens"])
 
     def features_of(source):
-        dataset = ImagesOf(source, crops_for(tower, args)[1]) if of_images else TextsOf(source, tower.tokenizer)
+        dataset = ImagesOf(source, eval_crop(tower, args)) if of_images else TextsOf(source, tower.tokenizer)
         count = len(source) if of_images else source.num_texts
         described = f"{frozen_digest(tower)} {args.image_crop} {args.precision} {args.force_quick_gelu} {vocabulary}"
         of_numbers = lambda numbers: encode_numbers(dataset, numbers, encode, device, args, autocast(device, args))  # noqa: E731
@@ -312,11 +312,11 @@ def train(device, args):
     cached, (teacher, valid_teacher) = open_teacher(args, [job.source, held_out], device)
     side = next(iter(cached), None)
     model = build_model(job, args, cached)
-    train_crop, valid_crop = (None, None) if side == "image" else crops_for(model.image_tower, args)
-    valid = held_out and HeldOutPairs(held_out, valid_crop, model.tokenizer, args, {side: valid_teacher})
+    crops = [None if side == "image" else crop(model.image_tower, args) for crop in (train_crop, eval_crop)]
+    valid = held_out and HeldOutPairs(held_out, crops[1], model.tokenizer, args, {side: valid_teacher})
     job.train_set = AlignDataset(
         job.source,
-        train_crop,
+        crops[0],
         model.tokenizer,
         args.seed,
         views=1 + args.BYOL,

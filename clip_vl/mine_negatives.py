@@ -13,19 +13,13 @@ counted. Several processes share the work and write what one would. Files appear
 
 from dataclasses import dataclass
 
+from clip_vl.datasets.source_flags import SourceFlags
 from clip_vl.engine.flags import flag, parse
-from clip_vl.models.dual_flags import (
-    DualDataFlags,
-    ImageTowerFlags,
-    JudgeFlags,
-    SharedTowerFlags,
-    TextTowerFlags,
-    check_dual_flags,
-)
+from clip_vl.models.dual_flags import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
 
 
 @dataclass
-class MineFlags(JudgeFlags, DualDataFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
+class MineFlags(JudgeFlags, SourceFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
     """Mining"""
 
     output: str = flag("data/negatives/train_neg_clip.tsv", "TSV to write; the report goes beside it, as .json.")
@@ -53,7 +47,7 @@ from torch.nn import functional as F
 
 from clip_vl.datasets.caption_swaps import draw_swaps
 from clip_vl.datasets.captions import open_sources
-from clip_vl.datasets.crops import crops_for
+from clip_vl.datasets.crops import eval_crop
 from clip_vl.datasets.encoding import HeldOutPairs, ImagesOf, encode_numbers
 from clip_vl.datasets.negative_table import NegativeRow, write_lmdb, write_tsv
 from clip_vl.datasets.tagger import load_tagger
@@ -130,7 +124,7 @@ def encode_images(source, device, args):
         tower = build_tower("image", args).to(device).eval()
         pixels = [torch.tensor(values, device=device).view(3, 1, 1) for values in (tower.mean, tower.std)]
         encode_batch, parts = (lambda images: tower(normalise(images, *pixels))), [tower]
-    dataset = ImagesOf(source, crops_for(tower, args)[1])
+    dataset = ImagesOf(source, eval_crop(tower, args))
 
     def encode(rows):
         unit = lambda batch: F.normalize(encode_batch(batch["images"]).float(), dim=1)  # noqa: E731

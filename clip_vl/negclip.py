@@ -11,10 +11,10 @@ recall of --valid_data, resumable checkpoints, log.jsonl, result.json and report
 
 from dataclasses import dataclass
 
+from clip_vl.datasets.source_flags import PairFlags
 from clip_vl.engine.flags import flag, parse
 from clip_vl.engine.run_flags import RunFlags
 from clip_vl.models.dual_flags import (
-    DualDataFlags,
     DualOptimFlags,
     ImageTowerFlags,
     PublishedRunFlags,
@@ -29,12 +29,13 @@ from clip_vl.models.dual_flags import (
 
 @dataclass
 class NegCLIPFlags(
-    RunFlags, DualDataFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags, DualOptimFlags, PublishedRunFlags
+    RunFlags, PairFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags, DualOptimFlags, PublishedRunFlags
 ):
     """Hard negatives"""
 
     num_workers: int = flag(0, "Loader workers of each process.", "--numWorkers", "--workers")
     train_data: str | None = flag(None, "Flag of `align`.", dead="the table of --train_negatives is trained on")
+    dataset_size: int | None = flag(None, "Flag of `align`.", dead="--max_steps says how long to train")
     train_negatives: str | None = flag(None, "Table of `python -m clip_vl.mine_negatives`, .tsv or .lmdb.")
     batch_size: int = flag(256, "Anchors per process: twice as many images, four times as many texts.")
     epochs: int = flag(5, "Passes over the table.")
@@ -52,7 +53,7 @@ FLAGS = parse(NegCLIPFlags, __doc__) if __name__ == "__main__" else None  # befo
 
 from clip_vl.datasets.batches import DamagedPairs, training_loader
 from clip_vl.datasets.captions import open_held_out
-from clip_vl.datasets.crops import crops_for
+from clip_vl.datasets.crops import eval_crop, train_crop
 from clip_vl.datasets.encoding import HeldOutPairs
 from clip_vl.datasets.episodes import PlainBatches
 from clip_vl.datasets.negclip import NegativePairs, open_negatives
@@ -105,15 +106,14 @@ def train(device, args):
     job.table = open_negatives(args.train_negatives, args.images_dir)
     job.damage = DamagedPairs(len(job.table), args)
     model = build_model(args)
-    train_crop, valid_crop = crops_for(model.image_tower, args)
     kinds = {"texts": args.negative_texts, "images": args.negative_images}
-    job.train_set = NegativePairs(job.table, train_crop, model.tokenizer, args.seed, **kinds)
+    job.train_set = NegativePairs(job.table, train_crop(model.image_tower, args), model.tokenizer, args.seed, **kinds)
     anchors = len(job.train_set.anchors)
     if anchors < len(job.table):
         dist.print0(f"{len(job.table) - anchors} rows are no anchors: they or a neighbour have no negative caption")
     job.order = PlainBatches(anchors, args.batch_size, rank=dist.rank(), world_size=dist.world_size(), seed=args.seed)
     held_out = open_held_out(args.valid_data, args)
-    valid = held_out and HeldOutPairs(held_out, valid_crop, model.tokenizer, args)
+    valid = held_out and HeldOutPairs(held_out, eval_crop(model.image_tower, args), model.tokenizer, args)
 
     job.model = prepare_training(model, args, device)
     updates_per_epoch = -(-len(job.order) // args.gradient_accumulation_steps)

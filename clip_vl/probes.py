@@ -50,7 +50,7 @@ import torch
 
 from clip_vl.datasets import fetch_images, probe_order
 from clip_vl.datasets.batches import evaluation_loader
-from clip_vl.datasets.crops import crops_for
+from clip_vl.datasets.crops import eval_crop
 from clip_vl.datasets.encoding import TextsOf, shares
 from clip_vl.datasets.probe_aro import read_attribution, read_relation
 from clip_vl.datasets.probe_crepe import read_productivity, read_systematicity
@@ -193,10 +193,9 @@ class DualScorer:
 
     def __init__(self, args, device):
         check_dual_flags(args)
-        args.augmentation = "none"
         self.args, self.device = args, device
         self.model = open_dual_encoder(args, device)
-        self.view = crops_for(self.model.image_tower, args)[1]
+        self.view = eval_crop(self.model.image_tower, args)
 
     def inputs(self):
         """Digests of the weights, of the tokenizer by what it makes of a sentence, and of how pictures are cropped."""

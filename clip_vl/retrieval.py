@@ -15,18 +15,13 @@ InfoNCE is `python -m clip_vl.align --load CHECKPOINT --train_data ...`.
 
 from dataclasses import dataclass
 
+from clip_vl.datasets.source_flags import SourceFlags
 from clip_vl.engine.flags import flag, parse
-from clip_vl.models.dual_flags import (
-    ImageTowerFlags,
-    JudgeFlags,
-    SharedTowerFlags,
-    TextTowerFlags,
-    check_dual_flags,
-)
+from clip_vl.models.dual_flags import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
 
 
 @dataclass
-class RetrievalFlags(JudgeFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
+class RetrievalFlags(JudgeFlags, SourceFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
     """Retrieval"""
 
     test: str | None = flag(None, "A protocol by its name, or captioned images in the forms that `align` reads.")
@@ -36,14 +31,6 @@ class RetrievalFlags(JudgeFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFla
     rerank: int = flag(0, "With --fused: only the k best of the dual encoder for each query; 0 scores all pairs.")
     bert: str | None = flag(None, "Folder of the fused encoder's text model [the one it was trained with].")
     gallery: int = flag(24, "Queries to look at in the report, each way: half of them best, half worst.")
-    images_dir: str | None = flag(None, "Folder of the images that a table names [the table's own].")
-    csv_separator: str | None = flag(None, "Separator of tables [found out].")
-    csv_img_key: str = flag("filepath", "Column of the image's path.")
-    csv_caption_key: str = flag("title", "Column of the caption.")
-    csv_label_key: str | None = flag(None, "Column of an integer class; not used.")
-    dataset_size: int | None = flag(None, "Only the first n rows.")
-
-    augmentation = "none"  # not a flag: nothing is trained
 
 
 FLAGS = parse(RetrievalFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
@@ -56,7 +43,7 @@ import torch
 
 from clip_vl.datasets.batches import build_loader, to_device
 from clip_vl.datasets.captions import open_sources
-from clip_vl.datasets.crops import crops_for
+from clip_vl.datasets.crops import eval_crop
 from clip_vl.datasets.encoding import ImagesOf, TextsOf, shares
 from clip_vl.datasets.fused_pairs import PairList, picture_on_canvas, text_batches
 from clip_vl.datasets.protocols import PROTOCOLS, RetrievalPairs, find_protocol
@@ -81,7 +68,7 @@ BLOCK = {"image": 1024, "text": 8192, "pair": 4096}  # what a killed process can
 def encode(side, pairs, model, run, device, args):
     """(N, D) or (M, D) features of the images or texts, L2-normalised, encoded once by all processes and kept."""
     if side == "image":
-        dataset, wanted = ImagesOf(pairs.source, crops_for(model.image_tower, args)[1]), pairs.rows
+        dataset, wanted = ImagesOf(pairs.source, eval_crop(model.image_tower, args)), pairs.rows
     else:
         dataset, wanted = TextsOf(pairs.source, model.tokenizer), pairs.numbers
 

@@ -15,7 +15,6 @@ Without splits these are the training ones.
 
 import dataclasses
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 from clip_vl.datasets.caption_csv import open_csv
@@ -31,19 +30,6 @@ KARPATHY = "karpathy/dataset_coco.json"
 TABLES, JSONS = (".csv", ".tsv", ".txt"), (".json", ".jsonl", ".ndjson")
 PUBLISHED_X01 = 10  # mscoco_captions_x0.1
 ENTRY = re.compile(r"(?P<path>.+?)(?:@(?P<splits>\w+(?:\+\w+)*))?(?::(?P<weight>\d+(?:\.\d+)?))?")
-
-
-@dataclass
-class SourceSettings:
-    """The flags that sources read; the flags of a program do as well."""
-
-    datasets_dir: str = "data"
-    images_dir: str | None = None
-    csv_separator: str | None = None
-    csv_img_key: str = "filepath"
-    csv_caption_key: str = "title"
-    csv_label_key: str | None = None
-    dataset_size: int | None = None
 
 
 def open_sources(spec, settings):

@@ -157,15 +157,18 @@ def _centre(image, S):
     return image[:, top : top + S, left : left + S]
 
 
-def crops_for(tower, args):
-    """(training crop, evaluation crop) of an image tower that says its resolution, interpolation, crop and short_side.
+def eval_crop(tower, args):
+    """The evaluation crop of an image tower that says its resolution, interpolation, crop and short_side.
 
-    args.augmentation: None for that of the tower's library, or a published name; "none" is the evaluation crop
-    args.image_crop:   of `EvalCrop`'s, in the place of the tower's own
+    args.image_crop: of `EvalCrop`'s, in the place of the tower's own
     """
-    for_evaluation = EvalCrop(tower.resolution, tower.interpolation, args.image_crop or tower.crop, tower.short_side)
+    return EvalCrop(tower.resolution, tower.interpolation, args.image_crop or tower.crop, tower.short_side)
+
+
+def train_crop(tower, args):
+    """The training crop: --augmentation, or that of the tower's library; with "none" the evaluation crop."""
     if args.augmentation == "none":
-        return for_evaluation, for_evaluation
+        return eval_crop(tower, args)
     kind = "torchvision" if args.image_model_builder in ("torchvision", "timm") else "openclip"
     kind = args.augmentation.removesuffix("-augmentation") if args.augmentation else kind
-    return TrainCrop(tower.resolution, kind, tower.interpolation), for_evaluation
+    return TrainCrop(tower.resolution, kind, tower.interpolation)

@@ -9,8 +9,8 @@ from clip_vl.datasets import caption_csv
 from clip_vl.datasets.cache import writable_root
 from clip_vl.datasets.caption_csv import open_csv
 from clip_vl.datasets.caption_table import BATCH, TableWriter
-from clip_vl.datasets.captions import SourceSettings
 from clip_vl.datasets.images import DamagedImage
+from clip_vl.datasets.source_flags import SourceFlags
 from clip_vl.engine.errors import DataError, UserError
 
 HEADER = "filepath,title\n"
@@ -25,7 +25,7 @@ def own_home(tmp_path, monkeypatch):
 def opened(folder, text, **settings):
     path = folder / "pairs.csv"
     path.write_text(text, encoding="utf-8")
-    return open_csv(path, SourceSettings(**settings), folder / "cache")
+    return open_csv(path, SourceFlags(**settings), folder / "cache")
 
 
 def told(folder, text, error=DataError, **settings):
@@ -42,7 +42,7 @@ def test_rows_come_back_as_the_csv_module_wrote_them(tmp_path, separator):
         writer = csv.writer(file, delimiter=separator)
         writer.writerow(["number", "title", "filepath"])
         writer.writerows([i, caption, f"images/{i}.jpg"] for i, caption in enumerate(captions))
-    source = open_csv(path, SourceSettings(), tmp_path / "cache")
+    source = open_csv(path, SourceFlags(), tmp_path / "cache")
     assert [source.captions(row) for row in range(len(source))] == [[caption.strip()] for caption in captions]
     assert source.name(2) == str(tmp_path / "images/2.jpg")
     assert source.label(0) == -1 and source.num_classes == 0
@@ -144,4 +144,4 @@ def test_wrong_columns_and_classes_are_answered_with_what_is_there(tmp_path):
 def test_bytes_that_are_not_utf8_are_named(tmp_path):
     (tmp_path / "pairs.csv").write_bytes(HEADER.encode() + b"a.jpg,caf\xe9\n")
     with pytest.raises(DataError, match="byte 0xe9 is not UTF-8"):
-        open_csv(tmp_path / "pairs.csv", SourceSettings(), tmp_path / "cache")
+        open_csv(tmp_path / "pairs.csv", SourceFlags(), tmp_path / "cache")

@@ -7,7 +7,7 @@ import pytest
 
 from clip_vl.datasets.cache import writable_root
 from clip_vl.datasets.caption_json import open_caption_json
-from clip_vl.datasets.captions import SourceSettings
+from clip_vl.datasets.source_flags import SourceFlags
 from clip_vl.engine.errors import DataError, UserError
 
 KARPATHY = {
@@ -39,7 +39,7 @@ def opened(root, value, splits=None, name="karpathy/dataset_coco.json", images=(
     for image in images or [f"mscoco/{e['filepath']}/{e['filename']}" for e in KARPATHY["images"]]:
         (root / image).parent.mkdir(exist_ok=True, parents=True)
         (root / image).write_bytes(image.encode())
-    settings = SourceSettings(datasets_dir=str(root), **settings)
+    settings = SourceFlags(datasets_dir=str(root), **settings)
     return open_caption_json(path, splits, settings, root / "cache", every)
 
 
@@ -155,7 +155,7 @@ def test_the_real_list_of_coco_has_1500_images_and_their_captions(tmp_path, real
     image = tmp_path / "mscoco" / entries[0]["image"]
     image.parent.mkdir(parents=True)
     image.write_bytes(b"")
-    source = open_caption_json(path, None, SourceSettings(datasets_dir=str(tmp_path)), tmp_path / "cache")
+    source = open_caption_json(path, None, SourceFlags(datasets_dir=str(tmp_path)), tmp_path / "cache")
     assert len(source) == len(entries) == 1500
     assert source.num_texts == sum(len(entry["caption"]) for entry in entries)
     assert source.captions(700) == [caption.strip() for caption in entries[700]["caption"]]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from clip_vl.datasets.cache import writable_root
-from clip_vl.datasets.captions import SourceSettings, open_sources
+from clip_vl.datasets.captions import open_sources
 from clip_vl.datasets.class_folders import TEMPLATES
+from clip_vl.datasets.source_flags import SourceFlags
 from clip_vl.engine.errors import UserError
 
 
@@ -41,7 +42,7 @@ def write(path, text):
 
 
 def settings(root, **given):
-    return SourceSettings(datasets_dir=str(root), **given)
+    return SourceFlags(datasets_dir=str(root), **given)
 
 
 def told(spec, *given, **named):

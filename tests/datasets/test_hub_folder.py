@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from clip_vl.datasets.cache import writable_root
-from clip_vl.datasets.captions import SourceSettings, open_sources
+from clip_vl.datasets.captions import open_sources
 from clip_vl.datasets.hub_folder import open_hub
 from clip_vl.datasets.images import DamagedImage
+from clip_vl.datasets.source_flags import SourceFlags
 from clip_vl.engine.errors import DataError, UserError
 
 datasets = pytest.importorskip("datasets")
@@ -37,7 +38,7 @@ def table(captions, column="caption", **more):
 
 
 def opened(folder, split=None, root=None, **settings):
-    return open_hub(folder, split, SourceSettings(**settings), root or folder.parent / "cache")
+    return open_hub(folder, split, SourceFlags(**settings), root or folder.parent / "cache")
 
 
 def test_what_was_saved_comes_back_undecoded(tmp_path):
@@ -60,7 +61,7 @@ def test_lists_of_captions_are_numbered_through(tmp_path):
 def test_splits_and_named_columns(tmp_path):
     both = {"train": table(["t"], "words"), "test": table(["x", "y"], "words")}
     datasets.DatasetDict(both).save_to_disk(tmp_path / "set")
-    settings = SourceSettings(datasets_dir=str(tmp_path), csv_caption_key="words")
+    settings = SourceFlags(datasets_dir=str(tmp_path), csv_caption_key="words")
     assert open_sources(f"{tmp_path}/set", settings).captions(0) == ["t"]
     assert len(open_sources("set@test", settings)) == 2
     with pytest.raises(UserError, match=r"has no split 'val'; it has train, test"):
@@ -68,7 +69,7 @@ def test_splits_and_named_columns(tmp_path):
     with pytest.raises(
         UserError, match=r"has no column of captions \(--csv_caption_key\); its columns are image, words"
     ):
-        open_sources("set", SourceSettings(datasets_dir=str(tmp_path)))
+        open_sources("set", SourceFlags(datasets_dir=str(tmp_path)))
 
 
 @pytest.mark.parametrize("form", ["parquet", "arrow"])

@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from clip_vl.datasets.captions import SourceSettings, open_sources
+from clip_vl.datasets.captions import open_sources
 from clip_vl.datasets.encoding import HeldOutPairs
 from clip_vl.datasets.protocols import RetrievalPairs, find_protocol
+from clip_vl.datasets.source_flags import SourceFlags
 from clip_vl.engine.errors import DataError, UserError
 
 
@@ -21,7 +22,7 @@ def make_source(tmp_path, images=6, captions=3):
         for i, count in enumerate(captions + (i == 2) for i in range(images))
     ]
     (tmp_path / "karpathy" / "dataset_coco.json").write_text(json.dumps({"images": entries}))
-    return open_sources("mscoco_captions@test", SourceSettings(datasets_dir=str(tmp_path)))
+    return open_sources("mscoco_captions@test", SourceFlags(datasets_dir=str(tmp_path)))
 
 
 def settings(**more):
@@ -71,7 +72,7 @@ def test_the_first_1500_images_of_the_karpathy_test_split_load(real_data, tmp_pa
     image = tmp_path / first[0]["image"]
     image.parent.mkdir(parents=True)
     image.write_bytes(b"")
-    source = open_sources(str(path), SourceSettings(datasets_dir=str(tmp_path), images_dir=str(tmp_path)))
+    source = open_sources(str(path), SourceFlags(datasets_dir=str(tmp_path), images_dir=str(tmp_path)))
     held_out = HeldOutPairs(source, None, None, None)
     assert len(held_out.rows) == 1500 and len(held_out.numbers) == 7503
     assert np.bincount(held_out.image_of_text).min() == 5

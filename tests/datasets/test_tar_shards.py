@@ -8,8 +8,9 @@ import tarfile
 import pytest
 
 from clip_vl.datasets.cache import writable_root
-from clip_vl.datasets.captions import SourceSettings, open_sources
+from clip_vl.datasets.captions import open_sources
 from clip_vl.datasets.images import DamagedImage
+from clip_vl.datasets.source_flags import SourceFlags
 from clip_vl.datasets.tar_index import iterate_members
 from clip_vl.datasets.tar_shards import expand_braces, open_shards
 from clip_vl.engine.errors import DataError, UserError
@@ -77,7 +78,7 @@ def test_shards_follow_each_other_and_mix(tmp_path):
         shard(tmp_path / f"a-{number:03d}.tar", range(number * 10, number * 10 + 4))
     shard(tmp_path / "b.tar", [99])
     spec = f"a-{{000..002}}.tar::{tmp_path}/b.tar:2.0"
-    mixture = open_sources(spec, SourceSettings(datasets_dir=str(tmp_path)))
+    mixture = open_sources(spec, SourceFlags(datasets_dir=str(tmp_path)))
     expected = [0, 1, 2, 3, 10, 11, 12, 13, 20, 21, 22, 23, 99]
     assert [mixture.read(row) for row in range(len(mixture))] == [b"JPEG %d" % n for n in expected]
     assert mixture.captions(12) == ["text 99"] and mixture.segments == [(13, 2.0)]
@@ -174,7 +175,7 @@ def test_compressed_missing_and_remote_shards_are_refused(tmp_path):
     with pytest.raises(UserError, match=r"a-001\.tar cannot be read: No such file"):
         open_shards(f"{plain}::{tmp_path}/a-{{001..002}}.tar", tmp_path / "cache")
     with pytest.raises(UserError, match="is a remote address"):
-        open_sources("https://example.org/s-{000..010}.tar", SourceSettings(datasets_dir=str(tmp_path)))
+        open_sources("https://example.org/s-{000..010}.tar", SourceFlags(datasets_dir=str(tmp_path)))
 
 
 def test_a_shard_that_shrinks_while_in_use_gives_damaged_images(tmp_path):
