@@ -12,7 +12,6 @@ ends with the same bytes (args.json, with its clocks, apart).
 
 import hashlib
 import json
-import math
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,7 @@ from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, Interrupted, UserError
 from clip_vl.engine.files import atomic_file, atomic_json, atomic_write
 from clip_vl.engine.report import write_report
-from clip_vl.engine.run import Run
+from clip_vl.engine.run import Run, finite
 from clip_vl.engine.signals import StopRequest
 
 NOT_INPUTS = ("output", "num_workers", "tqdm", "overwrite")  # flags that change no number
@@ -114,13 +113,3 @@ class EvaluationRun:
             except OSError as error:
                 raise UserError(f"cannot write to {self.folder}: {error.strerror}") from None
         dist.barrier()
-
-
-def finite(value):
-    """JSON values of numbers, dicts and lists; what is not finite becomes null."""
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -118,7 +118,7 @@ class Run:
         """Write result.json: task, split, checkpoint, and metrics under the names the papers use."""
         if self._rank == 0:
             head = {"program": self._program, "name": self.folder.name, "finished": _now()}
-            atomic_json(self.folder / "result.json", _finite(head | values))
+            atomic_json(self.folder / "result.json", finite(head | values))
 
     def write_predictions(self, name, rows):
         """Write a submission file: `rows`, a list of JSON objects, as `folder`/`name`."""
@@ -262,10 +262,11 @@ def _plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _finite(value):
+def finite(value):
+    """JSON values of numbers, dicts and lists; what is not finite becomes null."""
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list | tuple) else _plain(value)
+        return {str(key): finite(item) for key, item in value.items()}
+    return [finite(item) for item in value] if isinstance(value, list | tuple) else _plain(value)
 
 
 def _jsonable(args):
