@@ -43,7 +43,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from clip_vl.datasets.caption_swaps import draw_swaps
 from clip_vl.datasets.captions import open_sources
@@ -55,11 +54,9 @@ from clip_vl.datasets.teacher_cache import cached_features
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_json
-from clip_vl.engine.optim import autocast
 from clip_vl.engine.random import numpy_rng
 from clip_vl.evaluation.approximate import find_neighbours
-from clip_vl.models.dual_build import build_tower, frozen_digest, open_dual_encoder
-from clip_vl.models.pixels import normalise
+from clip_vl.models.sides import open_image_side
 
 # ---- input
 
@@ -116,27 +113,19 @@ def read_embeddings(path, rows, total):
 
 
 def encode_images(source, device, args):
-    """(rows of the source, D) embeddings, L2-normalised, from the cache where it has them."""
-    if args.load:
-        model = open_dual_encoder(args, device)
-        tower, encode_batch, parts = model.image_tower, model.encode_image, [model.image_tower, model.image_head]
-    else:
-        tower = build_tower("image", args).to(device).eval()
-        pixels = [torch.tensor(values, device=device).view(3, 1, 1) for values in (tower.mean, tower.std)]
-        encode_batch, parts = (lambda images: tower(normalise(images, *pixels))), [tower]
-    dataset = ImagesOf(source, eval_crop(tower, args))
+    """(rows of the source, D) embeddings, L2-normalised, from the cache where it has them. Raises DataError at an image
+    that cannot be read.
+    """
+    side = open_image_side(args, device)
+    dataset = ImagesOf(source, eval_crop(side.tower, args))
 
     def encode(rows):
-        unit = lambda batch: F.normalize(encode_batch(batch["images"]).float(), dim=1)  # noqa: E731
-        return encode_numbers(dataset, rows, unit, device, args, autocast(device, args))
+        return encode_numbers(dataset, rows, lambda batch: side.features(batch["images"]), device, args)
 
-    described = " ".join(frozen_digest(part) for part in parts) + f" {args.image_crop} {args.precision}"
+    described = f"{side.digest} {args.image_crop} {args.precision}"
     root = Path(args.datasets_dir) / "cache"
-    features = np.array(cached_features(source.digest, described, len(source), encode, root, dtype="float32").values)
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
-    if len(bad):
-        raise DataError(f"mining needs every image: {source.name(int(bad[0]))} cannot be read")
-    return torch.from_numpy(features)
+    features = cached_features(source.digest, described, len(source), encode, root, dtype="float32")
+    return side.project(torch.from_numpy(np.array(features.values)))
 
 
 # ---- mining

@@ -41,16 +41,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clip_vl.datasets.batches import build_loader, to_device
+from clip_vl.datasets.batches import to_device
 from clip_vl.datasets.captions import open_sources
 from clip_vl.datasets.crops import eval_crop
-from clip_vl.datasets.encoding import ImagesOf, TextsOf, shares
+from clip_vl.datasets.encoding import ImagesOf, TextsOf, encode_numbers
 from clip_vl.datasets.fused_pairs import PairList, picture_on_canvas, text_batches
 from clip_vl.datasets.protocols import PROTOCOLS, RetrievalPairs, find_protocol
 from clip_vl.datasets.teacher_cache import cached_features
 from clip_vl.datasets.text import load_tokenizer
 from clip_vl.engine import dist
-from clip_vl.engine.errors import DataError, Interrupted, UserError
+from clip_vl.engine.errors import Interrupted, UserError
 from clip_vl.engine.evaluation_run import EvaluationRun
 from clip_vl.engine.optim import autocast
 from clip_vl.evaluation.recall import WAYS
@@ -72,17 +72,11 @@ def encode(side, pairs, model, run, device, args):
     else:
         dataset, wanted = TextsOf(pairs.source, model.tokenizer), pairs.numbers
 
-    @torch.no_grad()
+    def encode_batch(batch):
+        return model.encode_image(batch["images"]) if side == "image" else model.encode_text(batch["tokens"])
+
     def encode_block(places):
-        features = []
-        for batch in build_loader(dataset, 0, shares(wanted[places], args.batch_size, 0, 1), args, device):
-            refuse_damage(batch)
-            stop_if_asked(run)
-            batch = to_device(batch, device)
-            with autocast(device, args):
-                found = model.encode_image(batch["images"]) if side == "image" else model.encode_text(batch["tokens"])
-            features.append(found.float().cpu())
-        return torch.cat(features)
+        return encode_numbers(dataset, wanted[places], encode_batch, device, args, stop=run.stop)
 
     parts = [getattr(model, f"{side}_{part}") for part in ("tower", "head")]
     described = " ".join(map(frozen_digest, parts)) + f" retrieval {side} {args.image_crop} {args.precision} "
@@ -126,11 +120,6 @@ def kept(pairs, described, count, compute, block, args):
     root = Path(args.datasets_dir) / "cache"
     root.mkdir(parents=True, exist_ok=True)
     return cached_features(pairs.source.digest, described, count, compute, root, dtype="float32", block=block).values
-
-
-def refuse_damage(batch):
-    for _, reason in batch.get("damaged", ()):
-        raise DataError(f"evaluation needs every image: {reason}")
 
 
 def stop_if_asked(run):

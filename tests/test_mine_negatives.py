@@ -90,6 +90,23 @@ def test_images_are_compared_by_a_tower_which_encodes_them_once(programs, tmp_pa
     assert read_tsv(tmp_path / "two.tsv") == rows
 
 
+def test_an_image_that_cannot_be_read_is_named_and_once_mended_forgotten(programs, tmp_path):
+    lines = ["filepath,title"]
+    for number in range(6):
+        Image.fromarray(np.full((32, 32, 3), 40 * number, dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,A red dog runs on a wet road {number}.")
+    (tmp_path / "captions.csv").write_text("\n".join(lines) + "\n")
+    given = ["--train_data", tmp_path / "captions.csv", "--datasets_dir", tmp_path, "--image_model", "RN-micro",
+             "--image_resolution", "48", "--neighbours", "2", "--duplicate_above", "2"]  # fmt: skip
+    whole = (tmp_path / "3.png").read_bytes()
+    (tmp_path / "3.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"3\.png"):
+        programs.run("mine_negatives", *given, "--output", tmp_path / "n.tsv")
+    (tmp_path / "3.png").write_bytes(whole)
+    programs.run("mine_negatives", *given, "--output", tmp_path / "n.tsv")
+    assert len(read_tsv(tmp_path / "n.tsv")) == 6
+
+
 def test_what_is_there_is_kept_unless_it_may_be_replaced(programs, inputs, tmp_path):
     (tmp_path / "n.tsv").write_text("mine")
     with pytest.raises(UserError, match=r"n\.tsv is there already: pass --overwrite"):

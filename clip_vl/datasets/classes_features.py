@@ -8,13 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clip_vl.datasets.batches import evaluation_loader
 from clip_vl.datasets.class_set import ClassImages
 from clip_vl.datasets.crops import EvalCrop
-from clip_vl.datasets.encoding import TextsOf, shares
+from clip_vl.datasets.encoding import TextsOf, encode_numbers
 from clip_vl.datasets.teacher_cache import cached_features
-from clip_vl.engine.errors import DataError, Interrupted
-from clip_vl.engine.optim import autocast
+from clip_vl.engine.errors import DataError
 
 BLOCK = 1024  # rows that one process computes at a time, and a killed one can lose
 
@@ -53,16 +51,9 @@ def prompt_features(prompts, side, args, device, stop):
     return torch.from_numpy(found)
 
 
-@torch.no_grad()
 def _cached(dataset, digest, described, count, encode, args, device, stop):
     def encode_block(numbers):
-        if stop:
-            raise Interrupted("interrupted; what is encoded is kept, and the same command goes on from there")
-        features = []
-        for batch in evaluation_loader(dataset, shares(numbers, args.batch_size, 0, 1), device, args):
-            with autocast(device, args):
-                features.append(encode(batch).float().cpu())
-        return torch.cat(features)
+        return encode_numbers(dataset, numbers, encode, device, args, stop=stop)
 
     root = Path(args.datasets_dir) / "cache"
     return np.array(cached_features(digest, described, count, encode_block, root, dtype="float32", block=BLOCK).values)

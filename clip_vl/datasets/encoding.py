@@ -6,7 +6,8 @@ import torch
 from clip_vl.datasets.batches import build_loader, evaluation_loader, to_device
 from clip_vl.datasets.images import DamagedImage
 from clip_vl.engine import dist
-from clip_vl.engine.errors import DataError
+from clip_vl.engine.errors import DataError, Interrupted
+from clip_vl.engine.optim import autocast
 
 
 class ImagesOf:
@@ -80,18 +81,26 @@ class HeldOutPairs:
 
 
 @torch.no_grad()
-def encode_numbers(dataset, numbers, encode, device, args, precision):
-    """Features of some numbers of a dataset by this process alone, float32 (n, D); NaN for images that cannot be read.
+def encode_numbers(dataset, numbers, encode, device, args, *, skip_damaged=False, stop=None):
+    """Features of some numbers of a dataset by this process alone, float32 (n, D), in the precision of the flags.
 
-    encode: batch on the device -> (b, D);  precision: a context to compute in
+    encode:       batch on the device -> (b, D)
+    skip_damaged: an image that cannot be read has features of NaN, instead of being a DataError
+    stop:         true when a signal asks to end: then Interrupted
     """
-    features = []
-    for batch in build_loader(dataset, 0, shares(numbers, args.batch_size, 0, 1), args, device):
-        with precision:
+    parts, features = shares(numbers, args.batch_size, 0, 1), []
+    loader = (
+        build_loader(dataset, 0, parts, args, device)
+        if skip_damaged
+        else evaluation_loader(dataset, parts, device, args)
+    )
+    for batch in loader:
+        if stop:
+            raise Interrupted("interrupted; what is encoded is kept, and the same command goes on from there")
+        with autocast(device, args):
             part = encode(to_device(batch, device)).float().cpu()
-        rows = batch["rows"].tolist() if batch.get("damaged") else []
         for row, _ in batch.get("damaged", ()):
-            part[rows.index(row)] = torch.nan
+            part[batch["rows"] == row] = torch.nan
         features.append(part)
     return torch.cat(features)
 
