@@ -60,14 +60,6 @@ class AlignFlags(
         1, "Epochs between two evaluations of --valid_data; 0 for none but the last.", "--retrieval_eval_frequency"
     )
     eval_first: bool = flag(False, "Evaluate --valid_data before training as well.")
-    zeroshot_frequency: int = flag(
-        0, "Published flag.", "--zeroshot_eval_frequency", dead="evaluation suites are programs of their own"
-    )
-    linear_frequency: int = flag(
-        0, "Published flag.", "--linear_eval_frequency", dead="evaluation suites are programs of their own"
-    )
-    nlp_eval_frequency: int = flag(0, "Published flag.", dead="evaluation suites are programs of their own")
-    visualize_frequency: int = flag(-1, "Published flag.", dead="the original never read it")
 
 
 FLAGS = parse(AlignFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
@@ -89,9 +81,9 @@ from clip_vl.engine import dist
 from clip_vl.engine.checkpoint import save_plain
 from clip_vl.engine.dry_run import dry_run
 from clip_vl.engine.errors import UserError
-from clip_vl.engine.grad_cache import cached_backward, cached_forward
+from clip_vl.engine.grad_cache import cached_backward, cached_forward, in_chunks
 from clip_vl.engine.job import Job
-from clip_vl.engine.optim import autocast, warmup_cosine
+from clip_vl.engine.optim import autocast
 from clip_vl.engine.random import derive_seed
 from clip_vl.engine.report import write_report
 from clip_vl.evaluation.features import collect
@@ -99,18 +91,18 @@ from clip_vl.evaluation.gallery import retrieval_gallery
 from clip_vl.evaluation.recall import evaluate_retrieval
 from clip_vl.losses.alignment import build_loss, loss_class
 from clip_vl.losses.contrastive import simcse_loss
-from clip_vl.losses.episode import EpisodeLoss
+from clip_vl.losses.episode import EpisodeLoss, read_external
 from clip_vl.losses.regression import byol_loss
 from clip_vl.models.dual_build import (
     average_weights,
     build_dual_encoder,
     build_tower,
-    build_updater,
     frozen_digest,
     prepare_training,
 )
 from clip_vl.models.dual_encoder import CachedTower
-from clip_vl.models.pixels import normalise
+from clip_vl.models.dual_optim import build_updater, protoclip_schedules
+from clip_vl.models.sides import ImageSide
 
 MODEL_INPUTS = ("images", "images_2", "tokens", "teacher_features")
 
@@ -150,7 +142,7 @@ def train_one_epoch(job, epoch, start, best, args):
     for done, batch in enumerate(loader, start + 1):
         is_last, in_this_update = job.accumulation(done, len(batches))
         inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-        chunks, seed_chunk = in_chunks(inputs, updater.micro_step, args)
+        chunks, seed_chunk = in_chunks(inputs, args.grad_cache), chunk_seeds(updater.micro_step, args)
         with updater.micro_batch(is_last):
             outputs = cached_forward(model, chunks, seed_chunk) if chunks else model(inputs)
             losses = objective(job, outputs, batch["labels"], torch.from_numpy(batches[done - 1]), epoch, args)
@@ -168,16 +160,9 @@ def train_one_epoch(job, epoch, start, best, args):
             job.save_if_due(stop, epoch=epoch, batch=done, best=best)
 
 
-def in_chunks(inputs, step, args):
-    """For GradCache: the batch in parts of --grad_cache pairs, and what keys their draws; no parts without it."""
-
-    def part(value, rows):
-        return {name: part(each, rows) for name, each in value.items()} if isinstance(value, dict) else value[rows]
-
-    size = len(next(value for value in inputs.values() if torch.is_tensor(value)))
-    starts = range(0, size, args.grad_cache) if 0 < args.grad_cache < size else ()
-    chunks = [part(inputs, slice(start, start + args.grad_cache)) for start in starts]
-    return chunks, lambda i: torch.manual_seed(derive_seed(args.seed, "chunk", step, dist.rank(), i))
+def chunk_seeds(step, args):
+    """What keys the random draws of a chunk of GradCache, the same in both of its passes."""
+    return lambda chunk: torch.manual_seed(derive_seed(args.seed, "chunk", step, dist.rank(), chunk))
 
 
 def start_episode(job, epoch, args):
@@ -188,7 +173,7 @@ def start_episode(job, epoch, args):
     rows = np.sort(np.concatenate(dist.gather(job.order.epoch(epoch).ravel())))
     unique, copies = np.unique(rows, return_counts=True)
     mine = shares(unique, args.batch_size, dist.rank(), dist.world_size())
-    model, projected = dist.unwrap(job.model).eval(), {}
+    model = dist.unwrap(job.model).eval()
 
     def batches():
         loader = training_loader(job.train_set, epoch, mine, job.damage, job.device, args)
@@ -218,17 +203,17 @@ def open_teacher(args, sources, device):
     tower = build_tower(side, args).to(device).eval()
     vocabulary = args.text_vocab and file_digest(Path(args.text_vocab) / "vocab.txt", args.datasets_dir)
     of_images = side == "image"
-    if of_images:
-        pixels = [torch.tensor(values, device=device).view(3, 1, 1) for values in (tower.mean, tower.std)]
+    pixels = ImageSide(tower, torch.nn.Identity()) if of_images else None
+    digest = pixels.digest if of_images else frozen_digest(tower)
 
     def encode(batch):
-        return tower(normalise(batch["images"], *pixels) if of_images else batch["tokens"])
+        return pixels.features(batch["images"]) if of_images else tower(batch["tokens"])
 
     def features_of(source):
         dataset = ImagesOf(source, eval_crop(tower, args)) if of_images else TextsOf(source, tower.tokenizer)
         count = len(source) if of_images else source.num_texts
-        described = f"{frozen_digest(tower)} {args.image_crop} {args.precision} {args.force_quick_gelu} {vocabulary}"
-        of_numbers = lambda numbers: encode_numbers(dataset, numbers, encode, device, args, autocast(device, args))  # noqa: E731
+        described = f"{digest} {args.image_crop} {args.precision} {args.force_quick_gelu} {vocabulary}"
+        of_numbers = lambda numbers: encode_numbers(dataset, numbers, encode, device, args, skip_damaged=True)  # noqa: E731
         return cached_features(source.digest, described, count, of_numbers, Path(args.datasets_dir) / "cache")
 
     cached = CachedTower(tower.width, getattr(tower, "initial_logit_scale", None))
@@ -266,36 +251,11 @@ def build_episode(job, args):
     """ProtoCLIP's loss, with --add_projection_head."""
     if not args.add_projection_head:
         return None
-    external = None
-    if args.external_teacher:
-        path = args.external_teacher
-        try:
-            external = np.load(path, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise UserError(f"--external_teacher {path} is not a .npy array that can be read: {error}") from None
-        if getattr(external, "ndim", 0) != 2 or external.dtype.kind != "f":
-            raise UserError(f"--external_teacher {path} must hold floats, (rows, width)")
-        if len(external) < len(job.source):
-            raise UserError(f"{args.external_teacher} has {len(external)} rows, the training data {len(job.source)}")
+    external = read_external(args.external_teacher, len(job.source)) if args.external_teacher else None
     pairs = len(job.order) * args.batch_size * dist.world_size()
     kmeans = {"iterations": args.kmeans_max_iter, "redo": args.kmeans_nredo}
     settings = {"pbt": args.PBT, "target_temperature": args.target_temperature, "kmeans": kmeans}
     return EpisodeLoss(pairs, args.k, args.projection_dim, external, **settings).to(job.device)
-
-
-def text_schedule(args, updates_per_epoch):
-    """ProtoCLIP: the text side learns from --text_start_epoch to --text_end_epoch."""
-    start, end = max(args.text_start_epoch, 0), args.text_end_epoch if args.text_end_epoch >= 0 else args.epochs
-    return warmup_cosine(end * updates_per_epoch, args.warmup, start * updates_per_epoch)
-
-
-def image_schedule(args, updates_per_epoch):
-    """The image side learns until the epoch before --lit_start_epoch, where that is given."""
-    if args.lit_start_epoch < 0:
-        return warmup_cosine(args.epochs * updates_per_epoch, args.warmup)
-    total = max(args.lit_start_epoch - 1, 0) * updates_per_epoch
-    schedule = warmup_cosine(total, args.warmup)
-    return lambda update: schedule(update) if update < total else 0.0  # a warm-up does not outlast it
 
 
 def train(device, args):
@@ -325,7 +285,7 @@ def train(device, args):
     )
     job.model = prepare_training(model, args, device)
     updates_per_epoch = -(-len(job.order) // args.gradient_accumulation_steps)
-    schedules = {"image": image_schedule(args, updates_per_epoch), "text": text_schedule(args, updates_per_epoch)}
+    schedules = protoclip_schedules(args, updates_per_epoch)
     job.updater = build_updater(job.model, args, schedules, device, beside=[job.loss])
     last_epoch = min(args.stop_after_epoch or args.epochs, args.epochs)
     if args.dry_run:

@@ -67,7 +67,8 @@ from clip_vl.engine.report import write_report
 from clip_vl.evaluation.gallery import retrieval_gallery
 from clip_vl.evaluation.recall import evaluate_retrieval
 from clip_vl.losses.hard_negatives import hard_negative_loss
-from clip_vl.models.dual_build import build_dual_encoder, build_updater, prepare_training
+from clip_vl.models.dual_build import build_dual_encoder, prepare_training
+from clip_vl.models.dual_optim import build_updater
 from clip_vl.models.lora import add_lora, merged_state
 
 

@@ -1,5 +1,6 @@
 """GradCache (arXiv:2101.06983): the gradient of a loss over a large batch, on the memory of one chunk's activations.
 
+    chunks = in_chunks(batch, 64)
     leaves = cached_forward(model, chunks, seed_chunk)      # every chunk, without activations
     updater.backward(loss_of(leaves), 1)                    # gradients of the outputs
     cached_backward(model, chunks, leaves, seed_chunk)      # every chunk again, with activations: those of the weights
@@ -19,6 +20,25 @@ import contextlib
 import torch
 
 from clip_vl.engine import dist
+
+
+def in_chunks(batch, size):
+    """A batch, a dict of tensors and of such dicts, in parts of `size` rows; none where it has no more than that.
+
+    size: 0 for no parts
+    """
+    rows = _rows(batch)
+    starts = range(0, rows, size) if 0 < size < rows else ()
+    return [_part(batch, slice(start, start + size)) for start in starts]
+
+
+def _rows(batch):
+    first = next(iter(batch.values()))
+    return _rows(first) if isinstance(first, dict) else len(first)
+
+
+def _part(value, rows):
+    return {name: _part(each, rows) for name, each in value.items()} if isinstance(value, dict) else value[rows]
 
 
 def cached_forward(model, chunks, seed_chunk):

@@ -16,6 +16,19 @@ DIRECTIONS = {  # (student, teacher)
 }
 
 
+def read_external(path, rows):
+    """The array of an external teacher, (at least `rows`, width) floats, memory-mapped. Raises UserError."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--external_teacher {path} is not a .npy array that can be read: {error}") from None
+    if getattr(array, "ndim", 0) != 2 or array.dtype.kind != "f":
+        raise UserError(f"--external_teacher {path} must hold floats, (rows, width)")
+    if len(array) < rows:
+        raise UserError(f"--external_teacher {path} has {len(array)} rows, the training data {rows}")
+    return array
+
+
 class EpisodeLoss(nn.Module):
     """Prototypes of an episode: `fill` once per episode, then a loss for each of its batches.
 

@@ -175,9 +175,19 @@ class PublishedRunFlags:
     torchscript: bool = flag(False, "Published flag.", dead="--compile takes its place")
     trace: bool = flag(False, "Published flag.", dead="--compile takes its place")
     config_yaml: str = flag("", "Published flag.", dead="flags stand in scripts/recipes and in args.json")
-    linear_prob_mode: str = flag("", "Published flag.", dead="evaluation suites are programs of their own")
-    C: float = flag(3.16, "Published flag.", dead="evaluation suites are programs of their own")
-    eval_with_wise_ft: float = flag(1.0, "Published flag.", dead="evaluation suites are programs of their own")
+    zeroshot_frequency: int = flag(
+        0, "Published flag.", "--zeroshot_eval_frequency", dead="run clip_vl.zero_shot on an epoch_N.pt"
+    )
+    linear_frequency: int = flag(
+        0, "Published flag.", "--linear_eval_frequency", dead="run clip_vl.linear_probe on an epoch_N.pt"
+    )
+    linear_prob_mode: str = flag("", "Published flag.", dead="clip_vl.linear_probe has one")
+    C: float = flag(3.16, "Published flag.", dead="it is a flag of clip_vl.linear_probe")
+    nlp_eval_frequency: int = flag(0, "Published flag.", dead="sentence evaluations are not there yet")
+    eval_with_wise_ft: float = flag(
+        1.0, "Published flag.", dead="interpolation with the first weights is not there yet"
+    )
+    visualize_frequency: int = flag(-1, "Published flag.", dead="the original never read it")
     skip_scheduler: bool = flag(False, "Published flag.", dead="the original never read it")
 
 
