@@ -52,7 +52,7 @@ else
     else
         torchrun+=(--master-addr 127.0.0.1 --master-port "$port")
     fi
-    command=("${torchrun[@]}" -m "clip_vl.$program" "$@")
+    command=("${torchrun[@]}" -m -- "clip_vl.$program" "$@") # without -- it would take --logs for one of its own flags
 fi
 
 # Signals go to the processes themselves: torchrun would give them thirty seconds and then kill them while they save.

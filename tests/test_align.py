@@ -126,6 +126,7 @@ def test_a_run_leaves_its_files_and_recall_of_held_out_pairs(programs, pairs, tm
 def test_two_processes_train_on_the_whole_batch_of_one(programs, pairs, tmp_path):
     """The first update of 2 x 4 pairs is that of 8: gradients cross the processes."""
     common = ["--epochs", "1", "--episode_size", "8", "--report_step", "1", "--opt", "sgd", "--warmup", "1"]
+    common += ["--logs", "ignored"]  # a published flag, which torchrun would take for one of its own
     weights = []
     for nproc in (1, 2):
         output = tmp_path / str(nproc)
