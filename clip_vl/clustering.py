@@ -70,7 +70,7 @@ def results(args, images, features, k):
     ]  # fmt: skip
     protocol = {"clusters": k, "classes": len(names), "iterations": args.iterations, "restarts": args.restarts,
                 "features": "joint space, normalised", "metric": "AMI"}  # fmt: skip
-    result = {"task": "clustering", "dataset": args.dataset, "split": images.title, "checkpoint": args.load, **found,
+    result = {"task": "clustering", "dataset": args.dataset, "split": args.test_split, "checkpoint": args.load, **found,
               "protocol": protocol}  # fmt: skip
     class_of = dict(zip(clusters.tolist(), matched.tolist()))
     order = sorted(range(k), key=lambda c: (class_of.get(c, -1) < 0, class_of.get(c, -1), c))  # along the diagonal

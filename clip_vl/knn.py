@@ -64,7 +64,7 @@ def main(args):
     protocol = {"metric": test.metric, "k": args.k, "temperature": args.temperature, "train": train.title,
                 "train_images": len(train), "classes": len(test.class_names), "ties": top_ties(scores),
                 "features": "tower, normalised"}  # fmt: skip
-    result = {"task": "knn", "dataset": args.dataset, "split": test.title, "checkpoint": args.load, **found,
+    result = {"task": "knn", "dataset": args.dataset, "split": args.test_split, "checkpoint": args.load, **found,
               "protocol": protocol}  # fmt: skip
     gallery = class_gallery(test, scores, args.gallery, args.seed) if dist.rank() == 0 else None
     run.finish(sample_rows(test, scores), result, gallery)

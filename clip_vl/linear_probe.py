@@ -146,7 +146,7 @@ def results(args, test, scores, protocol):
     found = class_scores(scores, test.labels, test.metric, args.seed)
     if args.compat_best_test:  # never to be taken for a score of C chosen without the test split
         found = {f"best_test_{name}": value for name, value in found.items()}
-    result = {"task": "linear_probe", "dataset": args.dataset, "split": test.title, "checkpoint": args.load, **found,
+    result = {"task": "linear_probe", "dataset": args.dataset, "split": args.test_split, "checkpoint": args.load, **found,
               "protocol": protocol}  # fmt: skip
     name = next(iter(found))
     print(f"{test.title}: {name} {found[name]:.2f} of {len(test):,} images", flush=True)

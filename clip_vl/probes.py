@@ -3,7 +3,7 @@
     python -m clip_vl.probes --probes sugarcrepe winoground --load snap/align/NAME/epoch_32.pt --output snap/probes/NAME
     python -m clip_vl.probes --probes sugarcrepe --blind --output snap/probes/blind          what the texts give away
     python -m clip_vl.probes --probes svo --fetch_images --output ...                        download its pictures first
-    bash scripts/probes.bash 0,1 snap/probes/NAME 0 2 --probes scenes --load ...             two GPUs
+    bash scripts/probes.bash 0,1 NAME 0 2 --probes scenes --load ...                         two GPUs
 
 Probes: winoground, crepe_productivity, crepe_systematicity, sugarcrepe, vg_relation and vg_attribution (ARO),
 coco_order, flickr30k_order, svo, vlchecklist, nlvr, and of the built-in scenes scenes and scene_twins. Annotations are

@@ -65,7 +65,7 @@ def main(args):
     protocol = {"metric": images.metric, "classes": C, "templates": T, "ties": top_ties(scores),
                 "prompts": "each normalised, then their mean" if args.normalise_prompts else "mean, then normalised",
                 "names_from": args.classnames or "data set", "templates_from": args.templates or "clip_vl"}  # fmt: skip
-    result = {"task": "zero_shot", "dataset": args.dataset, "split": images.title, "checkpoint": args.load, **found,
+    result = {"task": "zero_shot", "dataset": args.dataset, "split": args.test_split, "checkpoint": args.load, **found,
               "protocol": protocol}  # fmt: skip
     gallery = class_gallery(images, scores, args.gallery, args.seed) if dist.rank() == 0 else None
     run.finish(sample_rows(images, scores), result, gallery)
