@@ -146,8 +146,8 @@ def results(args, test, scores, protocol):
     found = class_scores(scores, test.labels, test.metric, args.seed)
     if args.compat_best_test:  # never to be taken for a score of C chosen without the test split
         found = {f"best_test_{name}": value for name, value in found.items()}
-    result = {"task": "linear_probe", "dataset": args.dataset, "split": args.test_split, "checkpoint": args.load, **found,
-              "protocol": protocol}  # fmt: skip
+    result = {"task": "linear_probe", "dataset": args.dataset, "split": args.test_split, "checkpoint": args.load,
+              **found, "protocol": protocol}  # fmt: skip
     name = next(iter(found))
     print(f"{test.title}: {name} {found[name]:.2f} of {len(test):,} images", flush=True)
     return sample_rows(test, scores), result, class_gallery(test, scores, args.gallery, args.seed)
