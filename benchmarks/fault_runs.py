@@ -24,8 +24,12 @@ ROOT = Path(__file__).resolve().parent.parent
 RUN = """--random_init --clip_model_name RN-tiny --llayers 1 --use_positional_embedding --no-bf16 --resume
     --image_size_min 64 --image_size_max 96 --batchSize 8 --sentences_per_image 2 --max_train_samples 64
     --max_eval_samples 24 --report_step 1 --checkpoint_steps 2""".split()
-ROWS_PER_EPOCH = 9  # 8 updates and a validation
 START_SECONDS = 5  # from the command to the first update
+
+
+def rows_per_epoch(nproc):
+    """Of the log: the updates for 64 sentences, and a validation."""
+    return 8 // nproc + 1
 
 
 class Runs:
@@ -119,7 +123,7 @@ def killed_runs(count, runs):
     def disturb(number, kills, rng):
         nproc, workers, name = 1 + number % 2, (0, 2)[number // 2 % 2], f"killed_{number}"
         met = 0
-        for moment in sorted(rng.sample(range(epochs * ROWS_PER_EPOCH), kills)):
+        for moment in sorted(rng.sample(range(epochs * rows_per_epoch(nproc)), kills)):
             process = runs.start(name, nproc, workers, epochs)
             runs.wait_for_rows(name, moment, process)
             time.sleep(rng.uniform(0, 0.3) if moment else rng.uniform(0, START_SECONDS))
@@ -185,7 +189,7 @@ def signals(count, runs):
             process = runs.start(name, nproc, 0, epochs)
             runs.wait_for_rows(name, len(runs.rows(name)) + rng.randint(1, 2), process)
             time.sleep(rng.uniform(0, 0.1))
-            is_ending = len(runs.rows(name)) > (epochs - 1) * ROWS_PER_EPOCH
+            is_ending = len(runs.rows(name)) > (epochs - 1) * rows_per_epoch(nproc)
             sent, began = rng.choice((signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)), time.time()
             os.kill(process.pid, sent)
             said = process.communicate()[0]
