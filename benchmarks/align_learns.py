@@ -170,6 +170,7 @@ def mine(start, table, seed, args):
         start / f"epoch_{args.epochs}.pt",
         "--seed",
         seed,
+        "--plausible",
     ]
     subprocess.run([*map(str, command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
 

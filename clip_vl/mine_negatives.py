@@ -30,6 +30,8 @@ class MineFlags(JudgeFlags, SourceFlags, ImageTowerFlags, TextTowerFlags, Shared
     duplicate_above: float = flag(0.99, "Images with a larger cosine similarity are one picture, not neighbours.")
     method: str = flag("auto", "exact, ivf, hnsw, or auto: exact up to a million images, then ivf.")
     tagger: str = flag("auto", "spacy, bundled, or auto: spaCy where its English model is installed.")
+    plausible: bool = flag(False, "Only negative captions in which every two neighbouring words are neighbours in some "
+                           "caption: others are known for false without a look at the picture.")  # fmt: skip
     five_draws: bool = flag(False, "Draw five swaps of any class, instead of one swap of each class.")
 
 
@@ -51,6 +53,7 @@ from clip_vl.datasets.encoding import HeldOutPairs, ImagesOf, encode_numbers
 from clip_vl.datasets.negative_table import NegativeRow, write_lmdb, write_tsv
 from clip_vl.datasets.tagger import load_tagger
 from clip_vl.datasets.teacher_cache import cached_features
+from clip_vl.datasets.word_pairs import WordPairs
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_json
@@ -136,6 +139,9 @@ def swap_captions(images, tagger, args):
 
     The captions of an image are tried in an order drawn for it.
     """
+    options = {"seed_variant": args.five_draws}
+    if args.plausible:
+        options["allowed"] = WordPairs(itertools.chain.from_iterable(captions for _, captions in images))
     rank, ranks = dist.rank(), dist.world_size()
     found = []
     for number in range(len(images) * rank // ranks, len(images) * (rank + 1) // ranks):
@@ -143,7 +149,7 @@ def swap_captions(images, tagger, args):
         captions = images[number][1]
         chosen = None
         for place in rng.permutation(len(captions)):
-            swaps = draw_swaps(tagger(captions[place]), rng, seed_variant=args.five_draws)
+            swaps = draw_swaps(tagger(captions[place]), rng, **options)
             if swaps:
                 chosen = captions[place], swaps
                 break
@@ -188,6 +194,9 @@ def main(args):
 
     swapped = list(itertools.chain(*dist.gather(swap_captions(images, tagger, args))))
     kept = [number for number, chosen in enumerate(swapped) if chosen]
+    if not kept:
+        raise DataError(f"{args.train_data}: none of {len(images)} images has a caption in which two things can change "
+                        "places" + ", the result being plausible: leave out --plausible" * args.plausible)  # fmt: skip
     ids = torch.arange(len(kept))
     found, how = find_neighbours(features[kept].to(device), args.neighbours, ids=ids, method=args.method,
                                  duplicate_above=args.duplicate_above, seed=args.seed)  # fmt: skip

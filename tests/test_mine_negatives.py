@@ -63,6 +63,28 @@ def test_two_processes_write_the_same(programs, inputs, tmp_path):
     assert (tmp_path / "one.tsv").read_bytes() == (tmp_path / "two.tsv").read_bytes()
 
 
+def test_plausible_negatives_are_such_as_the_captions_could_say(programs, tmp_path):
+    captions = ["A red dog on a wet beach.", "A red cow on a red beach.", "A wet cow stands.", "A wet dog runs."]
+
+    def mine(*captions):
+        lines = ["filepath,title", *(f"{number}.jpg,{text}" for number, text in enumerate(captions))]
+        (tmp_path / "captions.csv").write_text("\n".join(lines) + "\n")
+        np.save(tmp_path / "e.npy", embeddings(len(captions)))
+        programs.run(
+            "mine_negatives", "--train_data", tmp_path / "captions.csv", "--embeddings", tmp_path / "e.npy",
+            "--datasets_dir", tmp_path, "--output", tmp_path / "n.tsv", "--neighbours", "1",
+            "--plausible", "--overwrite",
+        )  # fmt: skip
+        return [(row.title, row.neg_caption) for row in read_tsv(tmp_path / "n.tsv")]
+
+    assert mine(*captions, "A wet dog on a red beach.") == [
+        ("A red dog on a wet beach.", ("A wet dog on a red beach.",)),
+        ("A wet dog on a red beach.", ("A red dog on a wet beach.",)),
+    ]
+    with pytest.raises(DataError, match=r"none of 2 images .* plausible"):
+        mine("A red dog on a wet beach.", "A wet cow stands.")
+
+
 def test_embeddings_may_have_a_row_per_row_of_the_data(programs, inputs, tmp_path):
     np.save(tmp_path / "rows.npy", np.repeat(np.load(tmp_path / "e.npy"), [2] * 35 + [1], axis=0))
     programs.run("mine_negatives", *inputs, "--output", tmp_path / "images.tsv")

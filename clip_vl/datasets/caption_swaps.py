@@ -2,7 +2,7 @@
 
     parse = tagger("A brown dog chases a white cat.")
     [swap.text for swap in enumerate_swaps(parse)]     "A white dog chases a brown cat.", ...
-    draw_swaps(parse, numpy_rng(seed, "caption swaps", row))
+    draw_swaps(parse, numpy_rng(seed, "caption swaps", row), allowed=WordPairs(captions))
 
 Units are singular nouns, plural nouns, adjectives, adverbs, verbs with their particles, and noun phrases of more than
 two tokens. They are spliced by character offsets, so that all other spacing stays. Left out is what describes the same
@@ -75,16 +75,17 @@ def enumerate_swaps(parse, same_picture=False):
                 yield swap
 
 
-def draw_swaps(parse, rng, seed_variant=False):
+def draw_swaps(parse, rng, seed_variant=False, allowed=lambda text: True):
     """Negative captions of one caption: one swap of each class that has any, or with `seed_variant` five draws.
 
     rng:     numpy Generator, keyed by the caption's row
+    allowed: text -> whether it may be a negative caption; the draws are among those
     returns: list of Swap, none twice, in order of class or of drawing
     """
     if seed_variant:
-        return _draw_five(parse, rng)
+        return [swap for swap in _draw_five(parse, rng) if allowed(swap.text)]
     groups = {}
-    for swap in enumerate_swaps(parse):
+    for swap in filter(lambda swap: allowed(swap.text), enumerate_swaps(parse)):
         groups.setdefault(swap.kind, []).append(swap)
     return [groups[kind][rng.integers(len(groups[kind]))] for kind in CLASSES if kind in groups]
 
