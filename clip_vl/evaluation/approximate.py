@@ -17,7 +17,7 @@ METHODS = ("auto", "exact", "ivf", "hnsw")
 EXACT_ROWS = 1_000_000  # up to here "auto" is exact
 SAMPLE = 1000  # queries whose neighbours are searched exactly to measure the recall
 RECALL = 0.955  # of the sample, for which lists are made to look far enough
-QUERIES = 2**16  # searched at a time: fewer make each list's product small; their candidates take some hundred MB
+QUERIES = 2**16  # searched at a time: fewer make the lists' products small; their candidates take some hundred MB
 HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 60, 64
 
 
