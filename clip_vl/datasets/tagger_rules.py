@@ -162,6 +162,8 @@ def _choose(word, options, i, words, tags):
         return SPECIAL[word](words, tags, i, before, last, after)
     if len(here) == 1 and here not in {("VB",), ("VBZ",)}:
         return here[0]
+    if word in {"left", "right"} and before in NOUNS and words[i + 1 : i + 2] == ["of"]:
+        return "RB"  # "a dog left of a cat"
     if "VBG" in here:
         return _gerund(here, before, after)
     if "VBZ" in here:

@@ -61,7 +61,7 @@ class Sample:
 
 
 def probe_enough(lists, sample, wanted=RECALL):
-    """Half as many lists more for a query to look into, until the recall of the sample is `wanted` or they are a quarter."""
+    """Let queries look into half as many lists more until the sample's recall is `wanted`, or they are a quarter."""
     while True:
         rows = approximate_top_k(lists, sample.queries, sample.keys, sample.k, **sample.options).rows
         if sample.recall(rows) >= wanted or 6 * lists.probes > len(lists.centroids):

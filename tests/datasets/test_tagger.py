@@ -152,3 +152,12 @@ def test_a_spacy_document_becomes_a_parse(monkeypatch):
 def test_a_book_is_no_caption(tagger):
     with pytest.raises(UserError, match="a caption of 20,000 characters"):
         tagger("word " * 4000)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_side_between_two_things_belongs_to_neither(side):
+    parse = load_tagger("bundled")(f"a red dog {side} of a black cat")
+    assert [parse.text[parse.tokens[a].start : parse.tokens[b - 1].end] for a, b in parse.chunks] == [
+        "a red dog",
+        "a black cat",
+    ]
