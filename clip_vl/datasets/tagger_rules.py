@@ -123,7 +123,7 @@ def _by_suffix(word):
 class BundledTagger:
     """`tagger(caption) -> Parse`, with nothing to install."""
 
-    name = "bundled 1"
+    name = "bundled 2"
 
     def __call__(self, caption):
         spans = split_tokens(caption)

@@ -118,7 +118,7 @@ def test_an_unknown_backend_and_a_missing_one_are_named():
 
 def test_without_spacy_the_bundled_tagger_is_taken(monkeypatch):
     monkeypatch.setattr(tagger_module, "SPACY_MODEL", "no_such_model")
-    assert load_tagger("auto").name == "bundled 1"
+    assert load_tagger("auto").name == "bundled 2"
     with pytest.raises(UserError, match="needs spacy and its model no_such_model"):
         load_tagger("spacy")
 
