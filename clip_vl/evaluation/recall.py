@@ -5,6 +5,7 @@ others that score the same, and whatever is not a number. The match's score and 
 product: computed apart they differ in the last bits, and near-duplicates would tie or not by accident.
 """
 
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from clip_vl.engine import dist
 from clip_vl.evaluation.bootstrap import clustered_interval
 from clip_vl.evaluation.features import collect
-from clip_vl.evaluation.neighbours import full_precision
+from clip_vl.evaluation.neighbours import full_precision, one_thread_each
 from clip_vl.evaluation.tiles import count_columns, count_rows, product
 
 TILES = {"cpu": (256, 1024), "cuda": (4096, 8192)}  # images, texts of one product: 1 MiB of scores stays in the cache
@@ -106,19 +107,29 @@ def _count(images, texts, owner):
             own = torch.arange(first_own, max(first_own, past_own), device=images.device)
             yield columns, product(images[rows], texts[columns]), (owners[own] - rows.start, own - start), own
 
-    bands = [slice(start, min(start + height, N)) for start in range(0, N, height)]
-    for rows in bands:  # the same products as below, so that each score is the same number both times
+    def own_scores(rows):  # the same products as below, so that each score is the same number both times
         for _, scores, places, own in tiles(rows, starts[rows.start], starts[rows.stop]):
             own_score[0][own] = scores[places]
             own_score[1].scatter_reduce_(0, owners[own], scores[places], "amax")
-    for rows in bands[dist.rank() :: dist.world_size()]:
+
+    def count(rows):
         for columns, scores, places, _ in tiles(rows, 0, M):
-            above, level = counts
-            above[0][columns] += count_columns(torch.gt, scores, own_score[0][columns])
-            level[0][columns] += len(scores) - count_columns(torch.lt, scores, own_score[0][columns])
+            found = [
+                count_columns(torch.gt, scores, own_score[0][columns]),
+                len(scores) - count_columns(torch.lt, scores, own_score[0][columns]),
+            ]
             scores[places] = -torch.inf
             above[1][rows] += count_rows(torch.gt, scores, own_score[1][rows])
             level[1][rows] += scores.shape[1] - count_rows(torch.lt, scores, own_score[1][rows])
+            with lock:  # other bands count for the same texts
+                above[0][columns] += found[0]
+                level[0][columns] += found[1]
+
+    bands = [slice(start, min(start + height, N)) for start in range(0, N, height)]
+    (above, level), lock = counts, Lock()
+    with one_thread_each(images.device) as each:
+        each(own_scores, bands)
+        each(count, bands[dist.rank() :: dist.world_size()])
     return counts
 
 
