@@ -47,6 +47,12 @@ def test_a_short_or_torn_log_makes_a_page_too(run_folder, log):
     assert "<html" in write_report(run_folder).read_text()
 
 
+def test_an_evaluation_has_no_curves(run_folder):
+    assert "<h2>Curves</h2>" in write_report(run_folder).read_text()
+    (run_folder / "log.jsonl").unlink()
+    assert "<h2>Curves</h2>" not in write_report(run_folder).read_text()
+
+
 def test_several_runs_make_a_table_with_the_majority_answer(programs, run_folder, tmp_path):
     done = programs.run("report", run_folder, run_folder)
     lines = done.stdout.splitlines()
