@@ -24,6 +24,7 @@ from clip_vl.models.dual_flags import (
     check_dual_flags,
     name_output,
     tower_readers,
+    warn_of_name,
     warn_of_unused,
 )
 
@@ -338,6 +339,8 @@ def main(args):
     check_dual_flags(args)
     check_align_flags(args)
     name_output(args, "align")
+    if dist.rank() == 0:
+        warn_of_name(args)
     train(device, args)
 
 

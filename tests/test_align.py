@@ -259,14 +259,18 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS, ids=["scratch", "pretrained", "mobilenet"])
 def test_a_published_command_parses_as_it_is_printed(command, capsys):
     from clip_vl.align import AlignFlags
-    from clip_vl.models.dual_flags import check_dual_flags, name_output
+    from clip_vl.models.dual_flags import check_dual_flags, name_output, warn_of_name
 
     args = parse(AlignFlags, "doc", command.split())
     check_dual_flags(args)
     name_output(args, "align")
+    warn_of_name(args)
     assert args.loss == "InfoNCE" and args.output.startswith("logs/codebase_test/") and args.num_workers == 8
     assert args.text_model_builder == "openclip" and args.weight_decay == 0.5 and args.datasets_dir == "/data/Datasets"
-    assert "--zeroshot_frequency has no effect" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "--zeroshot_frequency has no effect" in said
+    is_third = args.image_model == "mobilenet_v3_large"  # its name says L[...], its flags train the tower
+    assert ("calls the image tower locked; by the flags it learns" in said) == is_third and "text tower" not in said
 
 
 BAD = [

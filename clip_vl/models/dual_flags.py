@@ -275,3 +275,16 @@ def name_output(args, program):
     """Set --output from --logs and --name where it is not given: LOGS/NAME, or snap/<program>/NAME."""
     if args.output is None:
         args.output = f"{args.logs or f'snap/{program}'}/{args.name or 'test'}"
+
+
+def warn_of_name(args):
+    """Say where a name like L[RN50]-U[BERT], by which published runs say the locked and the unlocked tower, is wrong."""
+    import re
+    import sys
+
+    name = args.name or args.output
+    found = re.search(r"([LU])\[[^]]*]-([LU])\[", name)
+    for side, said in zip(("image", "text"), found.groups() if found else ()):
+        if (said == "L") != getattr(args, f"lock_{side}_model"):
+            says, is_ = ("locked", "learns") if said == "L" else ("learning", "is locked")
+            print(f"warning: the name {name} calls the {side} tower {says}; by the flags it {is_}", file=sys.stderr)
