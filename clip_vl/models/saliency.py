@@ -56,12 +56,11 @@ def saliency_of(tower, score):
     """
     try:
         ended = _observe(tower, score)
-        blocks, maps = _places(tower, ended)
-        after = [m for m in maps if not blocks or m.time > blocks[-1].time]
+        layers, before, after = _places(tower, ended)
         if after:
             heat, method = _grad_cam(after[-1], score), GRAD_CAM
-        elif blocks and maps:  # the map before the layers is that of the patches
-            heat, method = _over_tokens([block.module for block in blocks], maps[-1].cells, score)
+        elif layers and before:
+            heat, method = _over_tokens([layer.module for layer in layers], before[-1].cells, score)
         else:
             return Saliency(None, NO_CELLS)
     except Exception as error:  # a library's tower may do anything; hours of scores are not lost for a picture
@@ -100,6 +99,17 @@ class _Place(NamedTuple):
     def cells(self):
         return self.shape[1:3] if self.channels_last else self.shape[2:]
 
+    @property
+    def size(self):
+        return self.cells[0] * self.cells[1]
+
+    def coarsens(self, patches):
+        """Whether these can be the cells of the same image, as many or fewer. The queries and keys of a pooling
+        attention, (1, heads, 1 or L, d), cannot: 1 x d is no image of more than one row, and L x d is more cells.
+        """
+        (h, w), (rows, columns) = self.cells, patches.cells
+        return h <= rows and h * columns == w * rows
+
 
 @contextmanager
 def _hooked(*handles):
@@ -124,19 +134,28 @@ def _observe(tower, score):
 
 
 def _places(tower, ended):
-    """(the last list of layers over tokens, or [], and the maps of more than one cell), `_Place`s in order of time."""
+    """(the last list of layers over tokens or [], feature maps before it, those after it), `_Place`s in order of time.
+
+    A map has more than one cell. Without layers all maps come after; with them, the last one before is of the patches.
+    """
     lists = {}
     for name, module in tower.named_modules():
         if isinstance(module, nn.ModuleList | nn.Sequential) and not any(name.startswith(f"{n}.") for n in lists):
             places = [ended.get(child) for child in module]
             if places and all(place and len(place.shape) == 3 for place in places):
                 lists[name] = sorted(places)
-    blocks = max(lists.values(), default=[])
-    layers = {place.module for places in lists.values() for place in places}
-    # A module around all layers, such as a transformer that gives its tokens as a grid, says nothing of its own.
-    around = {module for module in ended if layers and layers <= set(module.modules())}
-    maps = [place for module, place in ended.items() if len(place.shape) == 4 and module not in around]
-    return blocks, sorted(place for place in maps if place.cells[0] * place.cells[1] > 1)
+    every = {place.module for places in lists.values() for place in places}
+    # Around all layers: a transformer that gives its tokens as a grid. Inside: queries and keys, (1, heads, L, d).
+    around = {module for module in ended if every and every <= set(module.modules())}
+    inside = {module for layer in every for module in layer.modules()}
+    found = [place for module, place in ended.items() if len(place.shape) == 4 and module not in around | inside]
+    maps = sorted(place for place in found if place.size > 1)
+    if not lists:
+        return [], [], maps
+    layers = max(lists.values())
+    before = [place for place in maps if place.time < layers[0].time]
+    after = [place for place in maps if place.time > layers[-1].time and before and place.coarsens(before[-1])]
+    return layers, before, after
 
 
 # ---- heat, not yet between 0 and 1
