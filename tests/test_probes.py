@@ -121,9 +121,8 @@ def test_mistakes_are_shown_the_most_confident_first(whole):
 def test_the_first_mistakes_show_where_both_captions_look(whole, programs, root, tmp_path):
     gallery = json.loads((whole[0] / "gallery.json").read_text())
     cards = gallery["cards"]
-    assert [len(card.get("saliency", [])) for card in cards] == [1 if "nlvr" in c["note"] else 2 for c in cards[:8]] + [
-        0
-    ] * 16
+    pictures = [1 if "nlvr" in card["note"] else 2 for card in cards[:8]]
+    assert [len(card.get("saliency", [])) for card in cards] == pictures + [0] * 16
     for card in (card for card in cards[:8] if "nlvr" not in card["note"]):
         assert card["saliency"][0][0] == card["title"] and card["saliency"][1][0] != card["title"]
     assert gallery["note"].startswith("Saliency by Grad-CAM")

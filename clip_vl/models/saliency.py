@@ -55,8 +55,8 @@ def saliency_of(tower, score):
     Parameters need no gradient and get none: what the tower's cells are computed from is cut off before them.
     """
     try:
-        ended = _observe(tower, score)
-        layers, before, after = _places(tower, ended)
+        image, ended = _observe(tower, score)
+        layers, before, after = _places(tower, image, ended)
         if after:
             heat, method = _grad_cam(after[-1], score), GRAD_CAM
         elif layers and before:
@@ -99,16 +99,14 @@ class _Place(NamedTuple):
     def cells(self):
         return self.shape[1:3] if self.channels_last else self.shape[2:]
 
-    @property
-    def size(self):
-        return self.cells[0] * self.cells[1]
-
-    def coarsens(self, patches):
-        """Whether these can be the cells of the same image, as many or fewer. The queries and keys of a pooling
-        attention, (1, heads, 1 or L, d), cannot: 1 x d is no image of more than one row, and L x d is more cells.
+    def is_map(self, image, finest=None):
+        """Whether these can be the cells of an `image` (H, W), several of its shape to within a cell, and no more of
+        them than `finest` has: queries, keys and probabilities of attention, (1, heads, L, d or L), have four axes too.
         """
-        (h, w), (rows, columns) = self.cells, patches.cells
-        return h <= rows and h * columns == w * rows
+        if len(self.shape) != 4 or self.shape[0] != 1 or isinstance(self.module, nn.Dropout):
+            return False
+        (h, w), (H, W) = self.cells, image
+        return h * w > 1 and abs(h * W - w * H) < max(H, W) and (finest is None or h <= finest.cells[0])
 
 
 @contextmanager
@@ -121,22 +119,24 @@ def _hooked(*handles):
 
 
 def _observe(tower, score):
-    """{module: `_Place`} of the modules that give a tensor, by their last call."""
-    ended, clock = {}, iter(range(2**31))
+    """(height and width of the image, {module: `_Place`} of the modules that give a tensor, by their last call)."""
+    ended, clock, image = {}, iter(range(2**31)), []
 
-    def note(module, _, output):
+    def note(module, inputs, output):
+        if module is tower:
+            image[:] = inputs[0].shape[-2:]
         if isinstance(output, torch.Tensor):
             ended[module] = _Place(next(clock), module, tuple(output.shape))
 
     with torch.no_grad(), _hooked(*(module.register_forward_hook(note) for module in tower.modules())):
         score()
-    return ended
+    return image, ended
 
 
-def _places(tower, ended):
+def _places(tower, image, ended):
     """(the last list of layers over tokens or [], feature maps before it, those after it), `_Place`s in order of time.
 
-    A map has more than one cell. Without layers all maps come after; with them, the last one before is of the patches.
+    Without layers all maps come after; with them, the last one before is that of the patches.
     """
     lists = {}
     for name, module in tower.named_modules():
@@ -148,13 +148,12 @@ def _places(tower, ended):
     # Around all layers: a transformer that gives its tokens as a grid. Inside: queries and keys, (1, heads, L, d).
     around = {module for module in ended if every and every <= set(module.modules())}
     inside = {module for layer in every for module in layer.modules()}
-    found = [place for module, place in ended.items() if len(place.shape) == 4 and module not in around | inside]
-    maps = sorted(place for place in found if place.size > 1)
+    maps = sorted(ended[module] for module in ended.keys() - around - inside if ended[module].is_map(image))
     if not lists:
         return [], [], maps
     layers = max(lists.values())
     before = [place for place in maps if place.time < layers[0].time]
-    after = [place for place in maps if place.time > layers[-1].time and before and place.coarsens(before[-1])]
+    after = [place for place in maps if place.time > layers[-1].time and before and place.is_map(image, before[-1])]
     return layers, before, after
 
 
@@ -206,8 +205,8 @@ def _over_tokens(blocks, cells, score):
         heat, method = _attention_times_gradient(value, seen_in_blocks, end[0]), ATTENTION
     else:
         heat, method = _gradient_times_activation(value, last[0]), ACTIVATION
-    before = L - cells[0] * cells[1]  # class token, registers
-    return (heat[before:].view(*cells), method) if before >= 0 else (None, method)
+    before = len(heat) - cells[0] * cells[1]  # class token, registers
+    return (None if before < 0 else heat[before:].view(*cells)), method
 
 
 def _attention_times_gradient(value, probabilities, end):
