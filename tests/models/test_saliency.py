@@ -94,11 +94,11 @@ def test_the_model_is_left_as_it_was(coloured):
     model.image_tower.norm.eval()
     model.text_head.requires_grad_(False)
     model.image_tower.features.weight.grad = torch.ones_like(model.image_tower.features.weight)
-    before = [(m.training for m in model.modules()), {n: p.requires_grad for n, p in model.named_parameters()}]
-    modes = list(before[0])
+    modes = [module.training for module in model.modules()]
+    learning = [parameter.requires_grad for parameter in model.parameters()]
     dual_saliency(model, images, "red")
     assert [module.training for module in model.modules()] == modes
-    assert {name: p.requires_grad for name, p in model.named_parameters()} == before[1]
+    assert [parameter.requires_grad for parameter in model.parameters()] == learning
     assert model.image_tower.features.weight.grad.eq(1).all()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
     assert torch.is_grad_enabled()
