@@ -35,6 +35,8 @@ class ProbesFlags(JudgeFlags, SharedTowerFlags, TextTowerFlags, ImageTowerFlags)
     fetch_images: bool = flag(False, "Download the pictures of svo that are not there; failures are listed.")
     save_every: int = flag(64, "Batches between two saves of what is computed.")
     gallery: int = flag(24, "Pictures in the report: the most confident mistakes of each probe in turn.")
+    saliency: int = flag(8, "Of these, the first n with pictures of where the scores of the true and of the preferred "
+                         "caption come from; 0 for none. --blind has none.")  # fmt: skip
 
 
 FLAGS = parse(ProbesFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
@@ -59,11 +61,13 @@ from clip_vl.engine.evaluation_run import EvaluationRun
 from clip_vl.engine.optim import autocast
 from clip_vl.evaluation.blind import NGrams, shortness
 from clip_vl.evaluation.features import collect
-from clip_vl.evaluation.probe_gallery import card, mistakes
+from clip_vl.evaluation.probe_gallery import card, mistakes, pairs_to_look_at
 from clip_vl.evaluation.probe_references import references
 from clip_vl.evaluation.probe_table import flat, judge_probe, print_table, sample_rows, table_of
+from clip_vl.evaluation.saliency_pictures import add_saliency, drawn
 from clip_vl.models.dual_build import frozen_digest, open_dual_encoder
 from clip_vl.models.dual_flags import check_dual_flags
+from clip_vl.models.saliency import dual_saliency
 
 # ---- scorers: what gives a picture and a caption a number
 
@@ -130,6 +134,11 @@ class DualScorer:
         parts = run.in_parts(name, -(-count // size), compute)
         return {key: np.concatenate([part[key] for part in parts]) for key in ("features", "status")} if parts else None
 
+    def look(self, crop, text):
+        """Where the score of a crop and a text comes from, as `drawn` gives it; a scorer without `look` has no such."""
+        image = self.view(part_of_picture(*crop))
+        return drawn(image, dual_saliency(self.model, image[None].to(self.device), text))
+
 
 class BlindScorer:
     """Scores of the captions alone: no picture is opened, and none is missing."""
@@ -164,21 +173,27 @@ def _digest(value):
 # ---- results
 
 
-def gallery_of(judged_probes, plan, count, sees):
-    """The cards: of each probe in turn its most confident mistake that is left."""
+def gallery_of(judged_probes, plan, scorer, args):
+    """The cards: of each probe in turn its most confident mistake that is left; the first with saliency."""
+    count, look = args.gallery, getattr(scorer, "look", None)
     lists = [[(probe, judged[i]) for i in mistakes([v for *_, v in judged])[:count]] for probe, judged in judged_probes]
     chosen = [entry for entries in itertools.zip_longest(*lists) for entry in entries if entry][:count]
-    cards = []
+    cards, wanted = [], []
     for probe, (item, crops, block, verdict) in chosen:
         crop = plan.crops[crops[0]]
-        cards.append(card(probe.name, item, block, verdict, part_of_picture(*crop) if sees else None))
-    return {"cards": cards}
+        cards.append(card(probe.name, item, block, verdict, None if args.blind else part_of_picture(*crop)))
+        if look and len(wanted) < args.saliency:
+            pairs = [(name, plan.crops[c], text) for name, c, text in pairs_to_look_at(item, crops, block)]
+            wanted.append((cards[-1], pairs))
+    return {"cards": cards} | ({"note": add_saliency(wanted, look)} if wanted else {})
 
 
 def main(args):
     device = dist.setup()
     if args.save_every < 1 or args.batch_size < 1:
         raise UserError("--save_every and --batch_size must be at least 1")
+    if args.saliency < 0:
+        raise UserError(f"--saliency {args.saliency} is a number of pictures: 0 or more")
     probes = open_probes(args)
     scorer = BlindScorer(args) if args.blind else DualScorer(args, device)
     plan = Plan(probes, sees=not args.blind)
@@ -215,7 +230,7 @@ def results(args, plan, score_of, status, scorer, inputs):
         "digests": inputs | {"annotations": {probe.name: probe.files for probe, *_ in plan.parts}},
         "encoded": {"pictures": len(plan.crops), "captions": len(plan.texts)},
     }  # fmt: skip
-    return rows, result, gallery_of(judged_probes, plan, args.gallery, not args.blind)
+    return rows, result, gallery_of(judged_probes, plan, scorer, args)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ class RetrievalFlags(JudgeFlags, SourceFlags, ImageTowerFlags, TextTowerFlags, S
     rerank: int = flag(0, "With --fused: only the k best of the dual encoder for each query; 0 scores all pairs.")
     bert: str | None = flag(None, "Folder of the fused encoder's text model [the one it was trained with].")
     gallery: int = flag(24, "Queries to look at in the report, each way: half of them best, half worst.")
+    saliency: int = flag(8, "Of these, with a picture of where the score of the true pair comes from; 0 for none.")
 
 
 FLAGS = parse(RetrievalFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
@@ -48,7 +49,7 @@ from clip_vl.datasets.encoding import ImagesOf, TextsOf, encode_numbers
 from clip_vl.datasets.fused_pairs import PairList, picture_on_canvas, text_batches
 from clip_vl.datasets.protocols import PROTOCOLS, RetrievalPairs, find_protocol
 from clip_vl.datasets.teacher_cache import cached_features
-from clip_vl.datasets.text import load_tokenizer
+from clip_vl.datasets.text import load_tokenizer, pad_tokens
 from clip_vl.engine import dist
 from clip_vl.engine.errors import Interrupted, UserError
 from clip_vl.engine.evaluation_run import EvaluationRun
@@ -56,8 +57,10 @@ from clip_vl.engine.optim import autocast
 from clip_vl.evaluation.recall import WAYS
 from clip_vl.evaluation.retrieval_folds import Fold, metrics_of, rank_all_pairs, rank_by_features, rerank
 from clip_vl.evaluation.retrieval_gallery import gallery_of, rows_of
+from clip_vl.evaluation.saliency_pictures import drawn
 from clip_vl.models.dual_build import frozen_digest, open_dual_encoder
 from clip_vl.models.fused_scorer import open_fused_scorer
+from clip_vl.models.saliency import dual_saliency, fused_saliency
 from clip_vl.models.vl_build import bert_folder
 
 BLOCK = {"image": 1024, "text": 8192, "pair": 4096}  # what a killed process can lose
@@ -122,6 +125,37 @@ def kept(pairs, described, count, compute, block, args):
     return cached_features(pairs.source.digest, described, count, compute, root, dtype="float32", block=block).values
 
 
+# ---- looking
+
+
+def dual_look(pairs, model, device, args):
+    """(row, text) -> a picture of where the cosine of a pair comes from, as `drawn` gives it."""
+    crop = eval_crop(model.image_tower, args)
+
+    def look(row, text):
+        image = crop(pairs.source.read(row), None, pairs.source.name(row))
+        return drawn(image, dual_saliency(model, image[None].to(device), text))
+
+    return look
+
+
+def fused_look(pairs, scorer, flags, device):
+    """The same of the fused encoder's log-odds."""
+    tokenizer = load_tokenizer(bert_folder(flags))
+
+    def look(row, text):
+        image, box = picture_on_canvas(
+            pairs.source.read(row), pairs.source.name(row), flags.image_size_min, flags.image_size_max
+        )
+        tokens = to_device(pad_tokens(tokenizer.encode([text], flags.max_length)), device)
+        return drawn(image[0], fused_saliency(scorer, image.to(device), box.to(device), tokens), box[0])
+
+    return look
+
+
+# ---- the program
+
+
 def stop_if_asked(run):
     if run.stop:
         raise Interrupted("interrupted; what is encoded is kept, and the same command goes on from there")
@@ -132,8 +166,9 @@ def check_flags(args):
     if not args.test:
         named = ", ".join(protocol.name for protocol in PROTOCOLS)
         raise UserError(f"--test names no data: pass one of {named}, or a file of captions")
-    if args.rerank < 0 or args.gallery < 0:
-        raise UserError(f"--rerank {args.rerank} and --gallery {args.gallery} are numbers from 0 up")
+    if args.rerank < 0 or args.gallery < 0 or args.saliency < 0:
+        values = f"--rerank {args.rerank}, --gallery {args.gallery} and --saliency {args.saliency}"
+        raise UserError(f"{values} are numbers from 0 up")
     if args.captions_per_image is not None and args.captions_per_image < 1:
         raise UserError(f"--captions_per_image {args.captions_per_image} must be at least 1")
     if args.rerank and not args.fused:
@@ -181,7 +216,9 @@ def main(args):
                 "tie_rule": "a tie counts against the match; *_optimistic: for it", "images": len(pairs.rows),
                 "texts": len(pairs.numbers), "data_digest": pairs.source.digest}  # fmt: skip
         note = "log-odds" if args.fused else "cosine"
-        run.finish(rows_of(pairs, folds), head | metrics, gallery_of(pairs, folds[0], args.gallery, note, args.seed))
+        look = fused_look(pairs, scorer, flags, device) if args.fused else dual_look(pairs, model, device, args)
+        gallery = gallery_of(pairs, folds[0], args.gallery, note, args.seed, look, args.saliency)
+        run.finish(rows_of(pairs, folds), head | metrics, gallery)
         recalls = {way: " / ".join(f"{metrics[f'{way}_recall@{k}']:.2f}" for k in (1, 5, 10)) for way in WAYS}
         recalls = "; ".join(f"{way.replace('_', ' ')} {values}" for way, values in recalls.items())
         print(f"{protocol.name}: {recalls}; mean {metrics['mean_recall']:.2f}")

@@ -118,6 +118,22 @@ def test_mistakes_are_shown_the_most_confident_first(whole):
     assert margins == sorted(margins) and margins[0] < 0
 
 
+def test_the_first_mistakes_show_where_both_captions_look(whole, programs, root, tmp_path):
+    gallery = json.loads((whole[0] / "gallery.json").read_text())
+    cards = gallery["cards"]
+    pictures = [1 if "nlvr" in card["note"] else 2 for card in cards[:8]]
+    assert [len(card.get("saliency", [])) for card in cards] == pictures + [0] * 16
+    for card in (card for card in cards[:8] if "nlvr" not in card["note"]):
+        assert card["saliency"][0][0] == card["title"] and card["saliency"][1][0] != card["title"]
+    assert gallery["note"].startswith("Saliency by Grad-CAM")
+    page = (whole[0] / "report.html").read_text()
+    assert page.count('alt="saliency"') == sum(len(card.get("saliency", [])) for card in cards)
+    programs.run_here("probes", *flags(root, tmp_path / "none", "--saliency", "0"))
+    assert 'alt="saliency"' not in (tmp_path / "none/report.html").read_text()
+    for name in ("samples.jsonl", "result.json"):
+        assert (tmp_path / "none" / name).read_bytes() == (whole[0] / name).read_bytes()
+
+
 def test_an_interrupted_evaluation_goes_on_to_the_same_files(programs, root, whole, tmp_path, monkeypatch):
     from clip_vl.engine import evaluation_run
 
@@ -154,6 +170,7 @@ def test_the_blind_baseline_opens_no_picture(programs, root, tmp_path):
     assert (row["n"], row["missing"]) == (123, 0) and result["checkpoint"] == "texts alone"
     image = next(row for row in result["table"] if row["probe"] == "winoground" and row["metric"] == "image")
     assert image["score"] == 0 and image["ties"] == image["n"]  # nothing to tell pictures apart by
+    assert "note" not in json.loads((tmp_path / "blind/gallery.json").read_text())
 
 
 def test_order_shufflings_are_frozen_once(programs, root, tmp_path):
@@ -179,6 +196,7 @@ def test_order_shufflings_are_frozen_once(programs, root, tmp_path):
         (["--probes"], UserError, "--probes names what to run: winoground"),
         (["--annotations", "nowhere"], UserError, "none of replace_obj"),
         (["--images_dir", "nowhere"], DataError, "sugarcrepe: none of the pictures of its 123 items is in nowhere"),
+        (["--saliency", "-1"], UserError, "--saliency -1 is a number of pictures"),
         (["--save_every", "0"], UserError, "--save_every and --batch_size must be at least 1"),
         (
             ["--blind", "--blind_captions", "nowhere"],

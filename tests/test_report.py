@@ -15,6 +15,7 @@ CARD = {
     "predictions": [["no", 0.5]],
     "correct": False,
     "note": "",
+    "saliency": [[HOSTILE, "data:image/jpeg;base64,AAAA"], ["elsewhere", "http://elsewhere/picture.jpg"]],
 }
 
 
@@ -30,7 +31,7 @@ def run_folder(tmp_path):
     result = {"task": "vqa", "split": "minival", "accuracy": 61.5, "accuracy_n": 900, "accuracy_low": 58.0,
               "accuracy_high": 64.0, "accuracy/answer_type/yes/no": 80.0, "majority_accuracy": 34.0}  # fmt: skip
     (folder / "result.json").write_text(json.dumps(result))
-    (folder / "gallery.json").write_text(json.dumps({"cards": [CARD] * 24}))
+    (folder / "gallery.json").write_text(json.dumps({"cards": [CARD] * 24, "note": HOSTILE}))
     return folder
 
 
@@ -38,6 +39,7 @@ def test_foreign_text_is_escaped_and_nothing_is_fetched(run_folder):
     page = write_report(run_folder).read_text()
     assert HOSTILE not in page and "&lt;script&gt;alert(1)" in page
     assert 'src="http' not in page and 'href="http' not in page and "61.5" in page and "yes/no" in page
+    assert page.count('src="data:image/jpeg;base64,AAAA"') == 24 and "elsewhere" not in page
 
 
 @pytest.mark.parametrize("log", ["", '{"step": 1, "loss": 2.0}\n', '{"step": 1, "loss": null}\n{"step'])

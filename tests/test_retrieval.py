@@ -112,6 +112,24 @@ def test_an_evaluation_in_parts_or_by_several_processes_ends_with_the_same_bytes
     assert "already" in again.stdout
 
 
+def test_saliency_is_on_the_cards_and_changes_no_score(programs, pairs, trained, tmp_path):
+    """Three cards of eight, best and worst of both ways in turn; with 0 none, and all other bytes the same."""
+    for number in ("0", "3"):
+        given = flags(pairs, tmp_path / number, "--load", trained, "--gallery", "4", "--saliency", number)
+        programs.run_here("retrieval", *given)
+    none, some = (json.loads((tmp_path / number / "gallery.json").read_text()) for number in ("0", "3"))
+    assert "note" not in none and not any("saliency" in card for card in none["cards"])
+    assert [n for n, card in enumerate(some["cards"]) if "saliency" in card] == [0, 2, 4]
+    found = [card.pop("saliency") for card in some["cards"] if "saliency" in card]
+    assert some["cards"] == none["cards"] and some["note"].startswith("Saliency by Grad-CAM")
+    assert found[0][0][0] == some["cards"][0]["title"] and found[2][0][0] == some["cards"][4]["truth"][0][0]
+    pages = [(tmp_path / number / "report.html").read_text() for number in ("0", "3")]
+    assert [page.count('alt="saliency"') for page in pages] == [0, 3]
+    assert all(uri in pages[1] for ((_, uri),) in found) and "Saliency by Grad-CAM" in pages[1]
+    for name in ("samples.jsonl", "result.json"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
+
+
 def test_folds_are_scored_apart(programs, pairs, trained, tmp_path):
     """Among 4 images instead of 12 no query can rank worse, and the score is the mean over the folds."""
     programs.run("retrieval", *flags(pairs, tmp_path / "all", "--load", trained))
@@ -175,6 +193,7 @@ def test_the_fused_encoder_scores_pairs_as_in_pre_training(programs, fused, pret
     expected = (logits[:, 1] - logits[:, 0]).numpy()
     assert kept["scores"][: len(texts)] == pytest.approx(expected, abs=1e-4)
     assert result(tmp_path / "run")["scored_by"] == "fused encoder on all pairs"
+    assert (tmp_path / "run" / "report.html").read_text().count('alt="saliency"') == 4
 
 
 def test_reranking_all_candidates_is_scoring_all_pairs(programs, fused, trained, pairs, tmp_path):
@@ -195,6 +214,7 @@ def test_reranking_all_candidates_is_scoring_all_pairs(programs, fused, trained,
         (["--test", ""], UserError, "--test names no data: pass one of coco-karpathy-5k"),
         (["--rerank", "4"], UserError, "pass --fused"),
         (["--rerank", "-1"], UserError, "from 0 up"),
+        (["--saliency", "-1"], UserError, "--saliency -1 are numbers from 0 up"),
         (["--captions_per_image", "0"], UserError, "at least 1"),
         (["--fused", "nowhere/Epoch01"], UserError, "no checkpoint nowhere/Epoch01"),
         (["--test", "flickr30k-karpathy"], UserError, "is not there"),

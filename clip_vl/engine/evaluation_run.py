@@ -25,7 +25,7 @@ from clip_vl.engine.report import write_report
 from clip_vl.engine.run import Run, finite
 from clip_vl.engine.signals import StopRequest
 
-NOT_INPUTS = ("output", "num_workers", "tqdm", "overwrite")  # flags that change no number
+NOT_INPUTS = ("output", "num_workers", "tqdm", "overwrite", "saliency")  # flags that change no number
 SAMPLES = "samples.jsonl"
 
 

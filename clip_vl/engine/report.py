@@ -33,6 +33,7 @@ def write_report(folder):
         panels=panels_of(run["series"]),
         scores=score_groups(run["result"]),
         cards=_cards(gallery, run["folder"] / "gallery.json"),
+        note=str(gallery.get("note", "")),
         confusion=confusion_panel(gallery, run["folder"] / "gallery.json"),
     )
     return _write(run["folder"] / "report.html", page)
@@ -148,6 +149,7 @@ def _card(card):
         "predictions": [(str(answer), float(score), right.get(answer, 0.0)) for answer, score in card["predictions"]],
         "correct": bool(card["correct"]),
         "note": str(card.get("note", "")),
+        "saliency": [(str(text), image) for text, image in card.get("saliency", []) if PICTURE.fullmatch(image)],
     }
 
 

@@ -79,6 +79,11 @@ def thumbnail(data):
     with Image.open(io.BytesIO(data)) as image:
         image = image.convert("RGB")
     image.thumbnail((THUMBNAIL, THUMBNAIL))
+    return jpeg_uri(image)
+
+
+def jpeg_uri(image):
+    """A Pillow image -> a JPEG as a data URI."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -18,6 +18,19 @@ def is_right(verdict):
     return verdict.rank == 1
 
 
+def pairs_to_look_at(item, crops, block):
+    """[(caption, crop, text)] of what the scores told apart: the first picture with its caption and with the strongest
+    of the others, or the one caption with two pictures.
+
+    crops: numbers of the item's pictures;  block: scores (K, L)
+    """
+    if len(item.captions) == 1:
+        names = (item.captions[0], f"{item.captions[0]} (the other picture)")
+        return [(name, crop, item.captions[0]) for name, crop in zip(names, crops)]
+    strongest = max(range(1, len(item.captions)), key=lambda place: block[0][place])
+    return [(item.captions[place], crops[0], item.captions[place]) for place in (0, strongest)]
+
+
 def card(name, item, block, verdict, picture):
     """A card of gallery.json. picture: bytes of an image file; block: scores (K, L)."""
     options = [[caption, round(float(score), 4)] for caption, score in zip(item.captions, block[0])]

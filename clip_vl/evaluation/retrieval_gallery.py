@@ -1,14 +1,14 @@
 """What a retrieval leaves of each query, and queries to look at: best and worst, both ways, with their top five."""
 
-import base64
 import io
 
 import numpy as np
 
 from clip_vl.engine.random import numpy_rng
-from clip_vl.evaluation.gallery import THUMBNAIL, thumbnail
+from clip_vl.evaluation.gallery import THUMBNAIL, jpeg_uri, thumbnail
 from clip_vl.evaluation.recall import WAYS
 from clip_vl.evaluation.retrieval_folds import TOP
+from clip_vl.evaluation.saliency_pictures import add_saliency
 
 
 def rows_of(pairs, folds):
@@ -29,8 +29,11 @@ def rows_of(pairs, folds):
                 yield {"id": f"{way}/{name}", "group": way, "correct": int(worst[query] <= 1), **found}
 
 
-def gallery_of(pairs, fold, count, note, seed):
-    """Cards of the best and the worst queries of a fold, both ways."""
+def gallery_of(pairs, fold, count, note, seed, look=None, looks=0):
+    """Cards of the best and the worst queries of a fold, both ways; `looks` of them with the saliency of a true pair.
+
+    look: (row, text) of the source -> (picture as a data URI or None, method)
+    """
     source, (names, _) = pairs.source, pairs.names()
 
     def text(place):
@@ -39,21 +42,27 @@ def gallery_of(pairs, fold, count, note, seed):
     def picture(place):
         return source.read(int(pairs.rows[fold.images[place]]))
 
-    cards = []
-    for way in WAYS if count else ():
+    cards, wanted = [], []
+    for way, looks_here in zip(WAYS, (-(-looks // 2), looks // 2)) if count else ():
         ranks = getattr(fold.ranks, way)[1]
         queries = choose_queries(ranks, count, seed)
+        looked_at = in_turn(queries, count)[:looks_here]
         for query, places, scores in zip(queries, *fold.nearest(way, queries)):
             found = list(zip(places.tolist(), scores.tolist()))
             if way == "text_to_image":
                 own = names[fold.images[fold.image_of_text[query]]]
                 best = [(names[fold.images[place]], score, picture(place)) for place, score in found]
                 cards.append(text_card(text(query), own, best, ranks[query], note))
+                true_pair = fold.image_of_text[query], text(query)
             else:
                 own = [text(place) for place in np.flatnonzero(fold.image_of_text == query)]
                 best = [(text(place), score) for place, score in found]
                 cards.append(image_card(picture(query), names[fold.images[query]], own, best, ranks[query], note))
-    return {"cards": cards}
+                true_pair = query, own[0]
+            if query in looked_at:
+                place, caption = true_pair
+                wanted.append((cards[-1], [(caption, int(pairs.rows[fold.images[place]]), caption)]))
+    return {"cards": cards} | ({"note": add_saliency(wanted, look)} if wanted else {})
 
 
 def choose_queries(ranks, count, seed=0):
@@ -63,6 +72,12 @@ def choose_queries(ranks, count, seed=0):
     half = min(-(-count // 2), len(ranks))
     worst = by_rank[half:][-(count // 2) :] if count // 2 else by_rank[:0]
     return np.concatenate([by_rank[:half], worst[::-1]])
+
+
+def in_turn(queries, count):
+    """What `choose_queries` gives for a count, a best one and a worst one in turn."""
+    half = min(-(-count // 2), len(queries))
+    return [queries[place] for place in sorted(range(len(queries)), key=lambda place: (place % half, place))]
 
 
 def image_card(data, name, own, found, rank, note):
@@ -91,6 +106,4 @@ def strip(pictures):
             image = image.convert("RGB")
         image.thumbnail((side - 4, side - 4))
         sheet.paste(image, (place * side + (side - image.width) // 2, (side - image.height) // 2))
-    buffer = io.BytesIO()
-    sheet.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return jpeg_uri(sheet)

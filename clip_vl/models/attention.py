@@ -1,5 +1,7 @@
 """Multi-head attention: the one rule that picks the fastest exact form."""
 
+from contextlib import contextmanager
+
 import torch
 from torch.nn import functional as F
 
@@ -7,6 +9,7 @@ from clip_vl.models.dropout import dropout as drop
 
 # Up to this many keys the plain product beats the fused kernel on CPUs (forward and backward, 12 heads of width 64).
 PLAIN_TOKENS = {torch.bfloat16: 500, torch.float16: 500, torch.float32: 200}
+_seen = None  # inside `attention_written_out`: the list that the probabilities go to
 
 
 def attend(query, key, value, bias=None, dropout=0.0):
@@ -35,7 +38,32 @@ def _plain(query, key, value, bias, dropout):
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, L, L)
     if bias is not None:
         scores += bias
-    return drop(scores.softmax(dim=-1), dropout) @ value
+    probabilities = scores.softmax(dim=-1)
+    if _seen is not None:
+        _seen.append(probabilities)
+    return drop(probabilities, dropout) @ value
+
+
+@contextmanager
+def attention_written_out():
+    """Inside, attention is the plain product and leaves its probabilities (B, heads, L, M) in the list that is given.
+
+    So is that of `nn.MultiheadAttention` and of libraries that call F.scaled_dot_product_attention, whose kernels keep
+    no probabilities. Calls that are causal, masked by truth values or scaled otherwise run as ever and leave nothing.
+    """
+    global _seen
+    fused, _seen = F.scaled_dot_product_attention, []
+
+    def plain(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **more):
+        if is_causal or scale is not None or more or (attn_mask is not None and attn_mask.dtype == torch.bool):
+            return fused(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
+        return _plain(query, key, value, attn_mask, dropout_p)
+
+    F.scaled_dot_product_attention = plain
+    try:
+        yield _seen
+    finally:
+        F.scaled_dot_product_attention, _seen = fused, None
 
 
 class PackedProjection:

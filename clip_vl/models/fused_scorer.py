@@ -40,6 +40,10 @@ class FusedScorer(nn.Module):
 
         grids: of `see`;  boxes: (N, 4) of `place_on_canvas`;  the rest as in `VLEncoder`
         """
+        return self.log_odds(grids, boxes, input_ids, attention_mask, image_of_text)
+
+    def log_odds(self, grids, boxes, input_ids, attention_mask, image_of_text=None):
+        """The same, with gradients where they are on."""
         boxes = boxes if self.mask_padding else None
         *_, pooled = self.encoder(grids, input_ids, attention_mask, image_of_text, boxes)
         logits = self.head(pooled).float()
