@@ -39,13 +39,11 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from clip_vl.datasets.batches import to_device
 from clip_vl.datasets.captions import open_sources
 from clip_vl.datasets.crops import eval_crop
 from clip_vl.datasets.encoding import ImagesOf, TextsOf, encode_numbers
-from clip_vl.datasets.fused_pairs import PairList, picture_on_canvas, text_batches
+from clip_vl.datasets.fused_pairs import PairList, by_image, picture_on_canvas, score_texts
 from clip_vl.datasets.protocols import PROTOCOLS, RetrievalPairs, find_protocol
 from clip_vl.datasets.teacher_cache import cached_features
 from clip_vl.datasets.text import load_tokenizer
@@ -93,18 +91,14 @@ def score_pairs(keys, pairs, scorer, flags, run, device, args):
     def score_block(numbers):
         images, places = listed[numbers]
         scores = np.empty(len(numbers), np.float32)
-        for image in np.unique(images):
+        for image, mine in by_image(images):
             stop_if_asked(run)
-            mine = np.flatnonzero(images == image)
             row = int(pairs.rows[image])
-            picture, box = picture_on_canvas(
+            picture = picture_on_canvas(
                 pairs.source.read(row), pairs.source.name(row), flags.image_size_min, flags.image_size_max
             )
             with autocast(device, args):
-                grid, box = scorer.see(picture.to(device)), box.to(device)
-                for part, batch in text_batches(texts, places[mine], args.batch_size):
-                    rows = torch.zeros(len(part), dtype=torch.long, device=device)
-                    scores[mine[part]] = scorer(grid, box, **to_device(batch, device), image_of_text=rows).cpu().numpy()
+                scores[mine] = score_texts(scorer, picture, [texts[p] for p in places[mine]], args.batch_size, device)
         return scores[:, None]
 
     chosen = "all" if keys is None else hashlib.sha256(keys.tobytes()).hexdigest()
