@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from clip_vl.datasets.batches import to_device
-from clip_vl.datasets.images import canvas_size, decode_image, place_on_canvas, resize, resized_size
+from clip_vl.datasets.images import DamagedImage, canvas_size, decode_image, place_on_canvas, resize, resized_size
 from clip_vl.datasets.text import pad_tokens
 
 
@@ -48,6 +48,20 @@ def by_image(images):
     starts = np.flatnonzero(np.diff(images[order], prepend=-1))
     for positions in np.split(order, starts[1:]) if len(order) else ():
         yield int(images[positions[0]]), positions
+
+
+class PicturesOf:
+    """`pictures[(_, [row])]`: picture, as of `picture_on_canvas`, or damaged, [(row, sentence)], of a source."""
+
+    def __init__(self, source, smallest, largest):
+        self.source, self.sides = source, (smallest, largest)
+
+    def __getitem__(self, key):
+        row = int(key[1][0])
+        try:
+            return {"picture": picture_on_canvas(self.source.read(row), self.source.name(row), *self.sides)}
+        except DamagedImage as error:
+            return {"damaged": [(row, str(error))]}
 
 
 class PairList:
