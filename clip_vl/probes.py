@@ -28,7 +28,7 @@ class ProbesFlags(JudgeFlags, SharedTowerFlags, TextTowerFlags, ImageTowerFlags)
     probes: list[str] = flag([], "Which probes, by name.")
     annotations: str | None = flag(None, "Folder or file of the annotations, or folder of folders named by probes.")
     images_dir: str | None = flag(None, "Folder of the pictures [the probe's own in --datasets_dir].")
-    fused: str | None = flag(None, "Stem of a checkpoint of `pretrain` or `finetune_retrieval`, whose matching head judges.")
+    fused: str | None = flag(None, "Stem of a checkpoint of `pretrain` or `finetune_retrieval`, which judges.")
     bert: str | None = flag(None, "Folder of the fused encoder's text model [the one it was trained with].")
     blind: bool = flag(False, "Judge the texts alone, in the place of a model, by words that are likely to follow "
                        "each other in --blind_captions, or without that by being shorter.")  # fmt: skip
