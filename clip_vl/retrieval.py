@@ -27,7 +27,7 @@ class RetrievalFlags(JudgeFlags, SourceFlags, ImageTowerFlags, TextTowerFlags, S
     test: str | None = flag(None, "A protocol by its name, or captioned images in the forms that `align` reads.")
     fold_size: int = flag(0, "Images of a fold, for data without a protocol; scores are the mean over the folds.")
     captions_per_image: int | None = flag(None, "Only the first n captions of each image [all].")
-    fused: str | None = flag(None, "Stem of a checkpoint of `pretrain` or `finetune_retrieval`, which scores the pairs.")
+    fused: str | None = flag(None, "Stem of a checkpoint of `pretrain` or `finetune_retrieval`: it scores the pairs.")
     rerank: int = flag(0, "With --fused: only the k best of the dual encoder for each query; 0 scores all pairs.")
     bert: str | None = flag(None, "Folder of the fused encoder's text model [the one it was trained with].")
     gallery: int = flag(24, "Queries to look at in the report, each way: half of them best, half worst.")
