@@ -63,11 +63,13 @@ from clip_vl.models.vl_build import bert_folder, build_updater, compile_parts
 from clip_vl.models.vl_checkpoints import save_task
 
 GALLERY = 24  # queries in the report
-ELSEWHERE = {  # flags of the data root's own tasks
-    "train": "--train_data", "valid": "--valid_data", "max_train_samples": "--dataset_size",
-    "max_eval_samples": "--valid_images", "features": "--input_raw_images", "use_lmdb": "the image files",
-    "sentences_per_image": "--negatives", "load_lxmert_qa": "--loadLXMERT", "skip_bad": "clean data",
-    "limit_source": "--train_data",
+NOT_HERE = {  # flags of the data root's own tasks, which captioned images do not have
+    "train": "use --train_data", "valid": "use --valid_data", "max_train_samples": "use --dataset_size",
+    "max_eval_samples": "use --valid_images", "load_lxmert_qa": "use --loadLXMERT", "use_lmdb": "image files are read",
+    "features": "the visual tower is trained on image files", "sentences_per_image": "an image comes with one caption",
+    "skip_bad": "every row counts", "limit_source": "leave the source out of --train_data",
+    "csv_label_key": "there are no classes", "save_step": "BEST.pth and LAST.pth are written after each epoch",
+    "reduce_counts": "losses are always those of the pairs of all processes",
 }  # fmt: skip
 
 
@@ -177,9 +179,9 @@ def train(device, args):
 def check_flags(args):
     """Refuse what cannot work, in one sentence, before anything is built."""
     defaults = {field.name: field.default for field in dataclasses.fields(args)}
-    for name, instead in ELSEWHERE.items():
+    for name, instead in NOT_HERE.items():
         if getattr(args, name) != defaults[name]:
-            raise UserError(f"--{name} is not for captioned images: use {instead}")
+            raise UserError(f"--{name} is not for captioned images: {instead}")
     if not args.input_raw_images:
         raise UserError("retrieval needs a model that sees images: pass --input_raw_images")
     check_fused_flags(args)

@@ -128,6 +128,7 @@ def test_two_processes_train_and_judge_as_one(programs, data, tmp_path):
     [
         (["--train_data", ""], UserError, "--train_data names no data"),
         (["--train", "mscoco_train"], UserError, "--train is not for captioned images: use --train_data"),
+        (["--reduce_counts"], UserError, "--reduce_counts is not for captioned images: losses are always those of"),
         (["--no-input_raw_images"], UserError, "pass --input_raw_images"),
         (["--load", "x", "--loadLXMERT", "y"], UserError, "--load and --loadLXMERT both name the weights"),
         (["--load", "x/Epoch01"], UserError, "no checkpoint x/Epoch01_LXRT.pth"),
