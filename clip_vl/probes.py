@@ -1,6 +1,7 @@
 """Compositional probes: does a model tell a caption from one of nearly the same words? One table at the end.
 
     python -m clip_vl.probes --probes sugarcrepe winoground --load snap/align/NAME/epoch_32.pt --output snap/probes/NAME
+    python -m clip_vl.probes --probes scenes --fused snap/pretrain/NAME/Epoch09 --output ...   by the matching head
     python -m clip_vl.probes --probes sugarcrepe --blind --output snap/probes/blind          what the texts give away
     python -m clip_vl.probes --probes svo --fetch_images --output ...                        download its pictures first
     bash scripts/probes.bash 0,1 NAME 0 2 --probes scenes --load ...                         two GPUs
@@ -8,9 +9,10 @@
 Probes: winoground, crepe_productivity, crepe_systematicity, sugarcrepe, vg_relation and vg_attribution (ARO),
 coco_order, flickr30k_order, svo, vlchecklist, nlvr, and of the built-in scenes scenes and scene_twins. Annotations are
 looked for below --datasets_dir, where `PLACES` of datasets/probe_sets.py says. Each distinct part of a picture and each
-caption is encoded once. A row of the table says n, how many items lack their picture, how many have a tie with the true
-side, the score under the official rule for ties and under the rule that a tie is wrong, what chance gives, and a 95 %
-interval from resampling pictures.
+caption is encoded once; the fused encoder sees each part of a picture once and scores every pair that is compared. A
+row of the table says n, how many items lack their picture, how many have a tie with the true side, the score under the
+official rule for ties and under the rule that a tie is wrong, what chance gives, and a 95 % interval from resampling
+pictures.
 """
 
 from dataclasses import dataclass
@@ -26,6 +28,8 @@ class ProbesFlags(JudgeFlags, SharedTowerFlags, TextTowerFlags, ImageTowerFlags)
     probes: list[str] = flag([], "Which probes, by name.")
     annotations: str | None = flag(None, "Folder or file of the annotations, or folder of folders named by probes.")
     images_dir: str | None = flag(None, "Folder of the pictures [the probe's own in --datasets_dir].")
+    fused: str | None = flag(None, "Stem of a checkpoint of `pretrain` or `finetune_retrieval`, which judges.")
+    bert: str | None = flag(None, "Folder of the fused encoder's text model [the one it was trained with].")
     blind: bool = flag(False, "Judge the texts alone, in the place of a model, by words that are likely to follow "
                        "each other in --blind_captions, or without that by being shorter.")  # fmt: skip
     blind_captions: str | None = flag(None, "Text file with a caption a line, for the trigram model of --blind.")
@@ -33,7 +37,7 @@ class ProbesFlags(JudgeFlags, SharedTowerFlags, TextTowerFlags, ImageTowerFlags)
     order_seeds: int = flag(5, "COCO-Order, Flickr30k-Order: shufflings of each kind.")
     tagger: str = flag("auto", "Tagger of the shufflings: spacy, bundled, or auto for spaCy where it is installed.")
     fetch_images: bool = flag(False, "Download the pictures of svo that are not there; failures are listed.")
-    save_every: int = flag(64, "Batches between two saves of what is computed.")
+    save_every: int = flag(64, "Batches (with --fused: pictures) between two saves of what is computed.")
     gallery: int = flag(24, "Pictures in the report: the most confident mistakes of each probe in turn.")
     saliency: int = flag(8, "Of these, the first n with pictures of where the scores of the true and of the preferred "
                          "caption come from; 0 for none. --blind has none.")  # fmt: skip
@@ -49,17 +53,27 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clip_vl.datasets.batches import evaluation_loader
+from clip_vl.datasets.batches import evaluation_loader, to_device
 from clip_vl.datasets.crops import eval_crop
 from clip_vl.datasets.encoding import TextsOf, shares
-from clip_vl.datasets.probe_images import CLAMPED, DAMAGED, CropsOf, TextList, distinct_by_tokens, part_of_picture
+from clip_vl.datasets.probe_images import (
+    CLAMPED,
+    DAMAGED,
+    CanvasOf,
+    CropsOf,
+    TextList,
+    distinct_by_tokens,
+    part_of_picture,
+)
+from clip_vl.datasets.probe_pairs import say_problems, score_pairs_of
 from clip_vl.datasets.probe_plan import Plan
 from clip_vl.datasets.probe_sets import open_probes
+from clip_vl.datasets.text import load_tokenizer, pad_tokens
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.evaluation_run import EvaluationRun
 from clip_vl.engine.optim import autocast
-from clip_vl.evaluation.blind import NGrams, shortness
+from clip_vl.evaluation.blind import BlindScorer
 from clip_vl.evaluation.features import collect
 from clip_vl.evaluation.probe_gallery import card, mistakes, pairs_to_look_at
 from clip_vl.evaluation.probe_references import references
@@ -67,7 +81,9 @@ from clip_vl.evaluation.probe_table import flat, judge_probe, print_table, sampl
 from clip_vl.evaluation.saliency_pictures import add_saliency, drawn
 from clip_vl.models.dual_build import frozen_digest, open_dual_encoder
 from clip_vl.models.dual_flags import check_dual_flags
-from clip_vl.models.saliency import dual_saliency
+from clip_vl.models.fused_scorer import open_fused_scorer
+from clip_vl.models.saliency import dual_saliency, fused_saliency
+from clip_vl.models.vl_build import bert_folder
 
 # ---- scorers: what gives a picture and a caption a number
 
@@ -76,6 +92,7 @@ class DualScorer:
     """Cosine similarity of a dual encoder's features, in float32."""
 
     threshold = None  # cosines have no natural one: it is calibrated
+    judge = "cosine of the dual encoder"
 
     def __init__(self, args, device):
         check_dual_flags(args)
@@ -124,8 +141,7 @@ class DualScorer:
                     yield places, batch
 
             features = collect(encode, noted(), autocast(self.device, self.args)).numpy()
-            for problem in itertools.chain(*dist.gather(problems)):
-                dist.print0(f"warning: {problem}; its items count as missing their picture")
+            say_problems(problems)
             notes = [note for of_rank in dist.gather(notes) for note in of_rank]
             order = np.argsort(np.concatenate([places for places, _ in notes]), kind="stable")
             status = np.concatenate([s for _, s in notes])[order].astype(np.uint8)
@@ -140,30 +156,45 @@ class DualScorer:
         return drawn(image, dual_saliency(self.model, image[None].to(self.device), text))
 
 
-class BlindScorer:
-    """Scores of the captions alone: no picture is opened, and none is missing."""
+class MatchingScorer:
+    """Log-odds of the matching head of a fused encoder, in float32: above 0 it finds a match more likely than none."""
 
-    threshold = None
+    threshold, judge = 0.0, "matching head of the fused encoder"
 
-    def __init__(self, args):
-        self.judge, self.data = shortness, None
-        if args.blind_captions:
-            try:
-                self.data = Path(args.blind_captions).read_bytes()
-                self.judge = NGrams(self.data.decode().splitlines())
-            except OSError as error:
-                raise UserError(f"--blind_captions {args.blind_captions} cannot be read: {error.strerror}") from None
-            except UnicodeDecodeError as error:
-                raise DataError(f"{args.blind_captions}: byte {error.start} is not UTF-8") from None
+    def __init__(self, args, device):
+        self.args, self.device = args, device
+        self.model, self.flags = open_fused_scorer(args.fused, device, args.bert)
+        self.tokenizer = load_tokenizer(bert_folder(self.flags))
 
     def inputs(self):
-        return {"blind": hashlib.sha256(self.data).hexdigest() if self.data else "shorter"}
+        """The same digests as of a dual encoder."""
+        names = ("image_size_min", "image_size_max", "max_length", "mask_padding", "use_max_pooling")
+        shown = [getattr(self.flags, name) for name in names]
+        digests = {"weights": frozen_digest(self.model), "tokenizer": self.tokenizer.digest}
+        return digests | {"preprocessing": _digest(shown)}
 
     def scores(self, run, plan):
-        if dist.rank():
-            return None
-        of_text = [self.judge(text) for text in plan.texts]
-        return {pair: of_text[pair[1]] for pair in map(tuple, plan.pairs().tolist())}, np.zeros(len(plan.crops))
+        """As of `DualScorer`."""
+        return score_pairs_of(plan, self.model, self.tokenizer, self.flags, run, self.device, self.args)
+
+    def look(self, crop, text):
+        """As of `DualScorer`, of the log-odds."""
+        images, boxes = CanvasOf([crop], self.flags.image_size_min, self.flags.image_size_max)[0, [0]]["picture"]
+        tokens = to_device(pad_tokens(self.tokenizer.encode([text], self.flags.max_length)), self.device)
+        heat = fused_saliency(self.model, images.to(self.device), boxes.to(self.device), tokens)
+        return drawn(images[0], heat, boxes[0])
+
+
+def open_scorer(args, device):
+    """What judges: a fused encoder, the captions alone, or a dual encoder. Raises UserError where two are named."""
+    for name in ("load", "blind"):
+        if args.fused and getattr(args, name):
+            raise UserError(f"--fused and --{name} both name what judges: leave out one of them")
+    if args.bert and not args.fused:
+        raise UserError(f"--bert {args.bert} is the text model of a fused encoder: pass --fused as well")
+    if args.fused:
+        return MatchingScorer(args, device)
+    return BlindScorer(args.blind_captions) if args.blind else DualScorer(args, device)
 
 
 def _digest(value):
@@ -195,7 +226,7 @@ def main(args):
     if args.saliency < 0:
         raise UserError(f"--saliency {args.saliency} is a number of pictures: 0 or more")
     probes = open_probes(args)
-    scorer = BlindScorer(args) if args.blind else DualScorer(args, device)
+    scorer = open_scorer(args, device)
     plan = Plan(probes, sees=not args.blind)
     run = EvaluationRun(args, "probes", device)
     inputs = scorer.inputs()
@@ -225,7 +256,8 @@ def results(args, plan, score_of, status, scorer, inputs):
     print_table(table, defects)
     result = {
         "task": "probes", "split": ", ".join(probe.name for probe, *_ in plan.parts),
-        "checkpoint": "texts alone" if args.blind else args.load, **flat(table), "table": table, "defects": defects,
+        "checkpoint": "texts alone" if args.blind else args.fused or args.load, "scored_by": scorer.judge,
+        **flat(table), "table": table, "defects": defects,
         "facts": {probe.name: probe.facts for probe, *_ in plan.parts if probe.facts},
         "digests": inputs | {"annotations": {probe.name: probe.files for probe, *_ in plan.parts}},
         "encoded": {"pictures": len(plan.crops), "captions": len(plan.texts)},

@@ -10,7 +10,7 @@
 coco2017-val (all captions), flickr30k-karpathy; or data in the forms that `align` reads. Ranks are exact. A tie counts
 against the match; where ranks hang on ties, the optimistic recalls stand beside. Writes samples.jsonl (the rank of
 every query), result.json and report.html; a repeated command goes on where an interrupted one stopped. Fine-tuning with
-InfoNCE is `python -m clip_vl.align --load CHECKPOINT --train_data ...`.
+InfoNCE is `python -m clip_vl.align --load CHECKPOINT --train_data ...`; of the fused encoder `finetune_retrieval`.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class RetrievalFlags(JudgeFlags, SourceFlags, ImageTowerFlags, TextTowerFlags, S
     test: str | None = flag(None, "A protocol by its name, or captioned images in the forms that `align` reads.")
     fold_size: int = flag(0, "Images of a fold, for data without a protocol; scores are the mean over the folds.")
     captions_per_image: int | None = flag(None, "Only the first n captions of each image [all].")
-    fused: str | None = flag(None, "Stem of a checkpoint of `pretrain` whose matching head scores the pairs.")
+    fused: str | None = flag(None, "Stem of a checkpoint of `pretrain` or `finetune_retrieval`: it scores the pairs.")
     rerank: int = flag(0, "With --fused: only the k best of the dual encoder for each query; 0 scores all pairs.")
     bert: str | None = flag(None, "Folder of the fused encoder's text model [the one it was trained with].")
     gallery: int = flag(24, "Queries to look at in the report, each way: half of them best, half worst.")
@@ -40,13 +40,12 @@ import hashlib
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from clip_vl.datasets.batches import to_device
 from clip_vl.datasets.captions import open_sources
 from clip_vl.datasets.crops import eval_crop
 from clip_vl.datasets.encoding import ImagesOf, TextsOf, encode_numbers
-from clip_vl.datasets.fused_pairs import PairList, picture_on_canvas, text_batches
+from clip_vl.datasets.fused_pairs import PairList, by_image, picture_on_canvas, score_texts
 from clip_vl.datasets.protocols import PROTOCOLS, RetrievalPairs, find_protocol
 from clip_vl.datasets.teacher_cache import cached_features
 from clip_vl.datasets.text import load_tokenizer, pad_tokens
@@ -96,18 +95,14 @@ def score_pairs(keys, pairs, scorer, flags, run, device, args):
     def score_block(numbers):
         images, places = listed[numbers]
         scores = np.empty(len(numbers), np.float32)
-        for image in np.unique(images):
+        for image, mine in by_image(images):
             stop_if_asked(run)
-            mine = np.flatnonzero(images == image)
             row = int(pairs.rows[image])
-            picture, box = picture_on_canvas(
+            picture = picture_on_canvas(
                 pairs.source.read(row), pairs.source.name(row), flags.image_size_min, flags.image_size_max
             )
             with autocast(device, args):
-                grid, box = scorer.see(picture.to(device)), box.to(device)
-                for part, batch in text_batches(texts, places[mine], args.batch_size):
-                    rows = torch.zeros(len(part), dtype=torch.long, device=device)
-                    scores[mine[part]] = scorer(grid, box, **to_device(batch, device), image_of_text=rows).cpu().numpy()
+                scores[mine] = score_texts(scorer, picture, [texts[p] for p in places[mine]], args.batch_size, device)
         return scores[:, None]
 
     chosen = "all" if keys is None else hashlib.sha256(keys.tobytes()).hexdigest()

@@ -161,6 +161,105 @@ def test_processes_write_what_one_writes(programs, root, whole, tmp_path, ranks)
     same_files(whole[0], tmp_path / "many")
 
 
+def fused_flags(root, pretrained, output, *more):
+    """Of an evaluation by the matching head, on the same annotations."""
+    given = ["--probes", "sugarcrepe", "winoground", "vg_attribution", "nlvr", "--annotations", root, "--images_dir",
+             root, "--fused", pretrained, "--batch_size", "8", "--save_every", "8", "--datasets_dir", root]  # fmt: skip
+    return [*given, "--output", output, *more]
+
+
+@pytest.fixture(scope="module")
+def judged(programs, root, pretrained, tmp_path_factory):
+    """The folder of a whole evaluation by the matching head, what it printed, and how often a picture was seen."""
+    from clip_vl.models.fused_scorer import FusedScorer
+
+    output, seen, see = tmp_path_factory.mktemp("snap") / "fused", [], FusedScorer.see
+    FusedScorer.see = lambda self, images: seen.append(tuple(images.shape)) or see(self, images)
+    try:
+        text = programs.run("probes", *fused_flags(root, pretrained, output)).stdout
+    finally:
+        FusedScorer.see = see
+    return output, text, seen
+
+
+def test_the_matching_head_judges_every_probe_and_sees_each_crop_once(judged):
+    output, text, seen = judged
+    result = json.loads((output / "result.json").read_text())
+    assert result["scored_by"] == "matching head of the fused encoder" and result["checkpoint"].endswith("Epoch01")
+    assert result["encoded"]["pictures"] == 2 * PICTURES + 1  # whole ones, boxes, and the one that is no picture
+    assert len(seen) == 2 * PICTURES and set(seen) <= {(1, 3, 64, 96), (1, 3, 96, 64)}
+    table = {(row["probe"], row["row"], row["metric"]): row for row in result["table"]}
+    row = table["sugarcrepe", "swap_att", "accuracy"]
+    assert (row["n"], row["missing"]) == (121, 2) and row["ties"] >= 1  # "a cup" and "A cup" are the same tokens
+    assert "broken.jpg: is not an image" in text and table["vg_attribution", "micro", "accuracy"]["n"] == PICTURES
+    rows = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+    assert {row["image"] for row in rows if "missing_image" in row} == {"gone.jpg", "broken.jpg"}
+    nlvr = [row for row in rows if row["probe"] == "nlvr"]
+    assert [row["decision"] for row in nlvr] == [int(row["scores"][0][0] > 0) for row in nlvr]  # probability 0.5
+    assert len(nlvr) == 60
+
+
+def test_the_first_mistakes_of_the_matching_head_show_where_both_captions_look(judged):
+    gallery = json.loads((judged[0] / "gallery.json").read_text())
+    pictures = [1 if "nlvr" in card["note"] else 2 for card in gallery["cards"][:8]]
+    assert [len(card.get("saliency", [])) for card in gallery["cards"]] == pictures + [0] * 16
+    assert gallery["note"].startswith("Saliency by Grad-CAM")
+
+
+def test_the_scores_are_the_log_odds_of_the_pretrained_head(judged, root, pretrained):
+    """An item with a box against the model itself, fed with the pixels that Pillow cuts out."""
+    import torch
+    from transformers import BertTokenizerFast
+
+    from clip_vl.datasets.images import canvas_size, place_on_canvas, resize, resized_size
+    from clip_vl.models.fused_scorer import _recorded_flags
+    from clip_vl.models.vl_build import bert_folder, build_encoder
+    from clip_vl.models.vl_checkpoints import read_checkpoint
+    from clip_vl.models.vl_encoder import VLPretrainer
+    from clip_vl.models.weights import load_weights
+
+    given, (state, _) = _recorded_flags(pretrained), read_checkpoint(pretrained)
+    model = VLPretrainer(build_encoder(given, state)).eval()
+    load_weights(model, state, ignore=("answer_head.",))
+    entry = json.loads((root / "vg_attribution/visual_genome_attribution.json").read_text())[3]
+    left, top, width, height = (entry[f"bbox_{name}"] for name in "xywh")
+    with Image.open(root / entry["image_path"]) as picture:
+        part = np.array(picture.crop((left, top, min(left + width, 56), top + height)))
+    size = part.shape[:2]
+    picture = resize(torch.from_numpy(part).permute(2, 0, 1), resized_size(*size, 64, 96))
+    images, _ = place_on_canvas([picture], canvas_size(*size, 64, 96))
+    tokenizer = BertTokenizerFast(str(bert_folder(given) / "vocab.txt"))
+    expected = []
+    for caption in (entry["true_caption"], entry["false_caption"]):
+        tokens = tokenizer(caption, return_tensors="pt", truncation=True, max_length=given.max_length)
+        with torch.no_grad():
+            *_, pooled = model.bert(images, tokens["input_ids"], tokens["attention_mask"])
+            probability = model.cls.seq_relationship(pooled).softmax(1)[0, 1].item()
+        expected.append(np.log(probability / (1 - probability)))
+    rows = [json.loads(line) for line in (judged[0] / "samples.jsonl").read_text().splitlines()]
+    row = next(row for row in rows if row["probe"] == "vg_attribution" and row["image"] == entry["image_path"])
+    assert row["scores"][0] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_processes_write_what_one_writes_by_the_matching_head(programs, root, pretrained, judged, tmp_path, ranks):
+    programs.run("probes", *fused_flags(root, pretrained, tmp_path / "many"), nproc=ranks)
+    same_files(judged[0], tmp_path / "many")
+
+
+def test_an_interrupted_judgement_by_the_matching_head_goes_on(
+    programs, root, pretrained, judged, tmp_path, monkeypatch
+):
+    from clip_vl.engine import evaluation_run
+
+    asked = iter([False, True])
+    monkeypatch.setattr(evaluation_run.StopRequest, "__bool__", lambda _: next(asked, False))
+    with pytest.raises(Interrupted, match="part 2 of 7 of the scores"):
+        programs.run("probes", *fused_flags(root, pretrained, tmp_path / "broken"))
+    programs.run("probes", *fused_flags(root, pretrained, tmp_path / "broken"))
+    same_files(judged[0], tmp_path / "broken")
+
+
 def test_the_blind_baseline_opens_no_picture(programs, root, tmp_path):
     (tmp_path / "captions.txt").write_text("a cup on a desk\nthe old dog\n")
     more = ["--images_dir", tmp_path / "nowhere", "--blind", "--blind_captions", tmp_path / "captions.txt"]
@@ -197,6 +296,10 @@ def test_order_shufflings_are_frozen_once(programs, root, tmp_path):
         (["--annotations", "nowhere"], UserError, "none of replace_obj"),
         (["--images_dir", "nowhere"], DataError, "sugarcrepe: none of the pictures of its 123 items is in nowhere"),
         (["--saliency", "-1"], UserError, "--saliency -1 is a number of pictures"),
+        (["--fused", "x/Epoch01", "--load", "y.pt"], UserError, "--fused and --load both name what judges"),
+        (["--fused", "x/Epoch01", "--blind"], UserError, "--fused and --blind both name what judges"),
+        (["--fused", "x/Epoch01"], UserError, "no checkpoint x/Epoch01_LXRT.pth"),
+        (["--bert", "x"], UserError, "--bert x is the text model of a fused encoder: pass --fused as well"),
         (["--save_every", "0"], UserError, "--save_every and --batch_size must be at least 1"),
         (
             ["--blind", "--blind_captions", "nowhere"],

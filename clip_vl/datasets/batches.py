@@ -253,7 +253,5 @@ class DamageCount:
 class DamagedPairs(DamageCount):
     """The same for pairs of images and captions, of which `total` are trained on."""
 
-    consequence = "another pair takes its place"
-
-    def __init__(self, total, args):
-        self.total, self.tolerated, self.names = total, args.max_damaged, set()
+    def __init__(self, total, args, consequence="another pair takes its place"):
+        self.total, self.tolerated, self.names, self.consequence = total, args.max_damaged, set(), consequence

@@ -122,9 +122,9 @@ def _opened(file, name):
         raise DamagedImage(name, f"cannot be read: {reason}") from error
 
 
-def read_image_size(path):
-    """(height, width) from the header of a file; nothing is decoded. Raises DamagedImage."""
-    with _opened(path, path) as picture:
+def read_image_size(path, data=None):
+    """(height, width) from the header of a file, or of its bytes; nothing is decoded. Raises DamagedImage."""
+    with _opened(path if data is None else io.BytesIO(data), path) as picture:
         return picture.height, picture.width
 
 

@@ -1,10 +1,11 @@
-"""The pictures of probes for a dual encoder: boxes cut out first, then the tower's own crop."""
+"""The pictures of probes: boxes cut out first, then the crop of a dual encoder or the canvas of the fused one."""
 
 import io
 from pathlib import Path
 
 import torch
 
+from clip_vl.datasets.fused_pairs import on_canvas
 from clip_vl.datasets.images import DamagedImage, decode_image
 
 FINE, CLAMPED, DAMAGED = 0, 1, 2
@@ -34,16 +35,37 @@ class CropsOf:
     def __getitem__(self, key):
         views, status, problems = [], [], []
         for number in key[1]:
-            crop = self.crops[int(number)]
-            try:
-                image, clamped = cut(decode_image(_read(crop.name), crop.name), crop.box)
-                views.append(self.view.view(image))
-                status.append(CLAMPED if clamped else FINE)
-            except DamagedImage as error:
-                views.append(torch.zeros(3, self.view.resolution, self.view.resolution, dtype=torch.uint8))
-                status.append(DAMAGED)
-                problems.append(f"{crop.name}: {error.reason}")
+            image, state, problem = read_crop(self.crops[int(number)])
+            black = torch.zeros(3, self.view.resolution, self.view.resolution, dtype=torch.uint8)
+            views.append(black if image is None else self.view.view(image))
+            status.append(state)
+            problems += problem
         return {"images": torch.stack(views), "status": torch.tensor(status, dtype=torch.uint8), "problems": problems}
+
+
+class CanvasOf:
+    """`crops[(_, [number])]`: picture, (images uint8 (1, 3, H, W), image_boxes (1, 4)) or None where it is damaged;
+    status, problems of `read_crop`.
+
+    smallest, largest: sides of the canvas
+    """
+
+    def __init__(self, crops, smallest, largest):
+        self.crops, self.sides = crops, (smallest, largest)
+
+    def __getitem__(self, key):
+        image, status, problems = read_crop(self.crops[int(key[1][0])])
+        picture = None if image is None else on_canvas(image, *self.sides)
+        return {"picture": picture, "status": status, "problems": problems}
+
+
+def read_crop(crop):
+    """(the picture uint8 (3, h, w) in the box of a `Crop`, FINE or CLAMPED, []), or (None, DAMAGED, [sentence])."""
+    try:
+        image, clamped = cut(decode_image(_read(crop.name), crop.name), crop.box)
+        return image, CLAMPED if clamped else FINE, []
+    except DamagedImage as error:
+        return None, DAMAGED, [f"{crop.name}: {error.reason}"]
 
 
 class TextList:

@@ -5,9 +5,16 @@ interpolation with fixed weights), as the mean log-likelihood of its words. With
 the caption with fewer characters wins, which is what negatives with something added give away.
 """
 
+import hashlib
 import math
 import re
 from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from clip_vl.engine import dist
+from clip_vl.engine.errors import DataError, UserError
 
 WORD = re.compile(r"\w+|[^\w\s]")
 WEIGHTS = (0.6, 0.3, 0.1)  # of trigrams, bigrams, words
@@ -51,6 +58,35 @@ class NGrams:
 def shortness(caption):
     """Minus the number of characters."""
     return -float(len(caption))
+
+
+class BlindScorer:
+    """Scores of the captions of a probe alone: no picture is opened, and none is missing.
+
+    captions: text file with a caption a line, for `NGrams`; None for `shortness`
+    """
+
+    threshold, judge = None, "captions alone"
+
+    def __init__(self, captions):
+        self.likely, self.data = shortness, None
+        if captions:
+            try:
+                self.data = Path(captions).read_bytes()
+                self.likely = NGrams(self.data.decode().splitlines())
+            except OSError as error:
+                raise UserError(f"--blind_captions {captions} cannot be read: {error.strerror}") from None
+            except UnicodeDecodeError as error:
+                raise DataError(f"{captions}: byte {error.start} is not UTF-8") from None
+
+    def inputs(self):
+        return {"blind": hashlib.sha256(self.data).hexdigest() if self.data else "shorter"}
+
+    def scores(self, run, plan):
+        if dist.rank():
+            return None
+        of_text = [self.likely(text) for text in plan.texts]
+        return {pair: of_text[pair[1]] for pair in map(tuple, plan.pairs().tolist())}, np.zeros(len(plan.crops))
 
 
 def _tokens(caption):

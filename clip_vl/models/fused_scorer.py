@@ -1,4 +1,4 @@
-"""How well a text and an image match, in the judgement of a fused encoder that was pre-trained with matching.
+"""How well a text and an image match, in the judgement of a fused encoder, and the model whose judgement is trained.
 
 scorer, flags = open_fused_scorer("snap/pretrain/NAME/Epoch09", device)
 grids = scorer.see(images)                                 # once for each image
@@ -12,12 +12,13 @@ import torch
 from torch import nn
 
 from clip_vl.engine.errors import UserError
-from clip_vl.models.vl_build import build_encoder, with_tower
-from clip_vl.models.vl_checkpoints import checkpoint_path, read_checkpoint
+from clip_vl.models.vl_build import build_encoder, load_pretrained_parts, with_tower
+from clip_vl.models.vl_checkpoints import checkpoint_path, load_encoder, read_checkpoint
 from clip_vl.models.vl_encoder import VLPretrainer
 from clip_vl.models.vl_flags import FusedEncoderFlags
 from clip_vl.models.weights import load_weights
 
+OTHER_HEADS = ("answer_head.", "obj_predict_head.")  # of pre-training, not needed to judge pairs
 MATCHED = 1  # of the two classes of the matching head
 
 
@@ -46,8 +47,33 @@ class FusedScorer(nn.Module):
         """The same, with gradients where they are on."""
         boxes = boxes if self.mask_padding else None
         *_, pooled = self.encoder(grids, input_ids, attention_mask, image_of_text, boxes)
-        logits = self.head(pooled).float()
-        return logits[:, MATCHED] - logits[:, 1 - MATCHED]
+        return log_odds_of(self.head(pooled))
+
+
+def log_odds_of(match_logits):
+    """(B, 2) logits of a matching head -> (B,) float32 log-odds that text and image match."""
+    logits = match_logits.float()
+    return logits[:, MATCHED] - logits[:, 1 - MATCHED]
+
+
+def build_matcher(args, device):
+    """A `VLPretrainer` whose matching head learns to tell pairs; its head of masked words stays as it is.
+
+    It starts from a checkpoint of `pretrain`, from its encoder alone with --loadLXMERT, or from CLIP's and BERT's.
+    """
+    state, path = read_checkpoint(args.load or args.load_lxmert)
+    encoder = build_encoder(args, state)
+    model = VLPretrainer(encoder)
+    state = with_tower(state, path, encoder, args)
+    if state is None:
+        load_pretrained_parts(model, encoder, args)
+    elif args.load:
+        _check_head(state, path, "; --loadLXMERT takes the encoder of any")
+        load_weights(model, state, ignore=OTHER_HEADS, allow_partial=args.allow_partial, source=path)
+    else:
+        load_encoder(encoder, state, path, args)
+    model.cls.predictions.requires_grad_(False)
+    return model.to(device, memory_format=torch.channels_last)
 
 
 def open_fused_scorer(stem, device, bert=None):
@@ -63,13 +89,16 @@ def open_fused_scorer(stem, device, bert=None):
     if not flags.input_raw_images:
         raise UserError(f"{stem} was trained on a detector's regions; scoring pairs needs a model that sees images")
     state, path = read_checkpoint(stem)
-    if not any(name.startswith("cls.seq_relationship.") for name in state):
-        raise UserError(f"{path} has no matching head: pass a checkpoint of `pretrain` with --taskMatched")
+    _check_head(state, path)
     encoder = build_encoder(flags, state)
     model = VLPretrainer(encoder)
-    ignore = ("answer_head.", "obj_predict_head.")
-    load_weights(model, with_tower(state, path, encoder, flags), ignore=ignore, source=path)
+    load_weights(model, with_tower(state, path, encoder, flags), ignore=OTHER_HEADS, source=path)
     return FusedScorer(model, flags.mask_padding).to(device, memory_format=torch.channels_last).eval(), flags
+
+
+def _check_head(state, path, more=""):
+    if not any(name.startswith("cls.seq_relationship.") for name in state):
+        raise UserError(f"{path} has no matching head: pass a checkpoint of `pretrain` with --taskMatched{more}")
 
 
 def _recorded_flags(stem):
