@@ -60,6 +60,7 @@ from clip_vl.engine.optim import autocast
 from clip_vl.evaluation.blind import NGrams, shortness
 from clip_vl.evaluation.features import collect
 from clip_vl.evaluation.probe_gallery import card, mistakes
+from clip_vl.evaluation.probe_ranks import print_ranks, rank_facts
 from clip_vl.evaluation.probe_references import references
 from clip_vl.evaluation.probe_table import flat, judge_probe, print_table, sample_rows, table_of
 from clip_vl.models.dual_build import frozen_digest, open_dual_encoder
@@ -208,10 +209,12 @@ def results(args, plan, score_of, status, scorer, inputs):
         defects[probe.name] = found | ({"boxes that reach out of their picture, clamped": clamped} if clamped else {})
         judged_probes.append((probe, judged))
     print_table(table, defects)
+    facts = {probe.name: probe.facts | rank_facts(probe, judged) for probe, judged in judged_probes}
+    print_ranks(facts)
     result = {
         "task": "probes", "split": ", ".join(probe.name for probe, *_ in plan.parts),
         "checkpoint": "texts alone" if args.blind else args.load, **flat(table), "table": table, "defects": defects,
-        "facts": {probe.name: probe.facts for probe, *_ in plan.parts if probe.facts},
+        "facts": {name: found for name, found in facts.items() if found},
         "digests": inputs | {"annotations": {probe.name: probe.files for probe, *_ in plan.parts}},
         "encoded": {"pictures": len(plan.crops), "captions": len(plan.texts)},
     }  # fmt: skip
