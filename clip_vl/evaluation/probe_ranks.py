@@ -8,7 +8,7 @@ KS = (1, 3, 5, 10)
 
 
 def rank_facts(probe, judged):
-    """{"ranks": {subset: {"n", "R@1", "R@1 std", ..., "mean rank", "median rank"}}}; {} for a probe without rows of R@1.
+    """{"ranks": {subset: {"n", "R@1", "R@1 std", ..., "mean rank", "median rank"}}}; {} of one without rows of R@1.
 
     judged: [(item, crops, block, Verdict)]; an item's subset is its first group. A rank is 1 + how many negatives score
     as high as the true caption or higher. R@k and its standard deviation over the items (of hits that are 0 or 100) are
