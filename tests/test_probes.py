@@ -156,6 +156,31 @@ def test_the_blind_baseline_opens_no_picture(programs, root, tmp_path):
     assert image["score"] == 0 and image["ties"] == image["n"]  # nothing to tell pictures apart by
 
 
+def test_images_in_the_rows_of_a_hub_data_set_are_read_where_they_lie(programs, root, whole, tmp_path):
+    """Parquet with the pictures inside gives the scores of the folder with files; nothing else is written."""
+    import pyarrow
+    from pyarrow import parquet
+
+    entries = [json.loads(line) for line in (root / "winoground/examples.jsonl").read_text().splitlines()]
+    for entry in entries:
+        entry |= {"tag": "Noun", "secondary_tag": "", "num_main_preds": 1}
+        entry |= {f"image_{k}": {"bytes": (root / entry[f"image_{k}"]).read_bytes(), "path": None} for k in (0, 1)}
+    hub = tmp_path / "hub/data"
+    hub.mkdir(parents=True)
+    parquet.write_table(pyarrow.Table.from_pylist(entries), hub / "test-00000-of-00001.parquet", row_group_size=5)
+    given = flags(root, tmp_path / "out", "--annotations", tmp_path / "hub", "--datasets_dir", tmp_path / "data")
+    given[1:5] = ["winoground"]
+    programs.run("probes", *given)
+    rows, files = ([json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+                   for folder in (tmp_path / "out", whole[0]))  # fmt: skip
+    files = [row for row in files if row["probe"] == "winoground"]
+    assert [row["scores"] for row in rows] == [row["scores"] for row in files] and len(rows) == PICTURES - 1
+    assert [path.name for path in tmp_path.rglob("*.*g")] == [] and not (tmp_path / "data").exists()
+    assert len(list((tmp_path / "hub").rglob("*"))) == 2
+    cards = json.loads((tmp_path / "out/gallery.json").read_text())["cards"]
+    assert cards and all(card["image"].startswith("data:image/jpeg") for card in cards)
+
+
 def test_order_shufflings_are_frozen_once(programs, root, tmp_path):
     captions = [{"image": f"{n}.jpg", "caption": ["a red cup near the old book", "the dog"]} for n in range(4)]
     (tmp_path / "c.json").write_text(json.dumps(captions))
