@@ -9,8 +9,9 @@ Probes: winoground, crepe_productivity, crepe_systematicity, sugarcrepe, vg_rela
 coco_order, flickr30k_order, svo, vlchecklist, nlvr, and of the built-in scenes scenes and scene_twins. Annotations are
 looked for below --datasets_dir, where `PLACES` of datasets/probe_sets.py says. Each distinct part of a picture and each
 caption is encoded once. A row of the table says n, how many items lack their picture, how many have a tie with the true
-side, the score under the official rule for ties and under the rule that a tie is wrong, what chance gives, and a 95 %
-interval from resampling pictures.
+side, the score under the official rule for ties and under the rule that a tie is wrong, what chance gives, what the
+captions alone give away (`blind`: the shorter one, or with --blind_captions the likelier one), and a 95 % interval from
+resampling pictures.
 """
 
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ class ProbesFlags(JudgeFlags, SharedTowerFlags, TextTowerFlags, ImageTowerFlags)
     images_dir: str | None = flag(None, "Folder of the pictures [the probe's own in --datasets_dir].")
     blind: bool = flag(False, "Judge the texts alone, in the place of a model, by words that are likely to follow "
                        "each other in --blind_captions, or without that by being shorter.")  # fmt: skip
-    blind_captions: str | None = flag(None, "Text file with a caption a line, for the trigram model of --blind.")
+    blind_captions: str | None = flag(
+        None, "Text file with a caption a line, for a trigram model that scores the texts alone."
+    )
     first_cases: int = flag(2000, "VL-CheckList: cases of each file, from its beginning as published; 0 takes all.")
     order_seeds: int = flag(5, "COCO-Order, Flickr30k-Order: shufflings of each kind.")
     tagger: str = flag("auto", "Tagger of the shufflings: spacy, bundled, or auto for spaCy where it is installed.")
@@ -181,20 +184,22 @@ def main(args):
     if args.save_every < 1 or args.batch_size < 1:
         raise UserError("--save_every and --batch_size must be at least 1")
     probes = open_probes(args)
-    scorer = BlindScorer(args) if args.blind else DualScorer(args, device)
+    blind = BlindScorer(args)
+    scorer = blind if args.blind else DualScorer(args, device)
     plan = Plan(probes, sees=not args.blind)
     run = EvaluationRun(args, "probes", device)
-    inputs = scorer.inputs()
+    inputs = blind.inputs() | scorer.inputs()
     if run.begin(inputs | {"data": plan.digest.hexdigest()}):
         dist.print0(f"{run.folder} holds this evaluation, finished; --overwrite does it again")
         return
     found = scorer.scores(run, plan)
-    rows, result, gallery = results(args, plan, *found, scorer, inputs) if found else (None, None, None)
+    rows, result, gallery = results(args, plan, *found, scorer, inputs, blind) if found else (None, None, None)
     run.finish(rows, result, gallery)
 
 
-def results(args, plan, score_of, status, scorer, inputs):
+def results(args, plan, score_of, status, scorer, inputs, blind):
     """(rows of samples.jsonl, result, gallery), and the table printed."""
+    blind_scores = None if args.blind else blind.scores(None, plan)[0]
     published = references(Path(args.annotations or args.datasets_dir, "." if args.annotations else "probes"))
     rows, table, defects, judged_probes = [], [], {}, []
     for part in plan.parts:
@@ -203,7 +208,8 @@ def results(args, plan, score_of, status, scorer, inputs):
         if not judged:
             raise DataError(f"{probe.name}: all of its pictures are damaged")
         rows += sample_rows(probe, judged, missing)
-        table += table_of(probe, judged, missing, args.seed, published)
+        beside = () if args.blind else judge_probe(part, blind_scores, status == DAMAGED, None)[0]
+        table += table_of(probe, judged, missing, args.seed, published, beside)
         clamped = sum(any(status[c] == CLAMPED for c in crops) for _, crops, *_ in judged)
         found = {name: int(count) for name, count in probe.defects.items() if count}
         defects[probe.name] = found | ({"boxes that reach out of their picture, clamped": clamped} if clamped else {})

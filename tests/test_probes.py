@@ -68,10 +68,14 @@ def same_files(one, two):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
 
+def table_in(folder):
+    rows = json.loads((folder / "result.json").read_text())["table"]
+    return {(row["probe"], row["row"], row["metric"]): row for row in rows}
+
+
 def test_a_random_model_is_near_chance_and_every_item_has_its_row(whole):
     output, text = whole
-    result = json.loads((output / "result.json").read_text())
-    table = {(row["probe"], row["row"], row["metric"]): row for row in result["table"]}
+    result, table = json.loads((output / "result.json").read_text()), table_in(output)
     row = table["sugarcrepe", "swap_att", "accuracy"]
     assert (row["n"], row["missing"], row["ties"]) == (121, 2, 1)  # the tie: captions that differ in case alone
     assert row["low"] - 5 < 50 < row["high"] + 5 and row["pessimistic"] == row["score"] < row["optimistic"]
@@ -154,6 +158,30 @@ def test_the_blind_baseline_opens_no_picture(programs, root, tmp_path):
     assert (row["n"], row["missing"]) == (123, 0) and result["checkpoint"] == "texts alone"
     image = next(row for row in result["table"] if row["probe"] == "winoground" and row["metric"] == "image")
     assert image["score"] == 0 and image["ties"] == image["n"]  # nothing to tell pictures apart by
+    assert all(row["blind"] is None for row in result["table"])
+
+
+def test_the_table_of_a_model_says_what_the_captions_alone_give_away(whole, root):
+    """Of the pairs whose pictures are there, those whose true caption is shorter; Winoground cannot be had blind."""
+    table = table_in(whole[0])
+    entries = list(json.loads((root / "sugarcrepe/swap_att.json").read_text()).values())[:120]
+    shorter = [len(entry["caption"]) < len(entry["negative_caption"]) for entry in entries]
+    row = table["sugarcrepe", "swap_att", "accuracy"]
+    assert row["blind"] == pytest.approx(100 * sum(shorter) / 121, abs=1e-4) != row["score"]
+    assert table["winoground", "all", "text"]["blind"] is None and table["nlvr", "dev", "accuracy"]["blind"] > 0
+    line = next(line for line in whole[1].splitlines() if line.split()[:2] == ["sugarcrepe", "swap_att"])
+    assert f"{row['blind']:.2f}" in line.split()
+
+
+def test_a_trigram_model_beside_a_model(programs, root, whole, tmp_path):
+    """The captions that it learnt are those that are true: it finds nearly all of them, and the model's score stays."""
+    entries = json.loads((root / "sugarcrepe/swap_att.json").read_text()).values()
+    (tmp_path / "captions.txt").write_text("\n".join(entry["caption"] for entry in entries) + "\n")
+    given = flags(root, tmp_path / "out", "--blind_captions", tmp_path / "captions.txt")
+    given[1:5] = ["sugarcrepe"]
+    programs.run("probes", *given)
+    with_trigrams, without = (table_in(f)["sugarcrepe", "swap_att", "accuracy"] for f in (tmp_path / "out", whole[0]))
+    assert with_trigrams["blind"] > 90 > without["blind"] and with_trigrams["score"] == without["score"]
 
 
 def test_images_in_the_rows_of_a_hub_data_set_are_read_where_they_lie(programs, root, whole, tmp_path):

@@ -123,11 +123,11 @@ def chance_of(metric, verdict, positives=0.5):
     return min(1.0, (int(metric[2:]) if metric.startswith("R@") else 1) / verdict.choices)
 
 
-def table_row(row, verdicts, groups, clusters, tie="wrong", seed=0):
+def table_row(row, verdicts, groups, clusters, tie="wrong", seed=0, interval=True):
     """The numbers of a Row (label, metric, groups, weights) over items, as a dict; percent, but for ranks.
 
     verdicts: of the items that could be scored;  groups: of each, a tuple of names;  clusters: of each, its picture
-    tie:      what the official rule counts a tie as, "wrong" or "right"
+    tie:      what the official rule counts a tie as, "wrong" or "right";  interval: without, low and high are None
     """
     place = {name: i for i, name in enumerate(row.groups)}
     mine = [(i, place[g]) for i, names in enumerate(groups) for g in names if g in place]
@@ -144,7 +144,9 @@ def table_row(row, verdicts, groups, clusters, tie="wrong", seed=0):
     scores = [scale * _mean(*np.array(values).T, group, weights) for values in (official, wrong, right)]
     positives = float(np.mean([v.gold for v in chosen]))
     chances = np.array([chance_of(row.metric, v, positives) for v in chosen])
-    low, high = _interval(*np.array(official).T, group, weights, [clusters[i] for i, _ in mine], seed)
+    low = high = float("nan")
+    if interval:
+        low, high = _interval(*np.array(official).T, group, weights, [clusters[i] for i, _ in mine], seed)
     return head | {
         "ties": sum(v.tie for v in chosen),
         **dict(zip(("score", "pessimistic", "optimistic"), map(_number, scores))),
