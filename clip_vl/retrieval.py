@@ -56,6 +56,7 @@ from clip_vl.engine import dist
 from clip_vl.engine.errors import Interrupted, UserError
 from clip_vl.engine.evaluation_run import EvaluationRun
 from clip_vl.engine.optim import autocast
+from clip_vl.evaluation.modality_gap import modality_gap
 from clip_vl.evaluation.recall import WAYS
 from clip_vl.evaluation.retrieval_folds import Fold, metrics_of, rank_all_pairs, rank_by_features, rerank
 from clip_vl.evaluation.retrieval_gallery import gallery_of, rows_of
@@ -179,6 +180,8 @@ def main(args):
             rank_all_pairs(fold, pairs, score)
 
     metrics = metrics_of(folds)
+    if args.rerank or not args.fused:
+        metrics |= modality_gap(*features, pairs.image_of_text)
     if dist.rank() == 0:
         judge = ", then ".join(judges)
         head = {"task": "retrieval", "split": protocol.name, "checkpoint": args.fused or args.load, "scored_by": judge,

@@ -75,6 +75,7 @@ def test_an_evaluation_writes_the_rank_of_every_query_and_says_its_rules(program
     texts = [row for row in rows if row["group"] == "text_to_image"]
     assert found["text_to_image_recall@1"] == pytest.approx(100 * np.mean([row["correct"] for row in texts]))
     assert found["text_to_image_mean_rank"] == pytest.approx(np.mean([row["rank"] for row in texts]))
+    assert 0 < found["modality_gap"] < 2 and abs(found["positive_similarity"]) <= 1
     assert found["images"] == IMAGES and found["texts"] == 2 * IMAGES and "tie" in found["tie_rule"]
     assert f"{found['mean_recall']:.2f}" in done.stdout
     cards = json.loads((tmp_path / "run" / "gallery.json").read_text())["cards"]
