@@ -161,6 +161,29 @@ def test_the_blind_baseline_opens_no_picture(programs, root, tmp_path):
     assert all(row["blind"] is None for row in result["table"])
 
 
+def test_crepe_says_the_ranks_of_every_file(programs, root, tmp_path):
+    """By length alone: the true caption is the second shortest in one item and the shortest in the other."""
+    rows = [
+        ["dog on desk.", "['dog', 'dog on desk..', 'dog on desk...', 'dog on the desk', 'dog on a desk']"],
+        ["dog on desk.", "['a dog on desk', 'dog on desks.', 'dogs on desk.', 'dog on the desk', 'dog on a desk']"],
+    ]
+    lines = [f'0,{caption},"{negatives}",1.0,1.0,20.0,20.0' for caption, negatives in rows]
+    header = "image_id,caption,hard_negs,x,y,width,height"
+    (tmp_path / "prod_vg_hard_negs_swap_complexity_4.csv").write_text("\n".join([header, *lines]) + "\n")
+    given = flags(root, tmp_path / "out", "--annotations", tmp_path, "--blind")
+    given[1:5] = ["crepe_productivity"]
+    printed = programs.run("probes", *given).stdout
+    facts = json.loads((tmp_path / "out/result.json").read_text())["facts"]["crepe_productivity"]["ranks"]["swap/4"]
+    assert (facts["R@1"], facts["R@1 std"], facts["R@3"], facts["mean rank"], facts["median rank"]) == (
+        50,
+        50,
+        100,
+        1.5,
+        1,
+    )
+    assert "crepe_productivity swap/4: R@1 50.00 (std 50.00)" in printed
+
+
 def test_the_table_of_a_model_says_what_the_captions_alone_give_away(whole, root):
     """Of the pairs whose pictures are there, those whose true caption is shorter; Winoground cannot be had blind."""
     table = table_in(whole[0])
