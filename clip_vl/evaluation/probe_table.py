@@ -57,7 +57,8 @@ def table_of(probe, judged, missing, seed, published, blind=()):
     """The rows of the table, dicts.
 
     blind: what `judge_probe` finds by scores of the captions alone; then rows say what these give away, where a model
-           chooses among captions or decides about one
+           chooses among captions or decides about one. A tie counts half there: who cannot tell two captions apart
+           guesses, and is right as often as not
     """
     verdicts, groups = [v for *_, v in judged], [item.groups for item, *_ in judged]
     pictures = [item.images[0].name for item, *_ in judged]
@@ -66,7 +67,8 @@ def table_of(probe, judged, missing, seed, published, blind=()):
         numbers = table_row(row, verdicts, groups, pictures, probe.tie, seed)
         given_away = None
         if blind and probe.kind in ("captions", "match"):
-            given_away = table_row(row, [v for *_, v in blind], groups, pictures, probe.tie, interval=False)["score"]
+            both = table_row(row, [v for *_, v in blind], groups, pictures, interval=False)
+            given_away = None if both["score"] is None else (both["pessimistic"] + both["optimistic"]) / 2
         known = published.get((probe.name, row.label, row.metric), {})
         yield {"probe": probe.name, **numbers, "blind": given_away, "missing": lost, "tie_counts_as": probe.tie,
                "references": known}  # fmt: skip
