@@ -11,8 +11,8 @@ coco_order, flickr30k_order, svo, vlchecklist, nlvr, and of the built-in scenes 
 looked for below --datasets_dir, where `PLACES` of datasets/probe_sets.py says. Each distinct part of a picture and each
 caption is encoded once; the fused encoder sees each part of a picture once and scores every pair that is compared. A
 row of the table says n, how many items lack their picture, how many have a tie with the true side, the score under the
-official rule for ties and under the rule that a tie is wrong, what chance gives, and a 95 % interval from resampling
-pictures.
+official rule for ties and under the rule that a tie is wrong, what chance gives, what the captions alone give away
+(`blind`: the shorter one, or with --blind_captions the likelier one), and a 95 % interval from resampling pictures.
 """
 
 from dataclasses import dataclass
@@ -32,7 +32,9 @@ class ProbesFlags(JudgeFlags, SharedTowerFlags, TextTowerFlags, ImageTowerFlags)
     bert: str | None = flag(None, "Folder of the fused encoder's text model [the one it was trained with].")
     blind: bool = flag(False, "Judge the texts alone, in the place of a model, by words that are likely to follow "
                        "each other in --blind_captions, or without that by being shorter.")  # fmt: skip
-    blind_captions: str | None = flag(None, "Text file with a caption a line, for the trigram model of --blind.")
+    blind_captions: str | None = flag(
+        None, "Text file with a caption a line, for a trigram model that scores the texts alone."
+    )
     first_cases: int = flag(2000, "VL-CheckList: cases of each file, from its beginning as published; 0 takes all.")
     order_seeds: int = flag(5, "COCO-Order, Flickr30k-Order: shufflings of each kind.")
     tagger: str = flag("auto", "Tagger of the shufflings: spacy, bundled, or auto for spaCy where it is installed.")
@@ -76,6 +78,7 @@ from clip_vl.engine.optim import autocast
 from clip_vl.evaluation.blind import BlindScorer
 from clip_vl.evaluation.features import collect
 from clip_vl.evaluation.probe_gallery import card, mistakes, pairs_to_look_at
+from clip_vl.evaluation.probe_ranks import print_ranks, rank_facts
 from clip_vl.evaluation.probe_references import references
 from clip_vl.evaluation.probe_table import flat, judge_probe, print_table, sample_rows, table_of
 from clip_vl.evaluation.saliency_pictures import add_saliency, drawn
@@ -185,7 +188,7 @@ class MatchingScorer:
         return drawn(images[0], heat, boxes[0])
 
 
-def open_scorer(args, device):
+def open_scorer(args, blind, device):
     """What judges: a fused encoder, the captions alone, or a dual encoder. Raises UserError where two are named."""
     for name in ("load", "blind"):
         if args.fused and getattr(args, name):
@@ -194,7 +197,7 @@ def open_scorer(args, device):
         raise UserError(f"--bert {args.bert} is the text model of a fused encoder: pass --fused as well")
     if args.fused:
         return MatchingScorer(args, device)
-    return BlindScorer(args.blind_captions) if args.blind else DualScorer(args, device)
+    return blind if args.blind else DualScorer(args, device)
 
 
 def _digest(value):
@@ -226,20 +229,22 @@ def main(args):
     if args.saliency < 0:
         raise UserError(f"--saliency {args.saliency} is a number of pictures: 0 or more")
     probes = open_probes(args)
-    scorer = open_scorer(args, device)
+    blind = BlindScorer(args.blind_captions)
+    scorer = open_scorer(args, blind, device)
     plan = Plan(probes, sees=not args.blind)
     run = EvaluationRun(args, "probes", device)
-    inputs = scorer.inputs()
+    inputs = blind.inputs() | scorer.inputs()
     if run.begin(inputs | {"data": plan.digest.hexdigest()}):
         dist.print0(f"{run.folder} holds this evaluation, finished; --overwrite does it again")
         return
     found = scorer.scores(run, plan)
-    rows, result, gallery = results(args, plan, *found, scorer, inputs) if found else (None, None, None)
+    rows, result, gallery = results(args, plan, *found, scorer, inputs, blind) if found else (None, None, None)
     run.finish(rows, result, gallery)
 
 
-def results(args, plan, score_of, status, scorer, inputs):
+def results(args, plan, score_of, status, scorer, inputs, blind):
     """(rows of samples.jsonl, result, gallery), and the table printed."""
+    blind_scores = None if args.blind else blind.scores(None, plan)[0]
     published = references(Path(args.annotations or args.datasets_dir, "." if args.annotations else "probes"))
     rows, table, defects, judged_probes = [], [], {}, []
     for part in plan.parts:
@@ -248,17 +253,20 @@ def results(args, plan, score_of, status, scorer, inputs):
         if not judged:
             raise DataError(f"{probe.name}: all of its pictures are damaged")
         rows += sample_rows(probe, judged, missing)
-        table += table_of(probe, judged, missing, args.seed, published)
+        beside = () if args.blind else judge_probe(part, blind_scores, status == DAMAGED, None)[0]
+        table += table_of(probe, judged, missing, args.seed, published, beside)
         clamped = sum(any(status[c] == CLAMPED for c in crops) for _, crops, *_ in judged)
         found = {name: int(count) for name, count in probe.defects.items() if count}
         defects[probe.name] = found | ({"boxes that reach out of their picture, clamped": clamped} if clamped else {})
         judged_probes.append((probe, judged))
     print_table(table, defects)
+    facts = {probe.name: probe.facts | rank_facts(probe, judged) for probe, judged in judged_probes}
+    print_ranks(facts)
     result = {
         "task": "probes", "split": ", ".join(probe.name for probe, *_ in plan.parts),
         "checkpoint": "texts alone" if args.blind else args.fused or args.load, "scored_by": scorer.judge,
         **flat(table), "table": table, "defects": defects,
-        "facts": {probe.name: probe.facts for probe, *_ in plan.parts if probe.facts},
+        "facts": {name: found for name, found in facts.items() if found},
         "digests": inputs | {"annotations": {probe.name: probe.files for probe, *_ in plan.parts}},
         "encoded": {"pictures": len(plan.crops), "captions": len(plan.texts)},
     }  # fmt: skip

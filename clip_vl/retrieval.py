@@ -8,20 +8,23 @@
 
 --test names a protocol: coco-karpathy-5k, coco-karpathy-1k (the mean over the five folds of 1,000 images),
 coco2017-val (all captions), flickr30k-karpathy; or data in the forms that `align` reads. Ranks are exact. A tie counts
-against the match; where ranks hang on ties, the optimistic recalls stand beside. Writes samples.jsonl (the rank of
-every query), result.json and report.html; a repeated command goes on where an interrupted one stopped. Fine-tuning with
-InfoNCE is `python -m clip_vl.align --load CHECKPOINT --train_data ...`; of the fused encoder `finetune_retrieval`.
+against the match; where ranks hang on ties, the optimistic recalls stand beside. --perturb_text and --perturb_images
+measure what is left when words or parts of pictures are out of order (ARO, arXiv:2210.01936). Writes samples.jsonl (the
+rank of every query), result.json and report.html; a repeated command goes on where an interrupted one stopped.
+Fine-tuning with InfoNCE is `python -m clip_vl.align --load CHECKPOINT --train_data ...`; of the fused encoder
+`finetune_retrieval`.
 """
 
 from dataclasses import dataclass
 
+from clip_vl.datasets.perturbed_flags import PerturbedFlags
 from clip_vl.datasets.source_flags import SourceFlags
 from clip_vl.engine.flags import flag, parse
 from clip_vl.models.dual_flags import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
 
 
 @dataclass
-class RetrievalFlags(JudgeFlags, SourceFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
+class RetrievalFlags(JudgeFlags, SourceFlags, PerturbedFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
     """Retrieval"""
 
     test: str | None = flag(None, "A protocol by its name, or captioned images in the forms that `align` reads.")
@@ -46,6 +49,7 @@ from clip_vl.datasets.captions import open_sources
 from clip_vl.datasets.crops import eval_crop
 from clip_vl.datasets.encoding import ImagesOf, TextsOf, encode_numbers
 from clip_vl.datasets.fused_pairs import PairList, by_image, picture_on_canvas, score_texts
+from clip_vl.datasets.perturbed import perturbed, views_of
 from clip_vl.datasets.protocols import PROTOCOLS, RetrievalPairs, find_protocol
 from clip_vl.datasets.teacher_cache import cached_features
 from clip_vl.datasets.text import load_tokenizer, pad_tokens
@@ -53,6 +57,7 @@ from clip_vl.engine import dist
 from clip_vl.engine.errors import Interrupted, UserError
 from clip_vl.engine.evaluation_run import EvaluationRun
 from clip_vl.engine.optim import autocast
+from clip_vl.evaluation.modality_gap import modality_gap
 from clip_vl.evaluation.recall import WAYS
 from clip_vl.evaluation.retrieval_folds import Fold, metrics_of, rank_all_pairs, rank_by_features, rerank
 from clip_vl.evaluation.retrieval_gallery import gallery_of, rows_of
@@ -70,7 +75,7 @@ BLOCK = {"image": 1024, "text": 8192, "pair": 4096}  # what a killed process can
 def encode(side, pairs, model, run, device, args):
     """(N, D) or (M, D) features of the images or texts, L2-normalised, encoded once by all processes and kept."""
     if side == "image":
-        dataset, wanted = ImagesOf(pairs.source, eval_crop(model.image_tower, args)), pairs.rows
+        dataset, wanted = ImagesOf(*views_of(pairs.source, eval_crop(model.image_tower, args))), pairs.rows
     else:
         dataset, wanted = TextsOf(pairs.source, model.tokenizer), pairs.numbers
 
@@ -82,7 +87,7 @@ def encode(side, pairs, model, run, device, args):
 
     parts = [getattr(model, f"{side}_{part}") for part in ("tower", "head")]
     described = " ".join(map(frozen_digest, parts)) + f" retrieval {side} {args.image_crop} {args.precision} "
-    described += f"{args.batch_size} {args.max_seq_length} {args.captions_per_image}"
+    described += f"{args.batch_size} {args.max_seq_length} {args.captions_per_image} {pairs.source.changed[side] or ''}"
     return kept(pairs, described, len(wanted), encode_block, BLOCK[side], args)
 
 
@@ -110,6 +115,7 @@ def score_pairs(keys, pairs, scorer, flags, run, device, args):
         f"{frozen_digest(scorer)} pairs {chosen} {flags.image_size_min} {flags.image_size_max} {flags.max_length} "
     )
     described += f"{args.precision} {args.batch_size} {args.captions_per_image} {tokenizer.digest}"
+    described += f" {pairs.source.changed}"
     return kept(pairs, described, listed.count, score_block, BLOCK["pair"], args)[:, 0]
 
 
@@ -125,10 +131,10 @@ def kept(pairs, described, count, compute, block, args):
 
 def dual_look(pairs, model, device, args):
     """(row, text) -> a picture of where the cosine of a pair comes from, as `drawn` gives it."""
-    crop = eval_crop(model.image_tower, args)
+    source, crop = views_of(pairs.source, eval_crop(model.image_tower, args))
 
     def look(row, text):
-        image = crop(pairs.source.read(row), None, pairs.source.name(row))
+        image = crop(source.read(row), None, source.name(row))
         return drawn(image, dual_saliency(model, image[None].to(device), text))
 
     return look
@@ -178,8 +184,8 @@ def main(args):
     check_flags(args)
     protocol = find_protocol(args.test, args.fold_size)
     run = EvaluationRun(args, "retrieval", device)
-    pairs = RetrievalPairs(open_sources(protocol.spec, args), protocol, args)
-    inputs, judges = {"data": pairs.source.digest}, []
+    pairs = RetrievalPairs(perturbed(open_sources(protocol.spec, args), args), protocol, args)
+    inputs, judges = {"data": pairs.source.digest, "changed": pairs.source.changed}, []
     if args.rerank or not args.fused:
         model = open_dual_encoder(args, device)
         inputs["dual"] = frozen_digest(model)
@@ -205,11 +211,14 @@ def main(args):
             rank_all_pairs(fold, pairs, score)
 
     metrics = metrics_of(folds)
+    if args.rerank or not args.fused:
+        metrics |= modality_gap(*features, pairs.image_of_text)
     if dist.rank() == 0:
         judge = ", then ".join(judges)
         head = {"task": "retrieval", "split": protocol.name, "checkpoint": args.fused or args.load, "scored_by": judge,
                 "tie_rule": "a tie counts against the match; *_optimistic: for it", "images": len(pairs.rows),
-                "texts": len(pairs.numbers), "data_digest": pairs.source.digest}  # fmt: skip
+                "texts": len(pairs.numbers), "data_digest": pairs.source.digest,
+                "perturbed": pairs.source.changed}  # fmt: skip
         note = "log-odds" if args.fused else "cosine"
         look = fused_look(pairs, scorer, flags, device) if args.fused else dual_look(pairs, model, device, args)
         gallery = gallery_of(pairs, folds[0], args.gallery, note, args.seed, look, args.saliency)

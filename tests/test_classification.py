@@ -42,9 +42,9 @@ def noise(tmp_path_factory):
     return root
 
 
-def run(programs, name, root, output, *more, nproc=1):
+def run(programs, name, root, output, *more):
     flags = ["--dataset", root, "--datasets_dir", root, "--output", output, *TOWERS, *more]
-    programs.run(name, *flags, nproc=nproc)
+    programs.run(name, *flags)
     return json.loads((output / "result.json").read_text())
 
 
@@ -123,16 +123,6 @@ def test_an_interrupted_search_goes_on_and_ends_with_the_same_files(programs, pl
     assert whole["samples.jsonl"] == part["samples.jsonl"] and whole["gallery.json"] == part["gallery.json"]
     drop = ("inputs", "name")
     one, two = ({k: v for k, v in json.loads(each["result.json"]).items() if k not in drop} for each in (whole, part))
-    assert one == two
-
-
-@pytest.mark.parametrize("name", ("knn",))
-def test_two_processes_write_the_same(programs, plain, tmp_path, name):
-    run(programs, name, plain, tmp_path / "one")
-    for folder in (plain / "cache").glob("teacher-features-*"):
-        folder.rename(tmp_path / folder.name)  # encode again
-    run(programs, name, plain, tmp_path / "two", nproc=2)
-    one, two = files(tmp_path / "one"), files(tmp_path / "two")
     assert one == two
 
 

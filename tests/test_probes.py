@@ -68,10 +68,14 @@ def same_files(one, two):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
 
 
+def table_in(folder):
+    rows = json.loads((folder / "result.json").read_text())["table"]
+    return {(row["probe"], row["row"], row["metric"]): row for row in rows}
+
+
 def test_a_random_model_is_near_chance_and_every_item_has_its_row(whole):
     output, text = whole
-    result = json.loads((output / "result.json").read_text())
-    table = {(row["probe"], row["row"], row["metric"]): row for row in result["table"]}
+    result, table = json.loads((output / "result.json").read_text()), table_in(output)
     row = table["sugarcrepe", "swap_att", "accuracy"]
     assert (row["n"], row["missing"], row["ties"]) == (121, 2, 1)  # the tie: captions that differ in case alone
     assert row["low"] - 5 < 50 < row["high"] + 5 and row["pessimistic"] == row["score"] < row["optimistic"]
@@ -270,6 +274,79 @@ def test_the_blind_baseline_opens_no_picture(programs, root, tmp_path):
     image = next(row for row in result["table"] if row["probe"] == "winoground" and row["metric"] == "image")
     assert image["score"] == 0 and image["ties"] == image["n"]  # nothing to tell pictures apart by
     assert "note" not in json.loads((tmp_path / "blind/gallery.json").read_text())
+    assert all(row["blind"] is None for row in result["table"])
+
+
+def test_crepe_says_the_ranks_of_every_file(programs, root, tmp_path):
+    """By length alone: the true caption is the second shortest in one item and the shortest in the other."""
+    rows = [
+        ["dog on desk.", "['dog', 'dog on desk..', 'dog on desk...', 'dog on the desk', 'dog on a desk']"],
+        ["dog on desk.", "['a dog on desk', 'dog on desks.', 'dogs on desk.', 'dog on the desk', 'dog on a desk']"],
+    ]
+    lines = [f'0,{caption},"{negatives}",1.0,1.0,20.0,20.0' for caption, negatives in rows]
+    header = "image_id,caption,hard_negs,x,y,width,height"
+    (tmp_path / "prod_vg_hard_negs_swap_complexity_4.csv").write_text("\n".join([header, *lines]) + "\n")
+    given = flags(root, tmp_path / "out", "--annotations", tmp_path, "--blind")
+    given[1:5] = ["crepe_productivity"]
+    printed = programs.run("probes", *given).stdout
+    facts = json.loads((tmp_path / "out/result.json").read_text())["facts"]["crepe_productivity"]["ranks"]["swap/4"]
+    assert (facts["R@1"], facts["R@1 std"], facts["R@3"], facts["mean rank"], facts["median rank"]) == (
+        50,
+        50,
+        100,
+        1.5,
+        1,
+    )
+    assert "crepe_productivity swap/4: R@1 50.00 (std 50.00)" in printed
+
+
+def test_the_table_of_a_model_says_what_the_captions_alone_give_away(whole, root):
+    """Of the pairs whose pictures are there, those whose true caption is shorter, and half of those of one length."""
+    table = table_in(whole[0])
+    entries = list(json.loads((root / "sugarcrepe/swap_att.json").read_text()).values())[:120]
+    lengths = np.array([[len(entry["caption"]), len(entry["negative_caption"])] for entry in entries])
+    shorter, equal = (lengths[:, 0] < lengths[:, 1]).sum(), (lengths[:, 0] == lengths[:, 1]).sum() + 1  # a cup, A cup
+    row = table["sugarcrepe", "swap_att", "accuracy"]
+    assert row["blind"] == pytest.approx(100 * (shorter + equal / 2) / 121, abs=1e-4) != row["score"]
+    assert table["winoground", "all", "text"]["blind"] is None and table["nlvr", "dev", "accuracy"]["blind"] > 0
+    line = next(line for line in whole[1].splitlines() if line.split()[:2] == ["sugarcrepe", "swap_att"])
+    assert f"{row['blind']:.2f}" in line.split()
+
+
+def test_a_trigram_model_beside_a_model(programs, root, whole, tmp_path):
+    """The captions that it learnt are those that are true: it finds nearly all of them, and the model's score stays."""
+    entries = json.loads((root / "sugarcrepe/swap_att.json").read_text()).values()
+    (tmp_path / "captions.txt").write_text("\n".join(entry["caption"] for entry in entries) + "\n")
+    given = flags(root, tmp_path / "out", "--blind_captions", tmp_path / "captions.txt")
+    given[1:5] = ["sugarcrepe"]
+    programs.run("probes", *given)
+    with_trigrams, without = (table_in(f)["sugarcrepe", "swap_att", "accuracy"] for f in (tmp_path / "out", whole[0]))
+    assert with_trigrams["blind"] > 90 > without["blind"] and with_trigrams["score"] == without["score"]
+
+
+def test_images_in_the_rows_of_a_hub_data_set_are_read_where_they_lie(programs, root, whole, tmp_path):
+    """Parquet with the pictures inside gives the scores of the folder with files; nothing else is written."""
+    import pyarrow
+    from pyarrow import parquet
+
+    entries = [json.loads(line) for line in (root / "winoground/examples.jsonl").read_text().splitlines()]
+    for entry in entries:
+        entry |= {"tag": "Noun", "secondary_tag": "", "num_main_preds": 1}
+        entry |= {f"image_{k}": {"bytes": (root / entry[f"image_{k}"]).read_bytes(), "path": None} for k in (0, 1)}
+    hub = tmp_path / "hub/data"
+    hub.mkdir(parents=True)
+    parquet.write_table(pyarrow.Table.from_pylist(entries), hub / "test-00000-of-00001.parquet", row_group_size=5)
+    given = flags(root, tmp_path / "out", "--annotations", tmp_path / "hub", "--datasets_dir", tmp_path / "data")
+    given[1:5] = ["winoground"]
+    programs.run("probes", *given)
+    rows, files = ([json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+                   for folder in (tmp_path / "out", whole[0]))  # fmt: skip
+    files = [row for row in files if row["probe"] == "winoground"]
+    assert [row["scores"] for row in rows] == [row["scores"] for row in files] and len(rows) == PICTURES - 1
+    assert [path.name for path in tmp_path.rglob("*.*g")] == [] and not (tmp_path / "data").exists()
+    assert len(list((tmp_path / "hub").rglob("*"))) == 2
+    cards = json.loads((tmp_path / "out/gallery.json").read_text())["cards"]
+    assert cards and all(card["image"].startswith("data:image/jpeg") for card in cards)
 
 
 def test_order_shufflings_are_frozen_once(programs, root, tmp_path):

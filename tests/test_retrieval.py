@@ -75,6 +75,7 @@ def test_an_evaluation_writes_the_rank_of_every_query_and_says_its_rules(program
     texts = [row for row in rows if row["group"] == "text_to_image"]
     assert found["text_to_image_recall@1"] == pytest.approx(100 * np.mean([row["correct"] for row in texts]))
     assert found["text_to_image_mean_rank"] == pytest.approx(np.mean([row["rank"] for row in texts]))
+    assert 0 < found["modality_gap"] < 2 and abs(found["positive_similarity"]) <= 1
     assert found["images"] == IMAGES and found["texts"] == 2 * IMAGES and "tie" in found["tie_rule"]
     assert f"{found['mean_recall']:.2f}" in done.stdout
     cards = json.loads((tmp_path / "run" / "gallery.json").read_text())["cards"]
@@ -142,6 +143,34 @@ def test_folds_are_scored_apart(programs, pairs, trained, tmp_path):
     assert found["text_to_image_mean_rank"] == pytest.approx(
         np.mean([rank for name, rank in folds.items() if name.startswith("text_to_image")])
     )
+
+
+def test_words_and_pictures_out_of_order_are_recorded_and_encoded_apart(
+    programs, pairs, trained, tmp_path, monkeypatch
+):
+    """Shuffled words are encoded anew and the pictures are not, and the other way round."""
+    sides, encode = [], retrieval.encode_numbers
+
+    def spied(dataset, *rest, **more):
+        sides.append(type(dataset).__name__)
+        return encode(dataset, *rest, **more)
+
+    monkeypatch.setattr(retrieval, "encode_numbers", spied)
+    given = {"plain": (), "words": ("--perturb_text", "all_words", "--clean_captions"),
+             "parts": ("--perturb_images", "patches")}  # fmt: skip
+    encoded = {}
+    for name, more in given.items():
+        programs.run("retrieval", *flags(pairs, tmp_path / name, "--load", trained, *more, cache=tmp_path / "cache"))
+        encoded[name], sides[:] = set(sides), ()
+    assert encoded == {"plain": {"ImagesOf", "TextsOf"}, "words": {"TextsOf"}, "parts": {"ImagesOf"}}
+    assert result(tmp_path / "plain")["perturbed"] == {"image": {}, "text": {}}
+    assert result(tmp_path / "words")["perturbed"]["text"] == {
+        "perturb_text": "all_words", "seed": 9595, "tagger": None, "clean_captions": True
+    }  # fmt: skip
+    plain, words = ([row["query"] for row in samples(tmp_path / name) if "query" in row] for name in ("plain", "words"))
+    assert plain != words and [sorted(text.lower().split()) for text in plain] == [sorted(t.split()) for t in words]
+    with pytest.raises(UserError, match="other flags, weights or data"):
+        programs.run("retrieval", *flags(pairs, tmp_path / "words", "--load", trained, cache=tmp_path / "cache"))
 
 
 @pytest.fixture(scope="module")

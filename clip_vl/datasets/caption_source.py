@@ -14,9 +14,11 @@ class CaptionSource:
     and texts_of_first(rows); the rest follows. Texts are numbered: the images of a class share theirs.
     digest:      hexadecimal str of all that rows and captions are made of, for the keys of caches
     num_classes: one more than the largest label
+    changed:     what is done to images and texts after they were read, which the digest says nothing of; {} for nothing
     """
 
     num_classes = 0
+    changed = {"image": {}, "text": {}}
 
     def name(self, row):
         """What messages call the image."""

@@ -22,7 +22,8 @@ from clip_vl.datasets.caption_json import open_caption_json
 from clip_vl.datasets.caption_mixture import Mixture
 from clip_vl.datasets.caption_source import is_remote
 from clip_vl.datasets.class_folders import open_classes
-from clip_vl.datasets.hub_folder import is_hub_folder, open_hub
+from clip_vl.datasets.hub_folder import open_hub
+from clip_vl.datasets.hub_splits import is_hub_folder
 from clip_vl.datasets.tar_shards import expand_braces, open_shards
 from clip_vl.engine.errors import UserError
 

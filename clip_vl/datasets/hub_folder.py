@@ -5,35 +5,34 @@ and no loading script runs; images stay the bytes they are until a worker decode
 import hashlib
 from pathlib import Path
 
-from clip_vl.datasets.cache import writable_root
-from clip_vl.datasets.caption_source import CaptionSource, path_below
+from clip_vl.datasets.caption_source import CaptionSource, is_remote, path_below
+from clip_vl.datasets.hub_splits import load_rows
 from clip_vl.datasets.images import DamagedImage
 from clip_vl.datasets.tar_shards import quick_digest
 from clip_vl.engine.errors import DataError, UserError
 
-IMAGE_COLUMNS, CAPTION_COLUMNS = ("image", "img", "jpg", "png"), ("caption", "captions", "text", "sentences", "txt")
+IMAGE_COLUMNS, CAPTION_COLUMNS = (
+    ("image", "img", "jpg", "png", "url"),
+    ("caption", "captions", "text", "sentences", "txt"),
+)
 LABEL_COLUMNS = ("label", "cls")
 
 
-def is_hub_folder(folder):
-    return any(Path(folder).glob("*.parquet")) or any(Path(folder).glob("*.arrow")) or _is_saved(folder)
-
-
-def _is_saved(folder):
-    return Path(folder, "state.json").is_file() or Path(folder, "dataset_dict.json").is_file()
-
-
 def open_hub(folder, split, settings, cache_root):
-    return HubSource(folder, split, settings.csv_img_key, settings.csv_caption_key, settings.csv_label_key, cache_root)
+    keys = settings.csv_img_key, settings.csv_caption_key, settings.csv_label_key
+    return HubSource(folder, split, *keys, cache_root, settings.images_dir)
 
 
 class HubSource(CaptionSource):
-    """Rows of the data set in `folder`. The columns are those named, where they are there, or else the usual ones."""
+    """Rows of the data set in `folder`. The columns are those named, where they are there, or else the usual ones.
 
-    def __init__(self, folder, split, image_key, caption_key, label_key, cache_root):
-        self.arguments = (folder, split, image_key, caption_key, label_key, cache_root)
-        self.folder = Path(folder)
-        data = _load(self.folder, split, cache_root)
+    images_dir: where files lie that rows name by their path, or by the last part of an address [the folder]
+    """
+
+    def __init__(self, folder, split, image_key, caption_key, label_key, cache_root, images_dir=None):
+        self.arguments = (folder, split, image_key, caption_key, label_key, cache_root, images_dir)
+        self.folder, self.images_dir = Path(folder), images_dir and Path(images_dir)
+        data = load_rows(self.folder, split, cache_root)
         self.image_column = self._column(data, image_key, IMAGE_COLUMNS, "image")
         self.caption_column = self._column(data, caption_key, CAPTION_COLUMNS, "caption")
         self.label_column = next((c for c in (label_key, *LABEL_COLUMNS) if c in data.column_names), None)
@@ -77,9 +76,9 @@ class HubSource(CaptionSource):
         column = self.captions_only.data.column(self.caption_column)
         if not str(column.type).startswith(("list", "large_list", "fixed_size_list")):
             return None
-        if self.captions_only._indices is not None:
-            raise UserError(f"{self.folder} is a selection of rows; save it with flatten_indices() first")
         counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+        if self.captions_only._indices is not None:  # a selection of the rows, such as those of a split
+            counts = counts[self.captions_only._indices.column(0).to_numpy()]
         if not counts.all():
             raise DataError(f"{self.folder}: row {int(np.argmin(counts))} has no caption")
         return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
@@ -101,8 +100,12 @@ class HubSource(CaptionSource):
             raise DamagedImage(self.name(row), "is no image")
         if image.get("bytes"):
             return image["bytes"]
+        path = image.get("path") or ""
+        if is_remote(path) and self.images_dir:  # nothing is fetched: what was downloaded has the name at its end
+            path = path.rpartition("/")[2]
+        root = self.images_dir or self.folder
         try:
-            return (self.folder / path_below(self.folder, image.get("path") or "")).read_bytes()
+            return (root / path_below(root, path)).read_bytes()
         except ValueError as error:
             raise DamagedImage(self.name(row), str(error)) from None
         except OSError as error:
@@ -130,30 +133,6 @@ class HubSource(CaptionSource):
         if not isinstance(text, str):
             raise DataError(f"{self.name(row)}: {text!r:.60} is no caption (column {self.caption_column!r})")
         return text.strip()
-
-
-def _load(folder, split, cache_root):
-    """The memory-mapped data set, without a look at anything but the files of the folder."""
-    import datasets
-
-    try:
-        if _is_saved(folder):
-            data = datasets.load_from_disk(str(folder))
-            return _split_of(folder, data, split) if isinstance(data, datasets.DatasetDict) else data
-        if files := sorted(map(str, folder.glob("*.arrow"))):
-            return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
-        files = sorted(map(str, folder.glob("*.parquet")))
-        return datasets.Dataset.from_parquet(files, cache_dir=str(writable_root(cache_root) / "parquet"))
-    except UserError:
-        raise
-    except Exception as error:  # foreign files: the library raises anything
-        raise DataError(f"{folder} cannot be read as a data set: {str(error) or type(error).__name__}") from error
-
-
-def _split_of(folder, data, split):
-    if (split or "train") not in data:
-        raise UserError(f"{folder} has no split {split or 'train'!r}; it has {', '.join(data)}: write {folder}@SPLIT")
-    return data[split or "train"]
 
 
 def _undecoded(data, column):

@@ -44,7 +44,11 @@ def read_productivity(folder):
                 _check(probe, "negate: some negative begins with another case than the caption",
                        any(n[:1].isupper() != item.captions[0][:1].isupper() for n in item.captions[1:]))  # fmt: skip
                 lower = tuple(caption.lower() for caption in item.captions)
-                probe.items.append(item._replace(id=f"{item.id}/lower", groups=(f"lower/{subset}",), captions=lower))
+                same = lower[0] in lower[1:]
+                _check(probe, "negate: in lower case a negative is the caption itself, excluded there", same)
+                if not same:
+                    item = item._replace(id=f"{item.id}/lower", groups=(f"lower/{subset}",), captions=lower)
+                    probe.items.append(item)
     probe.rows = _productivity_rows(dict.fromkeys(item.groups[0] for item in probe.items))
     return probe
 

@@ -26,7 +26,7 @@ def cut(image, box):
 class CropsOf:
     """`crops[(_, numbers)]`: images uint8 (B, 3, S, S), status (B,), problems [sentence]; a damaged one is black.
 
-    crops: [Crop], whose names are paths;  view: `EvalCrop`
+    crops: [Crop] of a `Plan`;  view: `EvalCrop`
     """
 
     def __init__(self, crops, view):
@@ -125,6 +125,6 @@ def part_of_picture(path, box):
 
 def _read(path):
     try:
-        return Path(path).read_bytes()
+        return (Path(path) if isinstance(path, str) else path).read_bytes()
     except OSError as error:
         raise DamagedImage(path, f"cannot be read: {error.strerror}") from None

@@ -20,7 +20,9 @@ MAX_CAPTION = 10_000
 
 
 class Crop(NamedTuple):
-    """A picture or a part of it. name: what the annotation calls it; box: left, top, right, bottom, or None."""
+    """A picture or a part of it. name: what the annotation calls it, and in a `Plan` its path or `RowImage`
+    box: left, top, right, bottom, or None
+    """
 
     name: str
     box: tuple | None = None
@@ -54,6 +56,7 @@ class Probe:
     """name, kind as in `Item`, and tie: what a tie with the gold counts as under the official rule.
 
     folders: where images lie below --images_dir, in order of trying, with "{}" for the name
+    inside:  image name -> `RowImage`, of images that lie in the annotations themselves
     defects: what is wrong with the data, counted;  files: annotation file -> sha256
     """
 
@@ -63,6 +66,7 @@ class Probe:
     items: list
     rows: list
     folders: tuple = ("{}",)
+    inside: dict = field(default_factory=dict)
     defects: Counter = field(default_factory=Counter)
     files: dict = field(default_factory=dict)
     facts: dict = field(default_factory=dict)
@@ -155,9 +159,11 @@ def one_folder(folder, pattern, what):
 
 
 def find_images(probe, images_dir):
-    """name -> path of every image of a probe that is there. DataError for a name that leads out of the folder."""
-    found = {}
-    for name in dict.fromkeys(crop.name for item in probe.items for crop in item.images):
+    """name -> path, or `RowImage`, of every image of a probe that is there. DataError for a name that leads out of the
+    folder.
+    """
+    found = dict(probe.inside)
+    for name in dict.fromkeys(crop.name for item in probe.items for crop in item.images if crop.name not in found):
         try:
             candidates = [Path(images_dir, path_below(images_dir, pattern.format(name))) for pattern in probe.folders]
         except ValueError as error:

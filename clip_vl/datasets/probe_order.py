@@ -20,6 +20,7 @@ from clip_vl.engine.random import numpy_rng
 
 VERSION = 1
 NAMES = ("nouns and adjectives", "all but nouns and adjectives", "within trigrams", "trigrams")
+ALL_WORDS = "all words"  # of perturbed retrieval alone
 NOUNS, ADJECTIVES = {"NN", "NNS", "NNP", "NNPS"}, {"JJ", "JJR", "JJS"}
 TRIES = 10
 MOST_WORDS = 30
@@ -37,8 +38,10 @@ def clean(caption):
 def shuffled(caption, parse, name, rng):
     """One shuffling of a raw caption, not yet cleaned, its tokens joined by single spaces.
 
-    parse: a tagger's, for the first two;  rng: NumPy generator
+    name: of NAMES, or ALL_WORDS;  parse: a tagger's, for the first two;  rng: NumPy generator
     """
+    if name == ALL_WORDS:
+        return " ".join(_permuted(caption.split(), rng))
     if name == "within trigrams":
         return " ".join(word for part in _trigrams(caption) for word in _permuted(part, rng))
     if name == "trigrams":

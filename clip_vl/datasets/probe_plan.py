@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+from pathlib import Path
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from clip_vl.engine.errors import DataError
 class Plan:
     """What there is to score: distinct crops and captions, and for each probe which items can be scored.
 
-    crops: [Crop], whose names are paths;  texts: [str]
+    crops: [Crop], whose names are paths or a `RowImage`;  texts: [str]
     parts: [(Probe, [(item, crop numbers, text numbers)], [items without a picture])]
     """
 
@@ -25,7 +26,7 @@ class Plan:
                 if paths is not None and not all(crop.name in paths for crop in item.images):
                     missing.append(item)
                     continue
-                places = [Crop(str(paths[c.name]), c.box) if sees else c for c in item.images]
+                places = [Crop(picture_of(paths[c.name]), c.box) if sees else c for c in item.images]
                 items.append((item, [crops.setdefault(c, len(crops)) for c in places],
                               [texts.setdefault(t, len(texts)) for t in item.captions]))  # fmt: skip
             if not items:
@@ -39,3 +40,7 @@ class Plan:
         """Every (crop, text) that some item compares, (P, 2)."""
         wanted = {pair for _, items, _ in self.parts for _, i, t in items for pair in itertools.product(i, t)}
         return np.array(sorted(wanted))
+
+
+def picture_of(found):
+    return str(found) if isinstance(found, Path) else found

@@ -6,6 +6,7 @@ have such a tie at the top is said, and where it could matter also what the scor
 
 import numpy as np
 
+from clip_vl.engine.errors import DataError
 from clip_vl.engine.random import numpy_rng
 from clip_vl.evaluation.bootstrap import PERCENTILES, RESAMPLES, interval
 
@@ -17,7 +18,11 @@ def class_scores(scores, labels, metric="accuracy", seed=0):
 
     scores: (N, C) NumPy, larger for likelier classes, comparable between images for auc and mAP11
     labels: int (N,), or bool (N, C) for mAP11
+    raises: DataError for scores that are not numbers, of which the largest would be the first class
     """
+    if broken := int(np.isnan(scores).any(1).sum()):
+        raise DataError(f"the scores of {broken:,} of {len(scores):,} images are not numbers: the model overflowed, or "
+                        "its weights are damaged; try --precision fp32")  # fmt: skip
     if metric == "mAP11":
         return _resampled("mAP11", lambda rows: mean_ap11(scores[rows], labels[rows]), len(scores), seed)
     hits = scores.argmax(1) == labels
@@ -28,7 +33,7 @@ def class_scores(scores, labels, metric="accuracy", seed=0):
                 **_named("mean_per_class", per_class_interval(hits, labels, seed))}  # fmt: skip
     found = by_class | every if metric == "mean_per_class" else every | by_class
     if metric == "auc":
-        margin = scores[:, 1] - scores[:, 0]
+        margin = margin_of(scores)
         found = _resampled("auc", lambda rows: roc_auc(margin[rows], labels[rows]), len(scores), seed) | found
     if scores.shape[1] > 5:
         top = in_top(scores, labels, 5)
@@ -42,7 +47,7 @@ def class_scores(scores, labels, metric="accuracy", seed=0):
 def headline_score(scores, labels, metric):
     """The score of `metric` alone, in percent; for images with one class."""
     if metric == "auc":
-        return 100 * roc_auc(scores[:, 1] - scores[:, 0], labels)
+        return 100 * roc_auc(margin_of(scores), labels)
     hits = scores.argmax(1) == labels
     return 100 * mean_per_class(hits, labels) if metric == "mean_per_class" else 100 * float(hits.mean())
 
@@ -93,6 +98,13 @@ def per_class_interval(hits, labels, seed=0):
     recall = np.where(count > 0, drawn[..., 1] / np.maximum(count, 1), 0.0)
     means = 100 * recall.sum(1) / (count > 0).sum(1)
     return tuple(map(float, np.percentile(means, PERCENTILES)))
+
+
+def margin_of(scores):
+    """(N,) by how much class 1 is likelier than class 0. In float64: of confident probabilities 1 - p is p's last bits,
+    and in float32 all would tie.
+    """
+    return scores[:, 1].astype(np.float64) - scores[:, 0]
 
 
 def roc_auc(scores, labels):

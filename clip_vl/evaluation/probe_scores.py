@@ -36,18 +36,19 @@ class Verdict(NamedTuple):
 
 
 def judge(kind, block, gold=0, threshold=0.0):
-    """The Verdict on an item's scores (K images, L captions)."""
+    """The Verdict on an item's scores (K images, L captions). What is not a number makes it wrong, by any rule."""
     block = np.asarray(block, dtype=np.float32)
     if kind == "winoground":
         return _winoground(block)
     if kind == "match":
         score = block[:, 0].mean()
         margin = float(score - threshold) if gold else float(threshold - score)
-        return Verdict(bool(score == threshold), margin, decision=bool(score > threshold), gold=gold)
+        decision = not gold if np.isnan(score) else bool(score > threshold)
+        return Verdict(bool(score == threshold), margin, decision=decision, gold=gold)
     scores = block[0] if kind == "captions" else block[:, 0]
     true, others = scores[0], scores[1:]
-    above, equal = int((others > true).sum()), int((others == true).sum())
-    return Verdict(equal > 0, float(true - others.max()), above + equal + 1, above + 1, len(scores))
+    rank, best_rank = 1 + int((~(others < true)).sum()), 1 + int((~(others <= true)).sum())
+    return Verdict(bool((others == true).any()), float(true - others.max()), rank, best_rank, len(scores))
 
 
 def _winoground(block):
@@ -66,6 +67,7 @@ def calibrate(scores, labels):
     of equals. A case is a match when its score is above it.
     """
     scores, labels = np.asarray(scores, dtype=np.float64), np.asarray(labels, dtype=bool)
+    scores, labels = scores[~np.isnan(scores)], labels[~np.isnan(scores)]
     distinct = np.unique(scores)
     if len(distinct) < 2:
         return float(distinct[0]) if len(distinct) else 0.0
@@ -84,8 +86,10 @@ def fold_of(text):
 def cross_fitted(scores, labels, folds):
     """A threshold for each case, calibrated on the cases of the other fold alone; on all where a fold is empty."""
     scores, labels, folds = np.asarray(scores), np.asarray(labels), np.asarray(folds)
+    if len(set(folds.tolist())) < 2:
+        return np.full(len(folds), calibrate(scores, labels))
     other = [calibrate(scores[folds != fold], labels[folds != fold]) for fold in (0, 1)]
-    return np.array(other)[folds] if len(folds) else np.zeros(0)
+    return np.array(other)[folds]
 
 
 # ---- rows of the table
@@ -123,11 +127,11 @@ def chance_of(metric, verdict, positives=0.5):
     return min(1.0, (int(metric[2:]) if metric.startswith("R@") else 1) / verdict.choices)
 
 
-def table_row(row, verdicts, groups, clusters, tie="wrong", seed=0):
+def table_row(row, verdicts, groups, clusters, tie="wrong", seed=0, interval=True):
     """The numbers of a Row (label, metric, groups, weights) over items, as a dict; percent, but for ranks.
 
     verdicts: of the items that could be scored;  groups: of each, a tuple of names;  clusters: of each, its picture
-    tie:      what the official rule counts a tie as, "wrong" or "right"
+    tie:      what the official rule counts a tie as, "wrong" or "right";  interval: without, low and high are None
     """
     place = {name: i for i, name in enumerate(row.groups)}
     mine = [(i, place[g]) for i, names in enumerate(groups) for g in names if g in place]
@@ -144,7 +148,9 @@ def table_row(row, verdicts, groups, clusters, tie="wrong", seed=0):
     scores = [scale * _mean(*np.array(values).T, group, weights) for values in (official, wrong, right)]
     positives = float(np.mean([v.gold for v in chosen]))
     chances = np.array([chance_of(row.metric, v, positives) for v in chosen])
-    low, high = _interval(*np.array(official).T, group, weights, [clusters[i] for i, _ in mine], seed)
+    low = high = float("nan")
+    if interval:
+        low, high = _interval(*np.array(official).T, group, weights, [clusters[i] for i, _ in mine], seed)
     return head | {
         "ties": sum(v.tie for v in chosen),
         **dict(zip(("score", "pessimistic", "optimistic"), map(_number, scores))),

@@ -53,15 +53,25 @@ def sample_rows(probe, judged, missing):
                "image": item.images[0].name, "missing_image": 1}  # fmt: skip
 
 
-def table_of(probe, judged, missing, seed, published):
-    """The rows of the table, dicts."""
+def table_of(probe, judged, missing, seed, published, blind=()):
+    """The rows of the table, dicts.
+
+    blind: what `judge_probe` finds by scores of the captions alone; then rows say what these give away, where a model
+           chooses among captions or decides about one. A tie counts half there: who cannot tell two captions apart
+           guesses, and is right as often as not
+    """
     verdicts, groups = [v for *_, v in judged], [item.groups for item, *_ in judged]
     pictures = [item.images[0].name for item, *_ in judged]
     for row in probe.rows:
         lost = sum(any(group in row.groups for group in item.groups) for item in missing)
         numbers = table_row(row, verdicts, groups, pictures, probe.tie, seed)
+        given_away = None
+        if blind and probe.kind in ("captions", "match"):
+            both = table_row(row, [v for *_, v in blind], groups, pictures, interval=False)
+            given_away = None if both["score"] is None else (both["pessimistic"] + both["optimistic"]) / 2
         known = published.get((probe.name, row.label, row.metric), {})
-        yield {"probe": probe.name, **numbers, "missing": lost, "tie_counts_as": probe.tie, "references": known}
+        yield {"probe": probe.name, **numbers, "blind": given_away, "missing": lost, "tie_counts_as": probe.tie,
+               "references": known}  # fmt: skip
 
 
 def flat(table):
@@ -81,19 +91,18 @@ def flat(table):
 
 def print_table(table, defects):
     """One line per row, then what is wrong with the data."""
-    titles = ("probe", "row", "metric", "n", "missing", "ties", "score", "ties wrong", "chance")
+    titles = ("probe", "row", "metric", "n", "missing", "ties", "score", "ties wrong", "chance", "blind")
     lines = [(*titles, "95 % interval", "published")]
     for row in table:
         counts = [f"{row[name]:,}" for name in ("n", "missing", "ties")]
         known = ", ".join(f"{who} {score:.2f}" for who, score in row["references"].items())
-        scores = [""] * 4
-        if row["score"] is not None:
-            scores = [f"{row[name]:.2f}" for name in ("score", "pessimistic", "chance")]
-            scores.append(f"{row['low']:.2f} - {row['high']:.2f}")
+        values = (row[name] for name in ("score", "pessimistic", "chance", "blind"))
+        scores = ["" if value is None else f"{value:.2f}" for value in values]
+        scores.append("" if row["score"] is None else f"{row['low']:.2f} - {row['high']:.2f}")
         lines.append((row["probe"], row["row"], row["metric"], *counts, *scores, known))
     widths = [max(map(len, column)) for column in zip(*lines)]
     for line in lines:
-        cells = [text.ljust(w) if i < 3 or i > 8 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths))]
+        cells = [text.ljust(w) if i < 3 or i > 9 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths))]
         dist.print0("  ".join(cells).rstrip())
     for name, counts in defects.items():
         for defect, count in counts.items():

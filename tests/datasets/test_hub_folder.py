@@ -112,3 +112,45 @@ def test_a_damaged_folder_is_a_sentence(tmp_path):
     (folder / "data.arrow").write_bytes(b"no arrow")
     with pytest.raises(DataError, match=r"set cannot be read as a data set"):
         opened(folder)
+
+
+def test_a_column_of_splits_is_obeyed(tmp_path):
+    """Published Flickr30k has all splits in one table: the test score must not be that of the training images."""
+    captions, splits = [["a", "b"], ["c"], ["d", "e", "f"], ["g"]], ["test", "train", "test", "train"]
+    table(captions, split=splits).save_to_disk(tmp_path / "set")
+    test, train = opened(tmp_path / "set", "test"), opened(tmp_path / "set")
+    assert [test.captions(row) for row in range(len(test))] == [["a", "b"], ["d", "e", "f"]]
+    assert [test.text(number) for number in range(test.num_texts)] == list("abdef")
+    assert test.read(1) == jpeg(2) and test.digest != train.digest
+    assert [train.captions(row) for row in range(len(train))] == [["c"], ["g"]]
+    with pytest.raises(UserError, match="has no split 'val'; it has test, train"):
+        opened(tmp_path / "set", "val")
+
+
+def test_files_named_by_their_split_are_not_mixed(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    for split, captions in (("test", ["x", "y"]), ("train", ["t"])):
+        table(captions).to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    assert [len(opened(folder, split)) for split in (None, "test")] == [1, 2]
+    (folder / "train-00000-of-00001.parquet").unlink()
+    assert len(opened(folder)) == len(opened(folder, "test")) == 2  # the only one
+    with pytest.raises(UserError, match="set@val: nothing in it says what belongs to which split"):
+        opened(folder, "val")
+
+
+def test_a_split_that_nothing_tells_apart_is_refused(tmp_path):
+    table(["one"]).save_to_disk(tmp_path / "set")
+    with pytest.raises(UserError, match="set@test: nothing in it says what belongs to which split; leave out @test"):
+        opened(tmp_path / "set", "test")
+
+
+def test_addresses_stand_for_what_was_downloaded_to_images_dir(tmp_path):
+    """The published table of COCO names its images by `url`."""
+    address = "http://images.cocodataset.org/val2014/COCO_val2014_000000000001.jpg"
+    datasets.Dataset.from_dict({"url": [address], "sentences": [["a", "b"]]}).save_to_disk(tmp_path / "set")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images/COCO_val2014_000000000001.jpg").write_bytes(b"there")
+    assert opened(tmp_path / "set", images_dir=str(tmp_path / "images")).read(0) == b"there"
+    with pytest.raises(DamagedImage, match="remote address"):
+        opened(tmp_path / "set").read(0)

@@ -142,6 +142,15 @@ def test_crepe_negations_are_scored_in_lower_case_too(tmp_path):
     assert probe.defects["negate: some negative begins with another case than the caption"] == 1
 
 
+def test_a_negation_that_differs_in_case_alone_is_no_question_in_lower_case(tmp_path):
+    """Nobody can answer it there: it would count as wrong for every model."""
+    rows = [crepe_row("['Cup on desk.', 'B', 'C', 'D', 'E']"), crepe_row("['A', 'B', 'C', 'D', 'E']")]
+    write_csv(tmp_path / "prod_vg_hard_negs_negate_complexity_4.csv", rows)
+    probe = read_productivity(tmp_path)
+    assert [item.id for item in probe.items] == ["negate/4/0", "negate/4/1", "negate/4/1/lower"]
+    assert probe.defects["negate: in lower case a negative is the caption itself, excluded there"] == 1
+
+
 def test_crepe_systematicity(tmp_path):
     row = crepe_row("") | {
         f"valid_hard_negs_{k}": v for k, v in (("atom", "['x']"), ("comp", "[]"), ("combined", "['x']"))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
+from clip_vl.engine.errors import DataError
 from clip_vl.evaluation import class_scores as ours
 
 
@@ -50,3 +51,21 @@ def test_eleven_point_precision_of_a_case_solved_by_hand():
     labels = np.array([True, False, True, False])
     assert ours.average_precision11(np.array([4.0, 3.0, 2.0, 1.0]), labels) == pytest.approx((6 + 5 * 2 / 3) / 11)
     assert ours.average_precision11(np.zeros(4), labels) == pytest.approx(0.5)  # all enter together
+
+
+def test_confident_probabilities_keep_their_order():
+    """Logits of 20 and 25 are both a probability of 1.0 in float32; what the other class has left tells them apart."""
+    logits = np.array([20.0, 25.0, 22.0, 28.0])
+    other = (1 / (1 + np.exp(logits))).astype(np.float32)
+    scores = np.stack([other, (1 - other).astype(np.float32)], 1)
+    labels = np.array([0, 1, 0, 1])
+    assert len(set(scores[:, 1])) == 1 and ours.headline_score(scores, labels, "auc") == 100
+    assert ours.class_scores(scores, labels, "auc")["auc"] == 100
+
+
+def test_scores_that_are_not_numbers_are_no_result():
+    """argmax takes the first class where nothing is a number: an accuracy as good as its share of the images."""
+    scores = np.full((4, 3), 1.0)
+    scores[1] = np.nan
+    with pytest.raises(DataError, match="the scores of 1 of 4 images are not numbers"):
+        ours.class_scores(scores, np.zeros(4, int))

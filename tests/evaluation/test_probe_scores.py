@@ -57,6 +57,18 @@ def test_ranks_count_every_negative_that_is_as_high():
     assert got["R@1"]["chance"] == pytest.approx(100 / 6, abs=1e-4) and got["mean rank"]["chance"] == 3.5
 
 
+@pytest.mark.parametrize("tie", ["wrong", "right"])
+def test_what_is_not_a_number_is_never_right(tie):
+    """A model that overflows would otherwise be perfect: nothing is above a true side that is not a number."""
+    nan = float("nan")
+    verdicts = [judge("captions", [[nan, 0.5]]), judge("captions", [[0.5, nan]]), judge("captions", [[nan, nan]]),
+                judge("images", [[nan], [nan]])]  # fmt: skip
+    assert [verdict.rank for verdict in verdicts] == [2, 2, 2, 2] and row_of(verdicts, tie=tie)["score"] == 0
+    assert row_of([judge("match", [[nan]], gold) for gold in (0, 1)], tie=tie)["score"] == 0
+    wino = judge("winoground", [[nan, nan], [nan, nan]])
+    assert [row_of([wino], metric=metric, tie=tie)["score"] for metric in ("text", "image", "group")] == [0, 0, 0]
+
+
 def test_two_pictures_of_one_sentence():
     verdicts = [judge("images", [[0.5], [0.4]]), judge("images", [[0.5], [0.5]])]
     assert row_of(verdicts)["score"] == 50 and verdicts[1].tie
@@ -89,6 +101,18 @@ def test_a_threshold_is_the_best_one_and_comes_from_the_other_fold():
     got = cross_fitted(np.array([0.1, 0.2, 0.9, 5.0, 6.0, 7.0, 8.0]), np.array([0, 0, 1, 0, 0, 1, 1]), folds)
     assert got[:3].tolist() == [6.5] * 3 and got[3:] == pytest.approx([0.55] * 4)
     assert {fold_of(str(i)) for i in range(20)} == {0, 1}
+
+
+@pytest.mark.parametrize("fold", [0, 1])
+def test_with_one_fold_alone_its_own_cases_make_the_threshold(fold):
+    """The other fold has no case to say anything: 0 would take every positive cosine for a match."""
+    got = cross_fitted(np.array([0.1, 0.2, 0.8, 0.9]), np.array([0, 0, 1, 1]), np.array([fold] * 4))
+    assert got == pytest.approx([0.5] * 4) and len(cross_fitted([], [], [])) == 0
+
+
+def test_scores_that_are_not_numbers_move_no_threshold():
+    nan = float("nan")
+    assert calibrate([0.3, nan, nan, nan, 0.1, 0.35], [1, 1, 1, 1, 0, 0]) == pytest.approx(0.2)
 
 
 def test_the_interval_draws_pictures_and_not_items():
