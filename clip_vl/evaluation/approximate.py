@@ -11,13 +11,23 @@ import torch
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.random import numpy_rng
 from clip_vl.evaluation.inverted_lists import InvertedLists
-from clip_vl.evaluation.neighbours import SPARE, Neighbours, _best, check_k, exclusion_of, sharded_top_k, top_k
+from clip_vl.evaluation.neighbours import (
+    SPARE,
+    Neighbours,
+    _best,
+    check_k,
+    exclusion_of,
+    one_thread_each,
+    sharded_top_k,
+    top_k,
+)
 
 METHODS = ("auto", "exact", "ivf", "hnsw")
 EXACT_ROWS = 1_000_000  # up to here "auto" is exact
 SAMPLE = 1000  # queries whose neighbours are searched exactly to measure the recall
 RECALL = 0.955  # of the sample, for which lists are made to look far enough
 QUERIES = 2**16  # searched at a time: fewer make the lists' products small; their candidates take some hundred MB
+RESCORED = 4096  # of them, whose candidates one thread scores again
 HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 60, 64
 
 
@@ -83,8 +93,14 @@ def approximate_top_k(candidates, queries, keys, k, *, exclude=None, duplicate_a
     """As `neighbours.top_k`, among the rows that `candidates(queries, count)` names, (n, count), -1 for none."""
     check_k(k, len(keys), exclude)
     exclusion, parts = exclusion_of(exclude, duplicate_above, keys.device), []
-    for start in range(0, len(queries), QUERIES):
-        part = slice(start, start + QUERIES)
-        rows = candidates(queries[part], min(k + SPARE, len(keys)))
-        parts.append(_best(queries[part], keys, rows, k, exclusion.of(part)))
+    for first in range(0, len(queries), QUERIES):
+        block = slice(first, first + QUERIES)
+        rows = candidates(queries[block], min(k + SPARE, len(keys)))
+
+        def rescored(start):
+            part = slice(first + start, min(first + start + RESCORED, block.stop))  # noqa: B023
+            return _best(queries[part], keys, rows[start : start + RESCORED], k, exclusion.of(part))  # noqa: B023
+
+        with one_thread_each(keys.device) as each:
+            parts += each(rescored, range(0, len(rows), RESCORED))
     return Neighbours(*map(torch.cat, zip(*parts)))
