@@ -156,6 +156,13 @@ def test_an_occupied_port_is_named(programs):
     assert done.returncode == 2 and f"port {port} is in use" in done.stderr
 
 
+def test_an_unknown_flag_ends_two_processes_with_one_sentence_and_its_code(programs):
+    done = subprocess.run(["bash", "scripts/align.bash", "cpu", "name", "0", "2", "--bathc_size", "3"],
+                          cwd=programs.root, capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("error: unknown flag --bathc_size; did you mean") == 1
+    assert "ended with code 2: unknown flag --bathc_size" in done.stderr and "usage" not in done.stderr
+
+
 def test_wrong_positionals_print_the_usage(programs):
     done = subprocess.run(
         ["bash", "scripts/pretrain.bash", "cpu", "name"], cwd=programs.root, capture_output=True, text=True

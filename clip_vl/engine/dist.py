@@ -11,13 +11,12 @@ import signal
 import sys
 import time
 import traceback
-from pathlib import Path
 
 import torch
 import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from clip_vl.engine.errors import ProgramError
+from clip_vl.engine.errors import ProgramError, claim_exit_file
 
 PEER_FAILURE = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out waiting", "Socket closed")
 
@@ -230,23 +229,10 @@ def _leave(code, sentence, quiet=False):
     """End now: no clean-up of process groups, which would wait for peers, but no orphaned loader workers either."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loader's handler would raise here for the workers killed below
     name = f"rank {rank()}: " if world_size() > 1 else ""
-    first = _claim_exit_file(code, name + sentence)
+    first = claim_exit_file(code, name + sentence)
     if first or not quiet:
         print(f"{name}{sentence}", file=sys.stderr, flush=True)
     for child in multiprocessing.active_children():
         child.kill()  # they ignore SIGTERM
     sys.stdout.flush()
     os._exit(code)
-
-
-def _claim_exit_file(code, sentence):
-    """Write `code sentence` for the launch script if no other rank has; True when this rank was first."""
-    path = os.environ.get("CLIP_VL_EXIT_FILE")
-    if not path:
-        return True
-    try:
-        with Path(path).open("x") as file:
-            file.write(f"{code} {sentence}\n")
-        return True
-    except OSError:
-        return False

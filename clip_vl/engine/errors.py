@@ -1,5 +1,8 @@
 """The ways a program ends early; each carries the exit code that the launch scripts return."""
 
+import os
+from pathlib import Path
+
 
 class ProgramError(Exception):
     """An expected failure: its message is the one sentence the user reads, without a traceback."""
@@ -29,3 +32,16 @@ class Interrupted(ProgramError):
     """Stopped by a signal after saving (exit 75, EX_TEMPFAIL: requeue the job and it resumes)."""
 
     exit_code = 75
+
+
+def claim_exit_file(code, sentence):
+    """Write `code sentence` to $CLIP_VL_EXIT_FILE, for the launch script, if no other rank has; True for the first."""
+    path = os.environ.get("CLIP_VL_EXIT_FILE")
+    if not path:
+        return True
+    try:
+        with Path(path).open("x") as file:
+            file.write(f"{code} {sentence}\n")
+        return True
+    except OSError:
+        return False

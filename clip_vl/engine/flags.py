@@ -21,6 +21,8 @@ import sys
 import types
 import typing
 
+from clip_vl.engine.errors import UserError, claim_exit_file
+
 
 def flag(default, help, *aliases, choices=None, positional=False, dead=None):
     """A dataclass field that is a command-line flag.
@@ -47,9 +49,17 @@ def parse(cls, doc, argv=None):
     return args
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """One sentence, once for all ranks, in the place of the usage of a hundred flags."""
+        if claim_exit_file(UserError.exit_code, message):
+            print(f"{self.prog}: error: {message}", file=sys.stderr)
+        sys.exit(UserError.exit_code)
+
+
 def _build_parser(cls, doc):
     program = re.search(r"python -m (clip_vl\.\w+)", doc or "")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"python -m {program.group(1)}" if program else None,
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
