@@ -49,6 +49,14 @@ def test_a_short_or_torn_log_makes_a_page_too(run_folder, log):
     assert "<html" in write_report(run_folder).read_text()
 
 
+def test_counts_are_whole_and_a_truth_without_a_score_stands_alone(run_folder):
+    result = json.loads((run_folder / "result.json").read_text()) | {"images": 5000}
+    (run_folder / "result.json").write_text(json.dumps(result))
+    (run_folder / "gallery.json").write_text(json.dumps({"cards": [CARD | {"truth": [["its image", None]]}]}))
+    page = write_report(run_folder).read_text()
+    assert "<strong>5,000</strong>" in page and "<strong>61.50</strong>" in page and "<b>its image</b></div>" in page
+
+
 def test_an_evaluation_has_no_curves(run_folder):
     assert "<h2>Curves</h2>" in write_report(run_folder).read_text()
     (run_folder / "log.jsonl").unlink()

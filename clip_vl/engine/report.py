@@ -139,8 +139,8 @@ def _cards(gallery, path):
 
 
 def _card(card):
-    truth = [(str(answer), float(score)) for answer, score in card["truth"]]
-    right = dict(truth)
+    truth = [(str(answer), None if score is None else float(score)) for answer, score in card["truth"]]
+    right = {answer: score or 0.0 for answer, score in truth}
     return {
         "image": card["image"] if PICTURE.fullmatch(card["image"]) else None,
         "title": str(card["title"]),

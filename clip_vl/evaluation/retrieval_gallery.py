@@ -82,7 +82,7 @@ def in_turn(queries, count):
 
 def image_card(data, name, own, found, rank, note):
     """A card of an image as the query. data: its bytes;  own: its texts;  found: [(text, score)] of the top five"""
-    return {"image": thumbnail(data), "title": name, "truth_label": "its own", "truth": [[text, 0.0] for text in own],
+    return {"image": thumbnail(data), "title": name, "truth_label": "its own", "truth": [[text, None] for text in own],
             "predictions": [[text, round(score, 4)] for text, score in found], "correct": bool(rank == 1),
             "note": f"image to text, rank {rank:,}; {note}"}  # fmt: skip
 
@@ -90,7 +90,7 @@ def image_card(data, name, own, found, rank, note):
 def text_card(text, own, found, rank, note):
     """A card of a text as the query. own: name of its image;  found: [(name, score, bytes)] of the top five"""
     pictures = strip([data for *_, data in found])
-    return {"image": pictures, "title": text, "truth_label": "its image", "truth": [[own, 0.0]],
+    return {"image": pictures, "title": text, "truth_label": "its image", "truth": [[own, None]],
             "predictions": [[name, round(score, 4)] for name, score, _ in found], "correct": bool(rank == 1),
             "note": f"text to image, rank {rank:,}, the pictures from left to right; {note}"}  # fmt: skip
 
