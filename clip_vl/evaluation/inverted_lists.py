@@ -14,8 +14,7 @@ from clip_vl.engine.optim import is_fast_at_bf16
 from clip_vl.engine.random import torch_generator
 from clip_vl.evaluation.neighbours import grouped_largest, largest, one_thread_each
 
-PROBES = 8  # lists that a query looks into, until more are asked for
-FIRST_PROBES = 8  # of them, whose keys are all compared with each other
+PROBES = 8  # lists whose best keys a query gets; of more, where they are asked for, only what is better
 LISTS = 4  # of them, times the square root of the keys
 TRAINING_ROUNDS, SPLITTING_ROUNDS, TRAINING_ROWS = 8, 5, 20  # of k-means; rows per centroid
 SPLIT = 0.1  # of the way to one of its rows, that the halves of a list begin apart
@@ -46,10 +45,10 @@ class InvertedLists:
         shape = (*probes.shape, count)
         scores = torch.full(shape, -torch.inf, dtype=self.dtype, device=queries.device)
         rows = torch.full(shape, -1, dtype=torch.int32, device=queries.device)
-        first = slice(0, FIRST_PROBES)
+        first = slice(0, PROBES)
         self._compare(queries, probes[:, first], scores[:, first], rows[:, first])
-        if self.probes > FIRST_PROBES:  # most of the other lists have nothing better than what the first ones gave
-            rest = slice(FIRST_PROBES, None)
+        if self.probes > PROBES:  # most of the other lists have nothing better than what the first ones gave
+            rest = slice(PROBES, None)
             floor = largest(scores[:, first].flatten(1), count)[0].amin(1)
             self._compare(queries, probes[:, rest], scores[:, rest], rows[:, rest], floor)
         scores, rows = scores.flatten(1), rows.flatten(1)
