@@ -28,17 +28,15 @@ class CompareFlags:
 FLAGS = parse(CompareFlags, __doc__) if __name__ == "__main__" else None
 
 import json
-import sys
 from pathlib import Path
 
-from clip_vl.engine.errors import DataError, ProgramError, UserError
+from clip_vl.engine.errors import DataError, UserError, run_alone
 from clip_vl.engine.files import atomic_json
-from clip_vl.engine.run import changed_flags
+from clip_vl.engine.run import NOT_INPUTS, changed_flags
 from clip_vl.evaluation.comparison import compare
 
 SAMPLES = "samples.jsonl"
 TEXTS = ("query", "label", "prediction", "answer")  # what is shown of a sample beside its id
-UNTOLD = ("output", "overwrite", "num_workers", "tqdm")  # flags that change no result
 
 
 def rows_path(given):
@@ -121,7 +119,7 @@ def changes(paths):
     """What differs between the runs that left the rows: lines such as "lr: 0.0001 -> 0.0005"."""
     records = [_json(path.parent / "args.json") for path in paths]
     results = [_json(path.parent / "result.json") for path in paths]
-    given = [{k: v for k, v in record.get("args", {}).items() if k not in UNTOLD} for record in records]
+    given = [{k: v for k, v in record.get("args", {}).items() if k not in NOT_INPUTS} for record in records]
     lines = changed_flags(*given) if all(given) else []
     for name in ("program", "split", "data_digest"):
         values = [result.get(name, "") for result in results]
@@ -197,8 +195,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    try:
-        main(FLAGS)
-    except ProgramError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_alone(main, FLAGS)

@@ -20,9 +20,8 @@ class ReportFlags:
 
 FLAGS = parse(ReportFlags, __doc__) if __name__ == "__main__" else None
 
-import sys
 
-from clip_vl.engine.errors import ProgramError, UserError
+from clip_vl.engine.errors import UserError, run_alone
 from clip_vl.engine.report import read_run, write_report
 
 
@@ -55,8 +54,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    try:
-        main(FLAGS)
-    except ProgramError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_alone(main, FLAGS)

@@ -27,7 +27,7 @@ import json
 import sys
 from pathlib import Path
 
-from clip_vl.engine.errors import ProgramError, UserError
+from clip_vl.engine.errors import UserError, run_alone
 from clip_vl.engine.files import atomic_json, atomic_write
 from clip_vl.engine.report import headline, score_groups
 
@@ -121,8 +121,4 @@ def main(args):
 
 
 if __name__ == "__main__":
-    try:
-        main(FLAGS)
-    except ProgramError as error:
-        print(error, file=sys.stderr)
-        sys.exit(error.exit_code)
+    run_alone(main, FLAGS)

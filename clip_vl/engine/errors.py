@@ -1,6 +1,7 @@
 """The ways a program ends early; each carries the exit code that the launch scripts return."""
 
 import os
+import sys
 from pathlib import Path
 
 
@@ -32,6 +33,17 @@ class Interrupted(ProgramError):
     """Stopped by a signal after saving (exit 75, EX_TEMPFAIL: requeue the job and it resumes)."""
 
     exit_code = 75
+
+
+def run_alone(main, args):
+    """Run `main(args)` of a program that is one process and needs no torch; an expected failure ends with its sentence
+    and its code.
+    """
+    try:
+        main(args)
+    except ProgramError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 def claim_exit_file(code, sentence):

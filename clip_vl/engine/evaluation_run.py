@@ -22,10 +22,9 @@ from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, Interrupted, UserError
 from clip_vl.engine.files import atomic_file, atomic_json, atomic_write
 from clip_vl.engine.report import write_report
-from clip_vl.engine.run import Run, finite
+from clip_vl.engine.run import NOT_INPUTS, Run, finite
 from clip_vl.engine.signals import StopRequest
 
-NOT_INPUTS = ("output", "num_workers", "tqdm", "overwrite", "saliency")  # flags that change no number
 SAMPLES = "samples.jsonl"
 
 

@@ -24,6 +24,7 @@ from clip_vl.engine.errors import UserError
 from clip_vl.engine.files import TEMPORARY, atomic_json, atomic_write
 
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "lmdb")
+NOT_INPUTS = ("output", "num_workers", "tqdm", "overwrite", "saliency")  # flags that change no number of an evaluation
 UNFINISHED = (f"{TEMPORARY}*",)  # what a killed writer leaves
 WRITTEN = (*UNFINISHED, "args.json", "log.jsonl", "result.json", "gallery.json", "report.html", "*_predict.json",
            "*_predict.csv", "*.pth", "epoch_*.pt", "checkpoints", "tensorboard")  # fmt: skip
