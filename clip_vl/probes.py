@@ -84,7 +84,7 @@ from clip_vl.evaluation.probe_table import flat, judge_probe, print_table, sampl
 from clip_vl.evaluation.saliency_pictures import add_saliency, drawn
 from clip_vl.models.dual_build import frozen_digest, open_dual_encoder
 from clip_vl.models.dual_flags import check_dual_flags
-from clip_vl.models.fused_scorer import open_fused_scorer
+from clip_vl.models.fused_scorer import open_fused_scorer, settings_of
 from clip_vl.models.saliency import dual_saliency, fused_saliency
 from clip_vl.models.vl_build import bert_folder
 
@@ -171,10 +171,8 @@ class MatchingScorer:
 
     def inputs(self):
         """The same digests as of a dual encoder."""
-        names = ("image_size_min", "image_size_max", "max_length", "mask_padding", "use_max_pooling")
-        shown = [getattr(self.flags, name) for name in names]
         digests = {"weights": frozen_digest(self.model), "tokenizer": self.tokenizer.digest}
-        return digests | {"preprocessing": _digest(shown)}
+        return digests | {"preprocessing": _digest(settings_of(self.flags))}
 
     def scores(self, run, plan):
         """As of `DualScorer`."""
@@ -190,9 +188,9 @@ class MatchingScorer:
 
 def open_scorer(args, blind, device):
     """What judges: a fused encoder, the captions alone, or a dual encoder. Raises UserError where two are named."""
-    for name in ("load", "blind"):
-        if args.fused and getattr(args, name):
-            raise UserError(f"--fused and --{name} both name what judges: leave out one of them")
+    named = [name for name in ("fused", "load", "blind") if getattr(args, name)]
+    if len(named) > 1:
+        raise UserError(f"--{named[0]} and --{named[1]} both name what judges: leave out one of them")
     if args.bert and not args.fused:
         raise UserError(f"--bert {args.bert} is the text model of a fused encoder: pass --fused as well")
     if args.fused:

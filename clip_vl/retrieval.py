@@ -63,7 +63,7 @@ from clip_vl.evaluation.retrieval_folds import Fold, metrics_of, rank_all_pairs,
 from clip_vl.evaluation.retrieval_gallery import gallery_of, rows_of
 from clip_vl.evaluation.saliency_pictures import drawn
 from clip_vl.models.dual_build import frozen_digest, open_dual_encoder
-from clip_vl.models.fused_scorer import open_fused_scorer
+from clip_vl.models.fused_scorer import open_fused_scorer, settings_of
 from clip_vl.models.saliency import dual_saliency, fused_saliency
 from clip_vl.models.vl_build import bert_folder
 
@@ -111,11 +111,8 @@ def score_pairs(keys, pairs, scorer, flags, run, device, args):
         return scores[:, None]
 
     chosen = "all" if keys is None else hashlib.sha256(keys.tobytes()).hexdigest()
-    described = (
-        f"{frozen_digest(scorer)} pairs {chosen} {flags.image_size_min} {flags.image_size_max} {flags.max_length} "
-    )
-    described += f"{args.precision} {args.batch_size} {args.captions_per_image} {tokenizer.digest}"
-    described += f" {pairs.source.changed}"
+    described = f"{frozen_digest(scorer)} pairs {chosen} {settings_of(flags)} {args.precision} {args.batch_size} "
+    described += f"{args.captions_per_image} {tokenizer.digest} {pairs.source.changed}"
     return kept(pairs, described, listed.count, score_block, BLOCK["pair"], args)[:, 0]
 
 
@@ -174,6 +171,8 @@ def check_flags(args):
         raise UserError(f"--captions_per_image {args.captions_per_image} must be at least 1")
     if args.rerank and not args.fused:
         raise UserError(f"--rerank {args.rerank} needs the fused encoder that judges the candidates: pass --fused")
+    if args.bert and not args.fused:
+        raise UserError(f"--bert {args.bert} is the text model of a fused encoder: pass --fused as well")
     if args.fused and args.load and not args.rerank:
         raise UserError("--fused scores all pairs by itself: leave out --load, or pass --rerank K as well")
     check_dual_flags(args)
@@ -192,7 +191,7 @@ def main(args):
         judges.append("dual encoder")
     if args.fused:
         scorer, flags = open_fused_scorer(args.fused, device, args.bert)
-        inputs["fused"] = frozen_digest(scorer)
+        inputs["fused"] = f"{frozen_digest(scorer)} {settings_of(flags)}"
         judges.append(f"fused encoder on the best {args.rerank}" if args.rerank else "fused encoder on all pairs")
     if run.begin(inputs):
         return dist.print0(f"{run.folder} holds this evaluation already; --overwrite repeats it")

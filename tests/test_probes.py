@@ -374,6 +374,7 @@ def test_order_shufflings_are_frozen_once(programs, root, tmp_path):
         (["--saliency", "-1"], UserError, "--saliency -1 is a number of pictures"),
         (["--fused", "x/Epoch01", "--load", "y.pt"], UserError, "--fused and --load both name what judges"),
         (["--fused", "x/Epoch01", "--blind"], UserError, "--fused and --blind both name what judges"),
+        (["--load", "y.pt", "--blind"], UserError, "--load and --blind both name what judges"),
         (["--fused", "x/Epoch01"], UserError, "no checkpoint x/Epoch01_LXRT.pth"),
         (["--bert", "x"], UserError, "--bert x is the text model of a fused encoder: pass --fused as well"),
         (["--save_every", "0"], UserError, "--save_every and --batch_size must be at least 1"),

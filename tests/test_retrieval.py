@@ -13,6 +13,7 @@ from clip_vl.datasets.images import ImageSource
 from clip_vl.engine.errors import DataError, UserError
 
 IMAGES = 12
+TOWERS = ["--image_model", "RN-micro", "--text_model", "RN-micro", "--image_resolution", "48", "--text_vocab"]
 
 
 @pytest.fixture(scope="module")
@@ -30,34 +31,15 @@ def pairs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(programs, pairs):
-    towers = [
-        "--image_model",
-        "RN-micro",
-        "--text_model",
-        "RN-micro",
-        "--image_resolution",
-        "48",
-        "--text_vocab",
-        pairs,
-    ]
     given = ["--train_data", pairs / "pairs.tsv", "--datasets_dir", pairs, "--batch_size", "8", "--epochs", "1",
              "--warmup", "2", "--precision", "fp32"]  # fmt: skip
-    programs.run("align", *towers, *given, "--output", pairs / "align")
+    programs.run("align", *TOWERS, pairs, *given, "--output", pairs / "align")
     return pairs / "align" / "epoch_1.pt"
 
 
 def flags(pairs, output, *more, cache=None):
-    return [
-        "--test",
-        pairs / "pairs.tsv",
-        "--datasets_dir",
-        cache or pairs,
-        "--output",
-        output,
-        "--batch_size",
-        "5",
-        *more,
-    ]
+    given = ["--test", pairs / "pairs.tsv", "--datasets_dir", cache or pairs, "--output", output, "--batch_size", "5"]
+    return [*given, *more]
 
 
 def samples(output):
@@ -242,6 +224,7 @@ def test_reranking_all_candidates_is_scoring_all_pairs(programs, fused, trained,
     [
         (["--test", ""], UserError, "--test names no data: pass one of coco-karpathy-5k"),
         (["--rerank", "4"], UserError, "pass --fused"),
+        (["--bert", "x"], UserError, "--bert x is the text model of a fused encoder: pass --fused as well"),
         (["--rerank", "-1"], UserError, "from 0 up"),
         (["--saliency", "-1"], UserError, "--saliency -1 are numbers from 0 up"),
         (["--captions_per_image", "0"], UserError, "at least 1"),
@@ -251,18 +234,8 @@ def test_reranking_all_candidates_is_scoring_all_pairs(programs, fused, trained,
     ],
 )
 def test_bad_input_gets_one_sentence(programs, pairs, tmp_path, more, error, sentence):
-    towers = [
-        "--image_model",
-        "RN-micro",
-        "--text_model",
-        "RN-micro",
-        "--image_resolution",
-        "48",
-        "--text_vocab",
-        pairs,
-    ]
     with pytest.raises(error, match=sentence):
-        programs.run_here("retrieval", *flags(pairs, tmp_path / "run", *towers), *more)
+        programs.run_here("retrieval", *flags(pairs, tmp_path / "run", *TOWERS, pairs), *more)
 
 
 def test_a_damaged_image_ends_the_evaluation_with_its_name(programs, pairs, trained, tmp_path):

@@ -96,7 +96,7 @@ class ShuffledCrop:
 
 def views_of(source, crop):
     """(source, crop) of what a dual encoder sees, for `ImagesOf`."""
-    if getattr(source, "images", None):
+    if isinstance(source, PerturbedSource) and source.images:
         return source.plain, ShuffledCrop(crop, source)
     return source, crop
 

@@ -20,6 +20,7 @@ from clip_vl.models.weights import load_weights
 
 OTHER_HEADS = ("answer_head.", "obj_predict_head.")  # of pre-training, not needed to judge pairs
 MATCHED = 1  # of the two classes of the matching head
+SETTINGS = ("image_size_min", "image_size_max", "max_length", "mask_padding", "use_max_pooling")
 
 
 class FusedScorer(nn.Module):
@@ -54,6 +55,11 @@ def log_odds_of(match_logits):
     """(B, 2) logits of a matching head -> (B,) float32 log-odds that text and image match."""
     logits = match_logits.float()
     return logits[:, MATCHED] - logits[:, 1 - MATCHED]
+
+
+def settings_of(flags):
+    """What a scorer's judgement depends on besides its weights and its words, for keys of caches."""
+    return [getattr(flags, name) for name in SETTINGS]
 
 
 def build_matcher(args, device):
