@@ -11,10 +11,8 @@ from clip_vl.datasets.images import DamagedImage
 from clip_vl.datasets.tar_shards import quick_digest
 from clip_vl.engine.errors import DataError, UserError
 
-IMAGE_COLUMNS, CAPTION_COLUMNS = (
-    ("image", "img", "jpg", "png", "url"),
-    ("caption", "captions", "text", "sentences", "txt"),
-)
+IMAGE_COLUMNS = ("image", "img", "jpg", "png", "url")
+CAPTION_COLUMNS = ("caption", "captions", "text", "sentences", "txt")
 LABEL_COLUMNS = ("label", "cls")
 
 

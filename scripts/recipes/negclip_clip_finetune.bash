@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The seed's negclip_clip_finetune: ViT-L/14@336 with LoRA of rank 16, 500 updates. Lower --batch-size on less memory
-# (the seed's log: about 18 GB after that).
+# negclip_clip_finetune as published: ViT-L/14@336 with LoRA of rank 16, 500 updates. Lower --batch-size on less memory
+# (its log: about 18 GB after that).
 exec bash "$(dirname "$0")/../negclip.bash" "${GPUS:-0}" "${NAME:-negclip_clip_finetune}" "${PORT:-9590}" "${NPROC:-1}" \
     --train-negatives "${TABLE:-data/coco/train_neg_clip.tsv}" --images-dir data/mscoco --valid-data mscoco_captions@val \
     --image-model ViT-L-14-336 --pretrained-image-model --text-model ViT-L-14-336 --pretrained-text-model \
