@@ -207,6 +207,20 @@ def test_the_fused_encoder_scores_pairs_as_in_pre_training(programs, fused, pret
     assert (tmp_path / "run" / "report.html").read_text().count('alt="saliency"') == 4
 
 
+def test_scores_are_kept_for_one_way_to_read_a_checkpoint(programs, fused, pretrained, tmp_path, monkeypatch):
+    """The same weights behind pooled grids judge otherwise, and do not get what was kept of them without."""
+    found, original = [], retrieval.score_pairs
+    monkeypatch.setattr(retrieval, "score_pairs", lambda *args: found.append(original(*args)) or found[-1])
+    shutil.copytree(pretrained.parent, tmp_path / "pooled", ignore=shutil.ignore_patterns("checkpoints", "*_LXRT_*"))
+    record = json.loads((tmp_path / "pooled" / "args.json").read_text())
+    record["args"]["use_max_pooling"] = True
+    (tmp_path / "pooled" / "args.json").write_text(json.dumps(record))
+    programs.run("retrieval", *fused, "--output", tmp_path / "plain")
+    programs.run("retrieval", *fused, "--fused", tmp_path / "pooled" / pretrained.name, "--output", tmp_path / "run")
+    plain, pooled = found
+    assert not np.allclose(plain, pooled, atol=1e-5)
+
+
 def test_reranking_all_candidates_is_scoring_all_pairs(programs, fused, trained, pairs, tmp_path):
     programs.run("retrieval", *fused, "--output", tmp_path / "all")
     dual = ["--load", trained, "--text_vocab", pairs]
