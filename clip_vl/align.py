@@ -114,7 +114,9 @@ def objective(job, outputs, labels, rows, epoch, args):
     kind = "scores" if job.loss.needs_prototypes else "features"
     scales = {name: outputs.get(name) for name in ("logit_scale", "logit_bias")}
     aligned = job.loss(outputs[f"{student}_{kind}"], outputs[f"{teacher}_{kind}"], labels=labels, **scales)
-    losses = {"loss_align": (args.w_clip if job.episode else args.w_align) * aligned}
+    with_prototypes = job.episode and has_prototypes(epoch, args)
+    weight = (args.w_clip if with_prototypes else 1.0) if job.episode else args.w_align  # InfoNCE alone weighs 1
+    losses = {"loss_align": weight * aligned}
     if args.w_simcse:
         losses["loss_simcse"] = args.w_simcse * simcse_loss(outputs["text_features"], outputs["text_features_2"])
     if args.BYOL:
@@ -122,7 +124,7 @@ def objective(job, outputs, labels, rows, epoch, args):
     if job.episode:
         projected = outputs["image_projected"], outputs["text_projected"]
         losses["loss_proto"] = 0 * (sum(map(torch.sum, projected)) + outputs["prototype_scale"])  # they take part
-        if has_prototypes(epoch, args) and job.episode.is_filled:
+        if with_prototypes and job.episode.is_filled:
             weights = {"proto": args.w_proto, "proto_external": args.w_proto_external}
             for name, value in job.episode(*projected, rows, outputs["prototype_scale"]).items():
                 losses[f"loss_{name}"] = weights[name] * value
@@ -130,8 +132,9 @@ def objective(job, outputs, labels, rows, epoch, args):
 
 
 def has_prototypes(epoch, args):
-    """Whether ProtoCLIP's prototypes count in this epoch: not while InfoNCE warms up, and not in LiT at the end."""
-    return args.infonce_warmup_epoch <= epoch and not 0 <= args.lit_start_epoch <= epoch
+    """Whether ProtoCLIP's prototypes count in this epoch, from 0: not while InfoNCE warms up, nor in LiT at the end."""
+    is_lit = args.lit_start_epoch > 0 and epoch >= args.lit_start_epoch - 1
+    return args.infonce_warmup_epoch <= epoch and not is_lit
 
 
 def train_one_epoch(job, epoch, start, best, args):

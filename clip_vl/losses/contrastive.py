@@ -5,7 +5,7 @@ import math
 from torch.nn import functional as F
 
 from clip_vl.engine import dist
-from clip_vl.losses.base import AlignmentLoss, full_precision, unit
+from clip_vl.losses.base import AlignmentLoss, at_least_single, full_precision, unit
 from clip_vl.losses.tiled import PairwiseSigmoid, SymmetricCrossEntropy
 
 SIMCSE_SCALE = math.exp(2.996)  # about 20: a fixed temperature of 0.05 (arXiv:2104.08821)
@@ -67,4 +67,5 @@ class CrossEntropy(AlignmentLoss):
 def simcse_loss(first, second):
     """InfoNCE between two dropout passes over the same sentences, (B, D) each, at a fixed scale (arXiv:2104.08821)."""
     with full_precision(first.device):
-        return symmetric_cross_entropy(first.float(), second.float(), first.new_tensor(SIMCSE_SCALE))
+        first, second = at_least_single(first), at_least_single(second)
+        return symmetric_cross_entropy(first, second, first.new_tensor(SIMCSE_SCALE))  # in bf16 it would be 20.0

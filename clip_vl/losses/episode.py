@@ -6,6 +6,7 @@ from torch import nn
 
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
+from clip_vl.losses.base import unit
 from clip_vl.losses.prototypes import cluster, episode_prototypes, prototypical_loss
 
 DIRECTIONS = {  # (student, teacher)
@@ -60,12 +61,13 @@ class EpisodeLoss(nn.Module):
     def fill(self, rows, image_features, text_features, seed):
         """Cluster on rank 0, hand the result to all.
 
-        rows: int (pairs,), sorted, those of the episode, some of them perhaps twice; image_features, text_features:
-        (pairs, P), projections of these rows
+        rows: int (pairs,), sorted, those of the episode, some of them perhaps twice
+        image_features, text_features: (pairs, P), projections of these rows, L2-normalised here: a prototype is a mean
+        of unit vectors. An external teacher's features are clustered as they are.
         """
         self.rows.copy_(torch.as_tensor(rows))
         if dist.rank() == 0:
-            features = {"image": image_features, "text": text_features}
+            features = {"image": unit(image_features.float()), "text": unit(text_features.float())}
             if self.external is not None:
                 features["external"] = np.asarray(self.external[rows], dtype=np.float32)
             clusters = {name: cluster(values, self.k, seed=seed, **self.kmeans) for name, values in features.items()}

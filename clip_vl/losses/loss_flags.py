@@ -38,7 +38,7 @@ class ProtoCLIPFlags:
     add_projection_head: bool = flag(False, "ProtoCLIP: prototypes of each episode beside InfoNCE.")
     projection_hidden_dim: int = flag(2048, "Width inside the projections.")
     projection_dim: int = flag(128, "Width of the projections.")
-    projection_n_layers: int = flag(2, "Their layers; 0 is a single linear one.")
+    projection_n_layers: int = flag(1, "Hidden layers of the projections; a linear layer follows them.")
     w_clip: float = flag(1.0, "Weight of InfoNCE.")
     w_proto: float = flag(0.0, "Weight of the other modality's prototypes.")
     w_proto_external: float = flag(0.0, "Weight of the external teacher's prototypes.")
@@ -52,10 +52,12 @@ class ProtoCLIPFlags:
     )
     clustering_frequency: int = flag(1, "Epochs between two clusterings; -1 for none.")
     infonce_warmup_epoch: int = flag(0, "Epochs of InfoNCE alone at the start.")
-    lit_start_epoch: int = flag(-1, "From this epoch InfoNCE alone, the image tower at rest; -1 for never.")
-    lr_text: float = flag(-1.0, "Learning rate of the text side [--lr].")
-    text_start_epoch: int = flag(-1, "First epoch in which the text side learns.")
-    text_end_epoch: int = flag(-1, "Epoch at which its schedule ends.")
+    lit_start_epoch: int = flag(
+        -1, "Epoch, counted from 1, from which InfoNCE trains alone and the image tower is frozen (LiT); 0 for never."
+    )
+    lr_text: float = flag(-1.0, "Learning rate of everything but the image tower [--lr].")
+    text_start_epoch: int = flag(-1, "First epoch, counted from 0, in which everything but the image tower learns.")
+    text_end_epoch: int = flag(-1, "Epoch at which the learning rate of everything but the image tower reaches 0.")
 
 
 def loss_readers(args):

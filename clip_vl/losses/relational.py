@@ -8,6 +8,7 @@ from clip_vl.engine import dist
 from clip_vl.losses.base import AlignmentLoss, unit
 
 MAX_COSINES = 2**22  # at a time: 32 MiB in fp64
+LEAST_SQUARE = 1e-12  # a squared distance between two items is at least this, in the published code
 
 
 class RKD(AlignmentLoss):
@@ -35,16 +36,21 @@ def squared_distances(features):
     products = features @ features.T
     norms = products.diagonal()
     squares = (norms[:, None] + norms - 2 * products).clamp(min=0)
-    return squares.where(squares > 1e-12 * norms.detach().mean(), 0)  # the same point up to rounding
+    return squares.where(squares > LEAST_SQUARE * norms.detach().mean(), 0)  # the same point up to rounding
 
 
 def distance_loss(student, teacher, rows):
-    """Huber loss of d / mean(d > 0), mean over my rows and all columns. student, teacher: squared distances (N, N)."""
+    """Huber loss of d / mean(d > 0), mean over my rows and all columns. student, teacher: squared distances (N, N).
+
+    Two items of one feature count with d = 1e-6, as in the code of both papers; an item's distance to itself is 0.
+    """
+    N = len(student)
+    themselves = torch.eye(N, dtype=torch.bool, device=student.device)
     relative = []
     for squares in (student, teacher):
-        distances = safe_sqrt(squares)
-        apart = (squares > 0).sum().clamp(min=1)
-        relative.append((distances * (apart / distances.sum().clamp(min=1e-30)))[rows].float())
+        distances = safe_sqrt(squares.clamp(min=LEAST_SQUARE).masked_fill(themselves, 0))
+        mean = distances.sum() / max(1, N * (N - 1))
+        relative.append((distances / mean.clamp(min=LEAST_SQUARE**0.5))[rows].float())
     return F.smooth_l1_loss(*relative)
 
 

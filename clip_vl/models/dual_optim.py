@@ -12,7 +12,7 @@ NOT_DECAYED = ("bn", "ln", "bias", "logit_scale")
 
 
 def build_updater(model, args, schedules, device, beside=()):
-    """The `Updater` of a dual encoder, wrapped or not: an optimizer for the image side, one for all the rest.
+    """The `Updater` of a dual encoder, wrapped or not: an optimizer for the image tower, one for all the rest.
 
     schedules: {"image": update -> factor, "text": update -> factor}
     """
@@ -37,6 +37,9 @@ def build_updater(model, args, schedules, device, beside=()):
 def parameter_groups(model, args):
     """{"image": groups, "text": groups} by weight decay and layer; heads and scales stand above the last layer.
 
+    "image" is the image tower alone, which follows --lr. Everything else follows --lr_text, the heads and projections
+    of both sides as well (ProtoCLIP).
+
     No decay of vectors, of names with bn, ln, bias or logit_scale in them, and of ProtoCLIP's projections.
     """
     text_lr = getattr(args, "lr_text", -1)
@@ -49,7 +52,7 @@ def parameter_groups(model, args):
     groups = {"image": {}, "text": {}}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            side = "image" if name.startswith("image_") else "text"
+            side = "image" if name.startswith("image_tower.") else "text"
             plain = parameter.ndim < 2 or any(word in name for word in NOT_DECAYED) or "_projection." in name
             key = (0.0 if plain else args.weight_decay, rates[side] * scales.get(name, 1.0))
             groups[side].setdefault(key, []).append(parameter)
@@ -90,12 +93,12 @@ def build_optimizer(groups, args):
 def protoclip_schedules(args, updates_per_epoch):
     """{"image": update -> factor, "text": update -> factor}: a warm-up, then a cosine to 0 over all epochs.
 
-    In ProtoCLIP's phases the image side learns until the epoch before --lit_start_epoch, the text side from
-    --text_start_epoch to --text_end_epoch.
+    In ProtoCLIP's phases the image tower learns in the epochs before --lit_start_epoch, counted from 1, and everything
+    else from --text_start_epoch to --text_end_epoch.
     """
     start = max(args.text_start_epoch, 0) * updates_per_epoch
     end = (args.text_end_epoch if args.text_end_epoch >= 0 else args.epochs) * updates_per_epoch
-    total = (max(args.lit_start_epoch - 1, 0) if args.lit_start_epoch >= 0 else args.epochs) * updates_per_epoch
+    total = (args.lit_start_epoch - 1 if args.lit_start_epoch > 0 else args.epochs) * updates_per_epoch
     image = warmup_cosine(total, args.warmup)
     return {
         "image": lambda update: image(update) if update < total else 0.0,  # a warm-up does not outlast it

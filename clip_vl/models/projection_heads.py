@@ -16,8 +16,8 @@ def build_head(kind, in_dim, n_layers, out_dim, hidden_dim=HIDDEN):
 
     kind "dino": n_layers 0 the identity, not normalised; 1 linear; more an MLP with GELU; 1 and more end in an L2
          normalisation (DINO, arXiv:2104.14294, without BatchNorm)
-    kind "protoclip": Linear, BatchNorm, ReLU, Linear; n_layers counts the linear layers, 0 and 1 mean one; never
-         normalised (ProtoCLIP, arXiv:2206.10996)
+    kind "protoclip": n_layers hidden layers (Linear, BatchNorm, ReLU), then a Linear; 0 is that Linear alone; not
+         normalised here (ProtoCLIP, arXiv:2206.10996)
     """
     if kind == "protoclip":
         return ProtoClipHead(in_dim, n_layers, out_dim, hidden_dim)
@@ -50,12 +50,12 @@ class ProjectionHead(nn.Module):
 
 
 class ProtoClipHead(nn.Module):
-    """n linear layers with BatchNorm and ReLU between them and hidden_dim numbers inside."""
+    """n + 1 linear layers with BatchNorm and ReLU between them and hidden_dim numbers inside."""
 
     def __init__(self, in_dim, n_layers, out_dim, hidden_dim=HIDDEN):
         super().__init__()
         self.width = out_dim
-        sizes = [in_dim, *[hidden_dim] * (max(n_layers, 1) - 1), out_dim]
+        sizes = [in_dim, *[hidden_dim] * n_layers, out_dim]
         self.layers = _mlp(sizes, nn.ReLU, norm=nn.BatchNorm1d)
 
     def forward(self, features):
@@ -88,8 +88,9 @@ class PrototypeLayer(nn.Module):
         nn.init.trunc_normal_(self.directions, std=0.02)
 
     def forward(self, features):
-        """features: (B, D), of any length -> (B, K), cosines."""
-        return F.linear(F.normalize(features, dim=-1), F.normalize(self.directions, dim=-1))
+        """features: (B, D), of any length -> (B, K), cosines; fp32 whatever autocast says: temperatures divide them."""
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(F.normalize(features.to(self.directions), dim=-1), F.normalize(self.directions, dim=-1))
 
     @torch.no_grad()
     def copy_directions_from(self, other):

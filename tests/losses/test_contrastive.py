@@ -1,5 +1,7 @@
 """Tiled contrastive losses against their plain forms, and open_clip's."""
 
+import math
+
 import pytest
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss
@@ -121,4 +123,11 @@ def test_no_tensor_is_larger_than_a_tile_or_the_features(monkeypatch):
 
 def test_simcse_is_info_nce_at_a_scale_of_twenty():
     x, y, labels = batch(12, torch.float32)
-    assert torch.allclose(simcse_loss(x, y), plain_info_nce(x, y, 20.0055, labels), rtol=1e-5)
+    assert torch.allclose(simcse_loss(x, y), plain_info_nce(x, y, math.exp(2.996), labels), rtol=1e-6)
+
+
+def test_the_scale_of_simcse_is_not_rounded_to_the_dtype_of_the_features():
+    x, y, labels = batch(12, torch.bfloat16)
+    expected = plain_info_nce(x.float(), y.float(), math.exp(2.996), labels)
+    found = simcse_loss(x, y)
+    assert found.dtype == torch.float32 and found.item() == pytest.approx(expected.item(), rel=1e-6)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from clip_vl.engine.errors import UserError
+from clip_vl.losses.base import unit
 from clip_vl.losses.episode import EpisodeLoss
 from clip_vl.losses.prototypes import prototypical_loss
 
@@ -31,9 +32,33 @@ def test_each_side_learns_the_cluster_of_the_other_ones_feature():
     expected = 0
     for name, student in (("i2t", image), ("t2i", text)):
         labels = getattr(episode, f"{name}_labels")
-        means = torch.stack([student[labels == k].mean(0) for k in range(2)])
+        means = torch.stack([unit(student)[labels == k].mean(0) for k in range(2)])
         expected += prototypical_loss(student[[4, 0, 3]], labels[[4, 0, 3]], means, scale=SCALE) / 2
     assert found.keys() == {"proto"} and found["proto"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("pbt", [False, True])
+def test_the_length_of_projections_changes_no_prototype(pbt):
+    """The published model normalises both projections before they are clustered: a prototype is at most of length 1.
+    Means of longer features would act as a temperature that grows with training."""
+    torch.manual_seed(0)
+    image, text = torch.randn(2, 40, 6)
+    rows, lengths = np.arange(40), 50 * torch.rand(40, 1) + 1
+    one, other = EpisodeLoss(40, 5, 6, pbt=pbt), EpisodeLoss(40, 5, 6, pbt=pbt)
+    one.fill(rows, image, text, seed=0)
+    other.fill(rows, image * lengths, text * lengths, seed=0)
+    for name, found in one.state_dict().items():
+        assert torch.allclose(found.float(), other.state_dict()[name].float(), atol=1e-5)
+        assert name.endswith(("rows", "labels")) or found.norm(dim=1).max() <= 1 + 1e-6
+    expected = sum(published_term(*each) for each in ((one, "i2t", image), (one, "t2i", text))) / 2
+    assert one(image, text, torch.from_numpy(rows), SCALE)["proto"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def published_term(episode, name, student):
+    """ProtoCLIP's code in numbers: unit features with prototypes as they are, hard labels (arXiv:2206.10996)."""
+    labels, prototypes = getattr(episode, f"{name}_labels"), getattr(episode, f"{name}_student")
+    scores = (SCALE * (student / student.norm(dim=1, keepdim=True)) @ prototypes.T).softmax(1)
+    return -scores[torch.arange(len(labels)), labels].log().mean()
 
 
 def test_rows_outside_the_episode_count_with_a_loss_of_zero():

@@ -10,7 +10,9 @@ from clip_vl.losses.base import unit
 
 
 def distances(x):
-    d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    """The published code: squares of at least 1e-12, then 0 on the diagonal, over the mean of what is above 0."""
+    d = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist").square().clamp(min=1e-12).sqrt()
+    d = d.masked_fill(torch.eye(len(x), dtype=torch.bool), 0)
     return d / d[d > 0].mean()
 
 
@@ -43,6 +45,17 @@ def test_near_points_keep_their_angles_in_single_precision():
     student = unit(features)
     found = relational.cosines_at(relational.squared_distances(student), torch.arange(6))
     assert torch.allclose(found, angles(student.double()).float(), atol=1e-5)
+
+
+def test_the_same_item_twice_counts_in_the_mean_distance():
+    """In the published code its distance is 1e-6, which is above 0; without it the mean is larger by 30/28."""
+    student, teacher = torch.randn(2, 6, 4, dtype=torch.float64)
+    student[1], teacher[2], teacher[5] = student[0], teacher[3], teacher[3]
+    loss = build_loss("RKD", 4, w_rkd_a=0.0)(student, teacher)
+    expected = 0.5 * F.smooth_l1_loss(distances(unit(student)), distances(unit(teacher)))
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    alike = torch.ones(3, 4)
+    assert build_loss("RKD", 4)(alike, alike).item() == 0
 
 
 def test_the_same_item_twice_gives_finite_gradients():

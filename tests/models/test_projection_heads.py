@@ -37,10 +37,10 @@ def test_the_start_is_truncated_normal_without_bias():
     assert linear.weight.std().item() == pytest.approx(0.02, rel=0.02) and not linear.bias.any()
 
 
-@pytest.mark.parametrize("n_layers, kinds", [(0, ["Linear"]), (1, ["Linear"]),
-                                             (2, ["Linear", "BatchNorm1d", "ReLU", "Linear"])])  # fmt: skip
-def test_the_protoclip_head_has_batch_norm_and_no_normalisation(n_layers, kinds):
+@pytest.mark.parametrize("n_layers", [0, 1, 3])
+def test_the_protoclip_head_has_n_hidden_layers_with_batch_norm_and_no_normalisation(n_layers):
     head = build_head("protoclip", 7, n_layers, 5).eval()
+    kinds = ["Linear", "BatchNorm1d", "ReLU"] * n_layers + ["Linear"]
     assert [type(layer).__name__ for layer in head.layers] == kinds and head.width == 5
     features = torch.randn(3, 7)
     assert torch.equal(head(features), head.layers(features))
@@ -64,6 +64,14 @@ def test_prototypes_are_torchs_weight_norm_with_gain_one():
     reference(features).square().sum().backward()
     assert torch.allclose(layer.directions.grad, reference.parametrizations.weight.original1.grad, atol=1e-5)
     assert list(layer.state_dict()) == ["directions"]
+
+
+def test_prototype_scores_are_not_rounded_by_autocast():
+    """A cosine in bfloat16 is off by up to 1/500, and DINO divides it by 0.04."""
+    layer, features = PrototypeLayer(64, 9), torch.randn(4, 64).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(features)
+    assert found.dtype == torch.float32 and torch.equal(found, layer(features.float()))
 
 
 def test_directions_are_copied_and_not_shared():
