@@ -23,6 +23,7 @@ COCO_FOLDERS = ("train2014", "val2014", "test2015")
 VG_FOLDER = "vg_raw_images/VG_100K"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # the plain ones: Pillow also knows formats that start other programs
 MAX_PIXELS = 128 * 2**20  # 384 MiB of uint8 RGB: far above any photograph, far below a decompression bomb
+MAX_SCANNED = 20 * MAX_PIXELS  # pixels times scans of a JPEG, each of which libjpeg decodes over the whole image
 
 
 class DamagedImage(DataError):
@@ -146,6 +147,8 @@ def decode_image(data, name="image"):
     filled in with grey.
     """
     with _opened(io.BytesIO(data), name) as picture:
+        if picture.format in ("JPEG", "MPO"):
+            _check_scans(data, picture.width * picture.height)
         if picture.format in ("JPEG", "MPO") and picture.mode in ("RGB", "L"):
             try:
                 return jpeg_decoder()(data)
@@ -154,6 +157,20 @@ def decode_image(data, name="image"):
         if picture.mode.startswith("I"):  # 16-bit grey: Pillow's conversion would clip it at 255
             picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
         return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+
+
+def _check_scans(data, pixels):
+    """Raise ValueError for a JPEG of so many scans (usual: 1, progressive about 10) that decoding takes minutes.
+
+    Coded data never holds FF DA: an FF in it is followed by 00 or a restart marker. A scan takes at least 10 bytes, so
+    the markers of most photographs need not be counted.
+    """
+    if len(data) // 10 * pixels <= MAX_SCANNED:
+        return
+    values = np.frombuffer(data, np.uint8)
+    scans = np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA))  # five times as fast as bytes.count
+    if scans * pixels > MAX_SCANNED:
+        raise ValueError(f"its {scans:,} scans of {pixels:,} pixels would take too long to decode; save it again")
 
 
 # ---- geometry ----

@@ -298,6 +298,18 @@ def test_a_decompression_bomb_is_refused_from_its_header(side, tmp_path):
     assert time.perf_counter() - start < 0.2
 
 
+@pytest.mark.parametrize("progressive", [True, False])
+def test_a_jpeg_of_very_many_scans_is_refused_before_decoding(progressive):
+    """A scan of a few bytes costs as much time as a whole one, in sequential files as in progressive ones."""
+    data = encode(Image.new("L", (4000, 4000), 128), progressive=progressive)
+    assert decode_image(data).shape == (3, 4000, 4000)
+    scan, end = data.rfind(b"\xff\xda"), data.rfind(b"\xff\xd9")
+    start = time.monotonic()
+    with pytest.raises(DamagedImage, match=r"its \d+ scans of 16,000,000 pixels would take too long"):
+        decode_image(data[:scan] + data[scan : scan + 40] * 200 + data[scan:end] + data[end:])
+    assert time.monotonic() - start < 1
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
 def test_mutated_bytes_give_a_picture_or_a_named_error(form):
     data = encode(Image.fromarray(noise(24, 32)), form)
