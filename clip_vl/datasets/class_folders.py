@@ -1,17 +1,22 @@
 """Classification sets as captioned images: a folder for each class, whose name fills a prompt template.
 
-A folder may hold, or stand beside, `classnames.txt` (lines "folder<tab>name", or a name for each folder in sorted
-order) and `templates.txt` (a line for each template, with {} where the name goes).
+A folder may hold, or stand beside, `classnames.txt` (lines "folder<tab>name", or a name for each folder in the order of
+the classes, which is that of the numbers where all folders are numbers) and `templates.txt` (a line for each template,
+with {} where the name goes).
 """
 
 import hashlib
+import re
+from collections import Counter
 from pathlib import Path
 
 from clip_vl.datasets.caption_source import path_below
 from clip_vl.datasets.caption_table import CaptionTable, Record, build_table
+from clip_vl.datasets.image_files import is_hidden, is_image, list_images, listed, natural_key, ordered
+from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+ODD_NAMES = {"WordNet ids": r"n\d{8}", "bare numbers": r"[-+]?\d+(\.\d+)?"}
 TEMPLATES = (
     "a photo of a {}.",
     "a picture of the {}.",
@@ -27,28 +32,72 @@ TEMPLATES = (
 def open_classes(folder, cache_root):
     """The images of the subfolders of `folder`, each with its class and as many captions as there are templates."""
     folder = Path(folder)
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not classes:
-        raise UserError(f"{folder} has no subfolders; a folder for each class was expected")
-    names, templates = class_names(folder, classes), templates_beside(folder)
-    listing = {"classes": [_listing_digest(path) for path in classes]}
+    classes = read_class_folders(folder)
+    names, templates = class_names(folder, list(classes)), templates_beside(folder)
+    warn_of_names(names)
+    listing = {"classes": [_listing_digest([name, *found]) for name, found in classes.items()]}
 
     def records():
-        for label, path in enumerate(classes):
-            yield from (Record(path_below(folder, f"{path.name}/{name}"), [], label) for name in image_names(path))
+        for label, (name, found) in enumerate(classes.items()):
+            for image in found:
+                yield Record(_below(folder, f"{name}/{image}"), [], label)
 
     table, digest = build_table(cache_root, folder, listing, records)
     return ClassTable(table, digest, folder, names, templates)
 
 
-def image_names(folder):
-    """Sorted names of the image files below a class's folder."""
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    return sorted(str(path.relative_to(folder)) for path in found)
+def _listing_digest(names):
+    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
 
 
-def _listing_digest(folder):
-    return hashlib.sha256("\n".join([folder.name, *image_names(folder)]).encode()).hexdigest()
+def _below(folder, path):
+    try:
+        return path_below(folder, path)
+    except ValueError as error:
+        raise DataError(f"{folder}: {error}") from None
+
+
+def read_class_folders(root):
+    """{name of a subfolder: sorted paths below it of its images} in the order of the classes.
+
+    Says which files are left out and which classes are empty. Raises UserError where there are no subfolders.
+    """
+    entries = [entry for entry in Path(root).iterdir() if not is_hidden(entry.name)]
+    names = ordered([entry.name for entry in entries if entry.is_dir()])
+    if not names:
+        raise UserError(f"{root} has no subfolders; a folder for each class was expected")
+    found = {name: list_images(Path(root, name)) for name in names}
+    others = sum((counts for _, counts in found.values()), Counter())
+    loose = [entry.name for entry in entries if is_image(entry.name) and not entry.is_dir()]
+    empty = [name for name, (images, _) in found.items() if not images]
+    if others:
+        dist.print0(f"warning: {root}: {others.total():,} files are left out, since their extensions are of no image "
+                    f"format that is read here: {listed(others)}")  # fmt: skip
+    if loose:
+        dist.print0(f"warning: {root}: {len(loose):,} images are left out, since they are in no class folder; "
+                    f"the first: {min(loose)}")  # fmt: skip
+    if empty:
+        dist.print0(f"warning: {root}: {len(empty):,} of {len(names):,} classes have no image: "
+                    f"{', '.join(map(repr, empty[:8]))}{', ...' * (len(empty) > 8)}")  # fmt: skip
+    return {name: images for name, (images, _) in found.items()}
+
+
+def warn_of_names(names):
+    """Say it where names of classes that go into prompts are no words."""
+    for what, form in ODD_NAMES.items():
+        found = [name for name in names if re.fullmatch(form, name, re.ASCII)]
+        if found:
+            dist.print0(f"warning: {len(found):,} of {len(names):,} class names in the prompts are {what}, such as "
+                        f"{found[0]!r}; classnames.txt or --classnames gives them words")  # fmt: skip
+
+
+def warn_of_order(path, folders):
+    """Say it where names that are given by their order meet folders whose order may surprise."""
+    by_number = sorted(folders, key=natural_key)
+    if by_number != folders:
+        place = next(place for place, name in enumerate(folders) if name != by_number[place])
+        dist.print0(f"warning: {path} gives names in the order of the folders, which are sorted as text: name {place} "
+                    f"is that of {folders[place]!r}; lines 'folder<tab>name' are safe")  # fmt: skip
 
 
 def _lines_beside(folder, name):
@@ -63,17 +112,19 @@ def _lines_beside(folder, name):
 
 
 def class_names(folder, classes):
+    """The names of the class folders `classes`, [str]: of classnames.txt, or their own with spaces for `_`."""
     path, lines = _lines_beside(folder, "classnames.txt")
     if path is None:
-        return [folder.name.replace("_", " ") for folder in classes]
+        return [name.replace("_", " ") for name in classes]
     if all("\t" in line for line in lines):
         known = dict(line.split("\t", 1) for line in lines)
-        missing = [folder.name for folder in classes if folder.name not in known]
+        missing = [name for name in classes if name not in known]
         if missing:
             raise DataError(f"{path} names no class for the folder {missing[0]!r}")
-        return [known[folder.name].strip() for folder in classes]
+        return [known[name].strip() for name in classes]
     if len(lines) != len(classes):
         raise DataError(f"{path} has {len(lines)} names for the {len(classes)} subfolders of {folder}")
+    warn_of_order(path, classes)
     return lines
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from clip_vl.datasets.caption_csv import separator_of
-from clip_vl.datasets.class_folders import class_names, image_names
+from clip_vl.datasets.class_folders import class_names, read_class_folders, warn_of_order
 from clip_vl.datasets.class_set import ClassSet, FolderReader, check_same_classes, checked_path, held_out
 from clip_vl.datasets.classes_elevater import open_elevater
 from clip_vl.datasets.classes_names import benchmark_key, metric_of, named, read_list
 from clip_vl.datasets.classes_scenes import open_scenes
 from clip_vl.datasets.classes_torchvision import open_torchvision
+from clip_vl.datasets.image_files import is_hidden
 from clip_vl.engine.errors import DataError, UserError
 
 OPENERS = {"elevater": open_elevater, "torchvision": open_torchvision}
@@ -35,7 +36,7 @@ def open_class_set(args, split):
     elif (Path(args.dataset) / "shapes.json").is_file():
         found = open_scenes(Path(args.dataset), split)
     else:
-        found = _open_folder(Path(args.dataset), split, metric_of(key_of(args)))
+        found = _open_folder(Path(args.dataset), split, metric_of(key_of(args)), args.classnames)
     if args.classnames:
         found.class_names = named(found.class_names, args.classnames, key_of(args), found.title)
     return _judged(found, args)
@@ -89,28 +90,23 @@ def training_rows(train, seed):
 # ---- image folders
 
 
-def _open_folder(folder, split, metric):
+def _open_folder(folder, split, metric, classnames):
     if not folder.is_dir():
         raise UserError(
             f"--dataset {folder} is neither a folder, a .csv or .tsv file, elevater:NAME nor torchvision:NAME"
         )
     root = folder / split
     if not root.is_dir():
-        found = sorted(path.name for path in folder.iterdir() if path.is_dir())
+        found = sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
         raise UserError(f"{folder} has no folder {split!r} for the split; it has {', '.join(found[:8]) or 'none'} "
                         "('.' stands for the folder itself)")  # fmt: skip
-    classes = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if not classes:
-        raise UserError(f"{root} has no subfolders; a folder for each class was expected")
-    names, labels = [], []
-    for label, path in enumerate(classes):
-        found = [f"{path.name}/{name}" for name in image_names(path)]
-        names += found
-        labels += [label] * len(found)
-    reader = FolderReader(root)
-    return ClassSet(
-        f"{folder} {split}", names, reader, labels, class_names(root, classes), reader.content(names), metric
-    )
+    classes = read_class_folders(root)
+    ids = [f"{name}/{image}" for name, found in classes.items() for image in found]
+    labels = [label for label, found in enumerate(classes.values()) for _ in found]
+    names, reader = class_names(root, list(classes)), FolderReader(root)
+    if classnames and names == [name.replace("_", " ") for name in classes]:
+        warn_of_order(classnames, list(classes))
+    return ClassSet(f"{folder} {split}", ids, reader, labels, names, reader.content(ids), metric)
 
 
 # ---- tables

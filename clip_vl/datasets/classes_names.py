@@ -5,7 +5,7 @@ import json
 import re
 from pathlib import Path
 
-from clip_vl.datasets.class_folders import TEMPLATES
+from clip_vl.datasets.class_folders import TEMPLATES, warn_of_names
 from clip_vl.engine.errors import DataError, UserError
 
 # Names of ELEVATER, torchvision and folders, in lower-case letters and digits -> CLIP_benchmark's.
@@ -88,6 +88,7 @@ class Prompts:
     """Text c * T + t is template t, of T, with the name of class c."""
 
     def __init__(self, class_names, templates):
+        warn_of_names(class_names)
         self.class_names, self.templates = class_names, templates
         self.digest = hashlib.sha256(json.dumps([class_names, templates]).encode()).hexdigest()
 

@@ -10,7 +10,7 @@ import torch
 
 from clip_vl.datasets.class_set import ClassSet
 from clip_vl.datasets.classes_names import benchmark_key, metric_of
-from clip_vl.datasets.images import DamagedImage
+from clip_vl.datasets.images import DamagedImage, to_rgb
 from clip_vl.engine.errors import DataError, UserError
 
 SETS = ("CIFAR10", "CIFAR100", "Country211", "DTD", "FashionMNIST", "FER2013", "FGVCAircraft", "Flowers102", "Food101",
@@ -27,18 +27,17 @@ class PictureReader:
 
     def picture(self, number):
         """uint8 (3, H, W)."""
-        image = self._image(number).convert("RGB")
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return torch.from_numpy(np.array(self._image(number))).permute(2, 0, 1)
 
     def __call__(self, number):
         """The picture as the bytes of a PNG file."""
         buffer = io.BytesIO()
-        self._image(number).convert("RGB").save(buffer, "PNG", compress_level=1)
+        self._image(number).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
 
     def _image(self, number):
         try:
-            return self.dataset[int(number)][0]
+            return to_rgb(self.dataset[int(number)][0])
         except Exception as error:  # each set has its own
             raise DamagedImage(f"{self.title}, image {number}", f"cannot be read: {error}") from None
 

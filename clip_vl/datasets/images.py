@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from PIL import Image
 
 from clip_vl.datasets.image_digests import LIST, DigestList
+from clip_vl.datasets.image_files import readable_formats
 from clip_vl.engine.errors import DataError, ProgramError
 
 COCO_FOLDERS = ("train2014", "val2014", "test2015")
 VG_FOLDER = "vg_raw_images/VG_100K"
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # the plain ones: Pillow also knows formats that start other programs
+BITS_PER_SAMPLE = 258  # the TIFF tag
 MAX_PIXELS = 128 * 2**20  # 384 MiB of uint8 RGB: far above any photograph, far below a decompression bomb
 MAX_SCANNED = 20 * MAX_PIXELS  # pixels times scans of a JPEG, each of which libjpeg decodes over the whole image
 
@@ -108,14 +109,14 @@ def digest_list(data_root, collection=COCO_VG):
 def _opened(file, name):
     """The Pillow image of a path or byte stream, its header read and its pixels not; errors become DamagedImage."""
     try:
-        with Image.open(file, formats=FORMATS) as picture:
+        with Image.open(file, formats=readable_formats()) as picture:
             if picture.width * picture.height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{picture.width}x{picture.height} pixels")
             yield picture
     except (MemoryError, ProgramError):
         raise  # the first says something of the machine, not of the image; the second is ours
     except Image.UnidentifiedImageError:
-        raise DamagedImage(name, f"is not an image of a known format ({', '.join(FORMATS)})") from None
+        raise DamagedImage(name, f"is not an image of a known format ({', '.join(readable_formats())})") from None
     except Image.DecompressionBombError as error:
         raise DamagedImage(name, f"is too large to decode, the limit is {MAX_PIXELS:,} pixels: {error}") from None
     except Exception as error:  # a decoder fed with damaged bytes raises anything from ValueError to struct.error
@@ -141,10 +142,10 @@ def jpeg_decoder():
 
 
 def decode_image(data, name="image"):
-    """The bytes of an image file -> uint8 (3, height, width), RGB. Raises DamagedImage with `name`.
+    """The bytes of an image file -> uint8 (3, height, width), RGB as of `to_rgb`. Raises DamagedImage with `name`.
 
-    EXIF orientation is ignored and alpha dropped, as in the published pipeline. A truncated file is damaged: nothing is
-    filled in with grey.
+    The EXIF orientation is ignored, as in the published pipelines; that of a TIFF is part of the format and applied, as
+    Pillow does. Of several images the first is taken. A truncated file is damaged: nothing is filled in with grey.
     """
     with _opened(io.BytesIO(data), name) as picture:
         if picture.format in ("JPEG", "MPO"):
@@ -154,9 +155,26 @@ def decode_image(data, name="image"):
                 return jpeg_decoder()(data)
             except RuntimeError:
                 pass  # most likely damaged: Pillow says in words how
-        if picture.mode.startswith("I"):  # 16-bit grey: Pillow's conversion would clip it at 255
-            picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-        return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+        return torch.from_numpy(np.array(to_rgb(picture))).permute(2, 0, 1)
+
+
+def to_rgb(picture):
+    """A Pillow image of any mode -> one of mode RGB. Raises ValueError where the range of its values is not known.
+
+    Alpha is dropped before anything else is done with an image, so that a pixel keeps the colour that is stored for it
+    however transparent it is: no image is put on a background. Of 16-bit (and 12-bit) grey the upper 8 bits are kept.
+    """
+    if picture.mode == "F" or (picture.mode == "I" and picture.format == "TIFF"):
+        raise ValueError("its pixels are signed, of 32 bits or fractions; save it with 8 or 16 bits a channel")
+    if picture.mode.startswith("I"):  # Pillow's conversion would clip at 255
+        bits = picture.tag_v2.get(BITS_PER_SAMPLE, (16,))[0] if picture.format == "TIFF" else 16
+        picture = Image.fromarray((np.asarray(picture) >> (bits - 8)).astype(np.uint8))
+    if picture.mode == "La":
+        picture = picture.convert("LA")
+    if picture.mode == "P":
+        picture.load()
+        picture.info.pop("transparency", None)  # of which Pillow would warn that it drops it
+    return picture.convert("RGB")
 
 
 def _check_scans(data, pixels):

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from clip_vl.datasets.batches import load_images
+from clip_vl.datasets.images import decode_image
 from clip_vl.datasets.text import pad_tokens
 
 
@@ -37,7 +38,7 @@ def side_by_side(pictures):
     """Bytes of image files -> bytes of one PNG that shows them in a row."""
     from PIL import Image
 
-    images = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
+    images = [Image.fromarray(decode_image(data).permute(1, 2, 0).numpy()) for data in pictures]
     height = max(image.height for image in images)
     row = Image.new("RGB", (sum(image.width + 8 for image in images) - 8, height), "white")
     left = 0

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from clip_vl.datasets.cache import writable_root
-from clip_vl.datasets.class_folders import TEMPLATES, open_classes
+from clip_vl.datasets.class_folders import TEMPLATES, class_names, open_classes, read_class_folders, warn_of_names
+from clip_vl.datasets.image_files import EXTENSIONS, readable_extensions, readable_formats
 from clip_vl.engine.errors import DataError, UserError
 
 
@@ -50,6 +51,79 @@ def test_names_and_templates_may_be_given(folder, tmp_path, place):
     renamed = open_classes(folder, tmp_path / "cache")
     assert renamed.captions(2)[0] == "one lorry"
     assert renamed.digest != source.digest and renamed.folder == source.folder
+
+
+def make(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(name.encode())
+    return root
+
+
+@pytest.mark.parametrize(
+    "names, order",
+    [
+        ([str(n) for n in range(12)], [str(n) for n in range(12)]),
+        (["02", "1", "10"], ["1", "02", "10"]),
+        (["000", "010", "002"], ["000", "002", "010"]),
+        (["10", "9", "background"], ["10", "9", "background"]),  # not all are numbers: as torchvision does
+        (["b", "a", "C"], ["C", "a", "b"]),
+    ],
+)
+def test_class_folders_that_are_all_numbers_sort_as_numbers(tmp_path, names, order):
+    make(tmp_path, *(f"{name}/a.jpg" for name in reversed(names)))
+    assert list(read_class_folders(tmp_path)) == order
+
+
+def test_names_that_are_given_by_order_are_warned_about_where_text_order_is_not_the_order_of_numbers(tmp_path, capsys):
+    classes = make(tmp_path, *(f"class_{n}/a.jpg" for n in (1, 2, 10)), "classnames.txt")
+    (tmp_path / "classnames.txt").write_text("one\ntwo\nten\n")
+    assert class_names(classes, ["class_1", "class_10", "class_2"]) == ["one", "two", "ten"]
+    assert "name 1 is that of 'class_10'" in capsys.readouterr().out
+    class_names(classes, ["1", "2", "10"])
+    class_names(classes, ["ant", "bee", "cat"])
+    assert capsys.readouterr().out == ""
+
+
+def test_every_image_extension_is_read_and_what_is_not_read_is_counted(tmp_path, capsys):
+    known = [f"a/{n}{ext.upper() if n % 2 else ext}" for n, ext in enumerate(EXTENSIONS)]
+    make(tmp_path, *known, "a/x.HEIC", "b/deep/y.heic", "b/z.svg", "b/noext", "b/1.jpg", "empty/readme.md", "bare.png")
+    make(tmp_path, ".hidden/1.jpg", "a/.DS_Store", "a/._0.jpg", "__MACOSX/a/1.jpg", "a/.ipynb_checkpoints/1.jpg")
+    found, said = read_class_folders(tmp_path), capsys.readouterr().out
+    assert found == {"a": sorted(name[2:] for name in known), "b": ["1.jpg"], "empty": []}
+    assert "5 files are left out" in said and "2 .heic, 1 .md, 1 .svg, 1 without an extension" in said
+    assert "1 of 3 classes have no image: 'empty'" in said
+    assert "1 images are left out, since they are in no class folder; the first: bare.png" in said
+
+
+def test_what_pillow_cannot_decode_here_is_counted_as_not_read(tmp_path, capsys, monkeypatch):
+    from PIL import features
+
+    make(tmp_path, "a/1.avif", "a/2.jpg")
+    monkeypatch.setattr(features, "check", lambda name: name != "avif")
+    readable_formats.cache_clear()
+    readable_extensions.cache_clear()
+    assert read_class_folders(tmp_path) == {"a": ["2.jpg"]} and "1 .avif" in capsys.readouterr().out
+    readable_formats.cache_clear()
+    readable_extensions.cache_clear()
+
+
+def test_links_to_folders_are_followed_and_end(tmp_path):
+    root = make(tmp_path / "set", "a/1.jpg").parent
+    make(tmp_path / "elsewhere", "2.jpg")
+    (root / "set" / "a" / "more").symlink_to(tmp_path / "elsewhere")
+    (root / "set" / "a" / "loop").symlink_to(root / "set" / "a")
+    (root / "set" / "b").symlink_to(tmp_path / "elsewhere")
+    assert read_class_folders(root / "set") == {"a": ["1.jpg", "more/2.jpg"], "b": ["2.jpg"]}
+
+
+def test_names_that_are_no_words_are_warned_about(capsys):
+    warn_of_names(["n01440764", "n01443537", "tench", "7", "3.5"])
+    said = capsys.readouterr().out
+    assert "2 of 5 class names in the prompts are WordNet ids, such as 'n01440764'" in said
+    assert "2 of 5 class names in the prompts are bare numbers, such as '7'" in said
+    warn_of_names(["tench", "7 - seven", "four"])
+    assert capsys.readouterr().out == ""
 
 
 def test_what_does_not_fit_is_said(folder, tmp_path):

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from clip_vl.datasets.image_files import FORMATS
 from clip_vl.datasets.images import (
     DamagedImage,
     ImageSource,
@@ -217,6 +218,13 @@ def test_photographs_decode_as_in_pillow_and_their_headers_tell_the_size():
         pytest.param(encode(Image.fromarray(noise(20, 30)), "WEBP"), id="webp"),
         pytest.param(encode(Image.fromarray(noise(20, 30)), "GIF"), id="gif"),
         pytest.param(encode(Image.fromarray(noise(20, 30)), "BMP"), id="bmp"),
+        pytest.param(encode(Image.fromarray(noise(20, 30)), "TIFF"), id="tiff"),
+        pytest.param(encode(Image.fromarray(noise(20, 30)), "TIFF", compression="tiff_lzw"), id="tiff lzw"),
+        pytest.param(encode(Image.fromarray(noise(20, 30, 4), mode="CMYK"), "TIFF"), id="cmyk tiff"),
+        pytest.param(encode(Image.fromarray(noise(20, 30, 4)), "TIFF"), id="tiff alpha"),
+        pytest.param(encode(Image.fromarray(noise(20, 30)), "JPEG2000"), id="jpeg 2000"),
+        pytest.param(encode(Image.fromarray(noise(20, 30)), "AVIF"), id="avif"),
+        pytest.param(encode(Image.fromarray(noise(20, 30)), "PPM"), id="ppm"),
     ],
 )
 def test_every_kind_of_image_becomes_its_rgb(data, tmp_path):
@@ -227,17 +235,55 @@ def test_every_kind_of_image_becomes_its_rgb(data, tmp_path):
     assert read_image_size(tmp_path / "image") == (20, 30)
 
 
-def test_sixteen_bit_grey_keeps_its_upper_eight_bits():
+@pytest.mark.parametrize("form", ["PNG", "TIFF", "JPEG2000"])
+def test_sixteen_bit_grey_keeps_its_upper_eight_bits(form):
     grey = np.arange(0, 60000, 100, dtype=np.uint16).reshape(20, 30)
-    image = decode_image(encode(Image.fromarray(grey), "PNG"))
+    image = decode_image(encode(Image.fromarray(grey), form))
     assert torch.equal(image, torch.from_numpy((grey >> 8).astype(np.uint8)).expand(3, 20, 30))
 
 
-def test_the_exif_orientation_is_ignored():
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_pixels_without_a_known_range_are_refused(kind):
+    with pytest.raises(DamagedImage, match="save it with 8 or 16 bits a channel"):
+        decode_image(encode(Image.fromarray(noise(20, 30, 1).astype(kind)), "TIFF"))
+
+
+PALETTE = Image.fromarray(noise(20, 30)).quantize(9)
+HIDDEN = np.dstack([noise(20, 30), np.repeat(np.uint8([[0], [255]]), [15, 15], 0).reshape(1, 30).repeat(20, 0)])
+
+
+@pytest.mark.parametrize(
+    "data, colours",
+    [
+        pytest.param(encode(Image.fromarray(HIDDEN), form, **options), HIDDEN[..., :3], id=form)
+        for form, options in {"PNG": {}, "TIFF": {}, "WEBP": {"lossless": True, "exact": True}}.items()
+    ]
+    + [pytest.param(encode(Image.fromarray(HIDDEN[..., 2:]), "PNG"), HIDDEN[..., 2:3].repeat(3, 2), id="LA")]
+    + [
+        pytest.param(encode(PALETTE, form, transparency=value), np.array(PALETTE.convert("RGB")), id=f"palette {form}")
+        for form, value in (("PNG", bytes([0, 128] + [255] * 7)), ("GIF", 0))
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_alpha_is_dropped_and_the_stored_colour_kept(data, colours):
+    assert torch.equal(decode_image(data), torch.from_numpy(colours).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "AVIF"])
+def test_the_exif_orientation_is_ignored(form):
     exif = Image.Exif()
     exif[0x0112] = 6  # a quarter turn
-    upright, turned = (encode(Image.fromarray(noise(20, 30)), exif=tag) for tag in (Image.Exif(), exif))
+    upright, turned = (encode(Image.fromarray(noise(20, 30)), form, exif=tag) for tag in (Image.Exif(), exif))
     assert torch.equal(decode_image(turned), decode_image(upright))
+
+
+def test_the_orientation_of_a_tiff_is_applied_to_its_pixels_and_its_size(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "a.tif").write_bytes(encode(Image.fromarray(noise(20, 30)), "TIFF", exif=exif))
+    expected = torch.from_numpy(np.rot90(noise(20, 30), -1).copy()).permute(2, 0, 1)
+    assert torch.equal(decode_image((tmp_path / "a.tif").read_bytes()), expected)
+    assert read_image_size(tmp_path / "a.tif") == (30, 20)
 
 
 # ---- foreign bytes ----
@@ -257,7 +303,7 @@ def test_a_jpeg_cut_anywhere_is_damaged(progressive):
         pytest.param(b"", id="empty"),
         pytest.param(b"<html>404 Not Found</html>", id="text"),
         pytest.param(encode(Image.fromarray(noise(20, 30)), "EPS"), id="postscript"),  # Pillow would start Ghostscript
-        pytest.param(encode(Image.fromarray(noise(20, 30)), "TIFF"), id="tiff"),
+        pytest.param(encode(Image.fromarray(noise(20, 30)), "PCX"), id="pcx"),
     ],
 )
 def test_what_is_no_plain_image_is_refused_and_named(data, tmp_path):
@@ -310,7 +356,8 @@ def test_a_jpeg_of_very_many_scans_is_refused_before_decoding(progressive):
     assert time.monotonic() - start < 1
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about tags of a TIFF
 def test_mutated_bytes_give_a_picture_or_a_named_error(form):
     data = encode(Image.fromarray(noise(24, 32)), form)
     rng = np.random.default_rng(1)
