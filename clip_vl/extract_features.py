@@ -10,9 +10,9 @@ them in training: 1 MB per image for an RN50 at 384 x 640. With several processe
 merges them. It may be killed at any moment: run again, it goes on where it stopped.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
-from clip_vl.engine.flags import flag, parse
+from clip_vl.engine.flags import flag, given, parse
 
 
 @dataclass
@@ -65,6 +65,7 @@ from clip_vl.engine.random import seed_step
 from clip_vl.engine.signals import StopRequest
 from clip_vl.models.clip import GRID_ENCODERS
 from clip_vl.models.vl_checkpoints import read_checkpoint
+from clip_vl.models.vl_settings import recall_fused
 from clip_vl.models.visual_tokens import VisualTower
 from clip_vl.models.weights import detect_grid_encoder, load_clip_visual, load_weights
 
@@ -180,6 +181,9 @@ def main(args):
     if collection is None:
         names = ", ".join(c.name for c in COLLECTIONS)
         raise UserError(f"--collection {args.collection} is not one of {names}")
+    if args.load:
+        sizes = recall_fused(args.load, "_LXRT.pth", asdict(args), given(args), ("image_size_min", "image_size_max"))
+        args = replace(args, **sizes)
     tower, grid = build_tower(device, args)
     img_ids, sizes = list_images(args, collection)
     meta = grid_meta(args, grid.stride) | {"channels": grid.grid_dim, "collection": collection.name}

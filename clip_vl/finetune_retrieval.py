@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from clip_vl.datasets.source_flags import SourceFlags
 from clip_vl.engine.flags import flag, parse
-from clip_vl.models.vl_flags import FusedEncoderFlags, check_fused_flags
+from clip_vl.models.vl_flags import FusedEncoderFlags, check_fused_flags, fused_settings
 
 
 @dataclass
@@ -167,7 +167,7 @@ def train(device, args):
         if is_best:
             best = metrics | {"epoch": epoch + 1}
             job.write_gallery(lambda: gallery_of(pairs, fold, GALLERY, "log-odds", args.seed))  # noqa: B023
-        save_task(job.run.folder, model, is_best)
+        save_task(job.run.folder, model, is_best, fused_settings(args))
         job.save(epoch=epoch + 1, batch=0, best=best)
 
     checkpoint = "BEST.pth" if best else "LAST.pth"
@@ -182,11 +182,11 @@ def check_flags(args):
     for name, instead in NOT_HERE.items():
         if getattr(args, name) != defaults[name]:
             raise UserError(f"--{name} is not for captioned images: {instead}")
-    if not args.input_raw_images:
+    if not (args.input_raw_images or args.load or args.load_lxmert):
         raise UserError("retrieval needs a model that sees images: pass --input_raw_images")
-    check_fused_flags(args)
     if args.load and args.load_lxmert:
         raise UserError("--load and --loadLXMERT both name the weights to start from: leave out one of them")
+    check_fused_flags(args)
     if args.batch_size * dist.world_size() < 2 or args.negatives < 1:
         raise UserError(
             f"--batch_size {args.batch_size} with --negatives {args.negatives} leaves an image no caption of others: "

@@ -12,7 +12,7 @@ exact match in percent, over all questions and over open and yes/no-or-choice on
 from dataclasses import dataclass
 
 from clip_vl.engine.flags import flag, parse
-from clip_vl.models.vl_flags import FusedEncoderFlags, check_fused_flags
+from clip_vl.models.vl_flags import FusedEncoderFlags, check_fused_flags, fused_settings
 
 
 @dataclass
@@ -175,7 +175,7 @@ def train(device, args):
             best = report | {"epoch": epoch + 1}
             picture_of = (lambda row: images.read(valid.image_id(row))) if sees else None
             job.write_gallery(lambda: build_gallery(valid, predictions, scores, answers, picture_of))  # noqa: B023
-        save_task(job.run.folder, model, is_best)
+        save_task(job.run.folder, model, is_best, fused_settings(args))
         job.save(epoch=epoch + 1, batch=0, best=best)
 
     majority = majority_accuracy(annotations, valid, len(answers)) if valid is not None else {}

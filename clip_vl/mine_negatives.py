@@ -11,6 +11,7 @@ gets one caption that something can be swapped in; images without one are left o
 counted. Several processes share the work and write what one would. Files appear whole or not at all.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 from clip_vl.datasets.source_flags import SourceFlags
@@ -208,7 +209,7 @@ def main(args):
     ]
     swaps = [swap for number in kept for swap in swapped[number][1]]
     report = {
-        "program": "mine_negatives", "args": vars(args), "tagger": tagger.name, "captions": sum(counts),
+        "program": "mine_negatives", "args": dataclasses.asdict(args), "tagger": tagger.name, "captions": sum(counts),
         "images": len(images), "images_without_swap": len(images) - len(kept), "rows": len(rows),
         "negative_captions": len(swaps), "swaps": dict(sorted(Counter(swap.kind for swap in swaps).items())),
         "neighbours": sum(len(row.neg_image) for row in rows), "duplicates_excluded": int(found.duplicates.sum()),

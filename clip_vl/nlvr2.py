@@ -17,7 +17,7 @@ pairs of their set, or with all orders of their picture.
 from dataclasses import dataclass
 
 from clip_vl.engine.flags import flag, parse
-from clip_vl.models.vl_flags import FusedEncoderFlags, check_fused_flags
+from clip_vl.models.vl_flags import FusedEncoderFlags, check_fused_flags, fused_settings
 
 
 @dataclass
@@ -172,7 +172,7 @@ def train(device, args):
             best = report | {"epoch": epoch + 1}
             picture_of = (lambda row: picture(valid, images, row, version.images_each)) if sees else None
             job.write_gallery(lambda: build_gallery(valid, predictions, scores, CLASSES, picture_of))  # noqa: B023
-        save_task(job.run.folder, model, is_best)
+        save_task(job.run.folder, model, is_best, fused_settings(args))
         job.save(epoch=epoch + 1, batch=0, best=best)
 
     majority = majority_accuracy(annotations, valid, len(CLASSES)) if valid is not None else {}

@@ -12,7 +12,7 @@ The system is CLIP-ViL (arXiv:2107.06383) on LXMERT's recipe (arXiv:1908.07490).
 from dataclasses import dataclass
 
 from clip_vl.engine.flags import flag, parse
-from clip_vl.models.vl_flags import FusedEncoderFlags, check_fused_flags
+from clip_vl.models.vl_flags import FusedEncoderFlags, check_fused_flags, fused_settings
 
 
 @dataclass
@@ -165,7 +165,8 @@ def train_one_epoch(job, epoch, start, args):
         if is_last:
             stop = job.step(lambda: [job.train_set.annotations.uid(int(row)) for row in batch["rows"][:4]])  # noqa: B023
             if args.save_step > 0 and updater.update % args.save_step == 0:
-                save_stage(job.run.folder / f"Epoch{epoch + 1}Step{updater.update}", model, updater)
+                stem = job.run.folder / f"Epoch{epoch + 1}Step{updater.update}"
+                save_stage(stem, model, updater, fused_settings(args))
             job.save_if_due(stop, epoch=epoch, batch=done)
 
 
@@ -311,7 +312,7 @@ def main(args):
             job.save(epoch=epoch, batch=len(job.train_order), result=result)
             result = evaluate(job, args)
             job.log(epoch, **result)
-        save_stage(job.run.folder / f"Epoch{epoch + 1:02d}", job.model, job.updater)
+        save_stage(job.run.folder / f"Epoch{epoch + 1:02d}", job.model, job.updater, fused_settings(args))
         job.save(epoch=epoch + 1, batch=0, result=result)
 
     scores_first = sorted(result, key=lambda name: ("qa_accuracy" not in name, "loss" in name))

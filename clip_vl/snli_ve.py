@@ -13,7 +13,7 @@ that SNLI calls premise; the score is accuracy in percent (arXiv:1901.06706).
 from dataclasses import dataclass
 
 from clip_vl.engine.flags import flag, parse
-from clip_vl.models.vl_flags import FusedEncoderFlags, check_fused_flags
+from clip_vl.models.vl_flags import FusedEncoderFlags, check_fused_flags, fused_settings
 
 
 @dataclass
@@ -153,7 +153,7 @@ def train(device, args):
             best = report | {"epoch": epoch + 1}
             picture_of = (lambda row: images.read(valid.image_id(row))) if sees else None
             job.write_gallery(lambda: build_gallery(valid, predictions, scores, CLASSES, picture_of))  # noqa: B023
-        save_task(job.run.folder, model, is_best)
+        save_task(job.run.folder, model, is_best, fused_settings(args))
         job.save(epoch=epoch + 1, batch=0, best=best)
 
     majority = majority_accuracy(annotations, valid, len(CLASSES)) if valid is not None else {}

@@ -12,7 +12,7 @@ mean soft score of the best answer over all questions, in percent (VQA v2, arXiv
 from dataclasses import dataclass
 
 from clip_vl.engine.flags import flag, parse
-from clip_vl.models.vl_flags import FusedEncoderFlags, check_fused_flags
+from clip_vl.models.vl_flags import FusedEncoderFlags, check_fused_flags, fused_settings
 
 
 @dataclass
@@ -154,7 +154,7 @@ def train(device, args):
             best = report | {"epoch": epoch + 1}
             picture_of = (lambda row: images.read(valid.image_id(row))) if sees else None
             job.write_gallery(lambda: build_gallery(valid, predictions, scores, answers, picture_of))  # noqa: B023
-        save_task(job.run.folder, model, is_best)
+        save_task(job.run.folder, model, is_best, fused_settings(args))
         job.save(epoch=epoch + 1, batch=0, best=best)
 
     majority = majority_accuracy(annotations, valid, len(answers)) if valid is not None else {}

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from PIL import Image
 
 from clip_vl import retrieval
 from clip_vl.datasets.images import ImageSource
+from clip_vl.engine.checkpoint import save_plain
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.models.settings import as_record, read_settings
 
 IMAGES = 12
 TOWERS = ["--image_model", "RN-micro", "--text_model", "RN-micro", "--image_resolution", "48", "--text_vocab"]
@@ -211,12 +214,11 @@ def test_scores_are_kept_for_one_way_to_read_a_checkpoint(programs, fused, pretr
     """The same weights behind pooled grids judge otherwise, and do not get what was kept of them without."""
     found, original = [], retrieval.score_pairs
     monkeypatch.setattr(retrieval, "score_pairs", lambda *args: found.append(original(*args)) or found[-1])
-    shutil.copytree(pretrained.parent, tmp_path / "pooled", ignore=shutil.ignore_patterns("checkpoints", "*_LXRT_*"))
-    record = json.loads((tmp_path / "pooled" / "args.json").read_text())
-    record["args"]["use_max_pooling"] = True
-    (tmp_path / "pooled" / "args.json").write_text(json.dumps(record))
+    path, copy = Path(f"{pretrained}_LXRT.pth"), tmp_path / f"{pretrained.name}_LXRT.pth"
+    pooled = read_settings(path).values | {"use_max_pooling": True}
+    save_plain(copy, torch.load(path, weights_only=True), as_record(pooled))
     programs.run("retrieval", *fused, "--output", tmp_path / "plain")
-    programs.run("retrieval", *fused, "--fused", tmp_path / "pooled" / pretrained.name, "--output", tmp_path / "run")
+    programs.run("retrieval", *fused, "--fused", tmp_path / pretrained.name, "--output", tmp_path / "run")
     plain, pooled = found
     assert not np.allclose(plain, pooled, atol=1e-5)
 

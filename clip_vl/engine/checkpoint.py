@@ -21,6 +21,7 @@ import os
 import re
 import shutil
 import struct
+import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -186,14 +187,40 @@ def _sweep(folder):
 # ---- one file, for exchange
 
 
-def save_plain(path, value):
-    """Write with torch.save, atomically; a full disk costs one line and the file, never the run."""
+def save_plain(path, value, records=None):
+    """Write with torch.save, atomically; a full disk costs one line and the file, never the run.
+
+    records: {name: bytes} to keep in the archive beside `value`, as of `write_plain`
+    """
     try:
         with atomic_file(path) as file:
-            torch.save(value, file)
+            write_plain(file, value, records)
     except (OSError, RuntimeError) as error:
         cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch.save covers its cause
         print(f"warning: {path} could not be written: {getattr(cause, 'strerror', None) or cause}", flush=True)
+
+
+def write_plain(file, value, records=None):
+    """torch.save into an open file that has a name, and {name: bytes} beside the value: torch.load passes over them."""
+    torch.save(value, file)
+    file.flush()
+    with zipfile.ZipFile(file.name, "a") as archive:
+        root = archive.namelist()[0].partition("/")[0]
+        for name, content in (records or {}).items():
+            archive.writestr(f"{root}/{name}", content)
+
+
+def read_record(path, name, limit=MAX_JSON_BYTES):
+    """The bytes that `write_plain` kept as `name`; None where the file has no such record."""
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        found = next((entry for entry in archive.infolist() if entry.filename.partition("/")[2] == name), None)
+        if found is None:
+            return None
+        if found.file_size > limit:
+            raise DataError(f"{path}: refused: its record {name} has {found.file_size:,} bytes")
+        return archive.read(found)
 
 
 # ---- loading

@@ -42,11 +42,24 @@ def parse(cls, doc, argv=None):
     """The command line as an instance of the dataclass `cls`; exits with 2 and one sentence on a mistake."""
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = _build_parser(cls, doc)
-    args = cls(**vars(parser.parse_args(_complete(argv, parser))))
+    found = vars(parser.parse_args(_complete(argv, parser)))
+    args = cls(**found)
+    args.given = frozenset(found)
     for field in dataclasses.fields(cls):
         if field.metadata.get("dead") and getattr(args, field.name) != field.default:
             print(f"warning: --{field.name} has no effect: {field.metadata['dead']}", file=sys.stderr)
     return args
+
+
+def given(args):
+    """The names of the flags that the command line holds; without one, of those that differ from their default."""
+    if hasattr(args, "given"):
+        return args.given
+    return frozenset(field.name for field in dataclasses.fields(args) if getattr(args, field.name) != _default(field))
+
+
+def _default(field):
+    return field.default if field.default is not dataclasses.MISSING else field.default_factory()
 
 
 class _Parser(argparse.ArgumentParser):

@@ -11,7 +11,7 @@ from clip_vl.engine.run import changed_flags
 
 # Flags that may differ between a run and its continuation without changing what it computes.
 FREE_FLAGS = {"output", "resume", "overwrite", "keep_last", "checkpoint_steps", "save_step", "num_workers", "tqdm",
-              "stop_after_epoch", "max_damaged", "max_skipped", "dry_run", "data_root", "load"}  # fmt: skip
+              "stop_after_epoch", "max_damaged", "max_skipped", "dry_run", "data_root", "load", "given"}  # fmt: skip
 
 
 def save_training(run, model, updater, meters, args, beside=None, **position):

@@ -1,6 +1,6 @@
 """A run's folder: what was asked (args.json), what happened (log.jsonl, TensorBoard), what came out (result.json).
 
-    run = Run("snap/vqa/first", vars(args), program="vqa", resume=args.resume, rank=dist.rank())
+    run = Run("snap/vqa/first", asdict(args), program="vqa", resume=args.resume, rank=dist.rank())
     run.log(step=200, epoch=0, loss=2.31, lr=1e-4, seconds=35.2, samples=6400)
     save_checkpoint(run.checkpoints, step, tensors, {"log_position": run.position(), ...})
     run.write_result(task="vqa", split="minival", accuracy=73.91)

@@ -6,21 +6,21 @@ log_odds = scorer(grids, boxes, input_ids, attention_mask, image_of_text)
 """
 
 import dataclasses
-import json
 
 import torch
 from torch import nn
 
 from clip_vl.engine.errors import UserError
 from clip_vl.models.vl_build import build_encoder, load_pretrained_parts, with_tower
-from clip_vl.models.vl_checkpoints import checkpoint_path, load_encoder, read_checkpoint
+from clip_vl.models.vl_checkpoints import load_encoder, read_checkpoint
 from clip_vl.models.vl_encoder import VLPretrainer
-from clip_vl.models.vl_flags import FusedEncoderFlags
+from clip_vl.models.vl_flags import SETTINGS, TOWER_SETTINGS, FusedEncoderFlags
+from clip_vl.models.vl_settings import recall_fused
 from clip_vl.models.weights import load_weights
 
 OTHER_HEADS = ("answer_head.", "obj_predict_head.")  # of pre-training, not needed to judge pairs
 MATCHED = 1  # of the two classes of the matching head
-SETTINGS = ("image_size_min", "image_size_max", "max_length", "mask_padding", "use_max_pooling")
+OF_SCORES = ("image_size_min", "image_size_max", "max_length", "mask_padding", "use_max_pooling")  # beside weights
 
 
 class FusedScorer(nn.Module):
@@ -59,7 +59,7 @@ def log_odds_of(match_logits):
 
 def settings_of(flags):
     """What a scorer's judgement depends on besides its weights and its words, for keys of caches."""
-    return [getattr(flags, name) for name in SETTINGS]
+    return [getattr(flags, name) for name in OF_SCORES]
 
 
 def build_matcher(args, device):
@@ -88,10 +88,7 @@ def open_fused_scorer(stem, device, bert=None):
     bert:   folder of the text model's config.json and vocab.txt [the one recorded]
     raises: UserError where the checkpoint has no matching head, or sees regions and not images
     """
-    flags = _recorded_flags(stem)
-    flags.bert = bert or flags.bert
-    flags.features = flags.load = flags.load_lxmert = None
-    flags.freeze_clip = flags.checkpoint_backbone = False
+    flags = _recorded_flags(stem, bert)
     if not flags.input_raw_images:
         raise UserError(f"{stem} was trained on a detector's regions; scoring pairs needs a model that sees images")
     state, path = read_checkpoint(stem)
@@ -107,10 +104,9 @@ def _check_head(state, path, more=""):
         raise UserError(f"{path} has no matching head: pass a checkpoint of `pretrain` with --taskMatched{more}")
 
 
-def _recorded_flags(stem):
-    """The flags in the args.json beside a checkpoint; without one, those of a single stream over images."""
-    flags = FusedEncoderFlags(visualbert_style=True, input_raw_images=True)
-    path = checkpoint_path(stem, "_LXRT.pth").parent / "args.json"
-    recorded = json.loads(path.read_bytes()).get("args", {}) if path.is_file() else {}
-    names = {field.name for field in dataclasses.fields(flags)}
-    return dataclasses.replace(flags, **{name: value for name, value in recorded.items() if name in names})
+def _recorded_flags(stem, bert):
+    """The flags that the settings of a checkpoint stand for; what it does not say is that of a stream over images."""
+    flags = FusedEncoderFlags(visualbert_style=True, input_raw_images=True, bert=bert)
+    given = {"bert"} if bert else set()
+    names = (*SETTINGS, *TOWER_SETTINGS)
+    return dataclasses.replace(flags, **recall_fused(stem, "_LXRT.pth", dataclasses.asdict(flags), given, names))

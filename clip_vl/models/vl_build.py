@@ -7,6 +7,7 @@ import torch
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.optim import Updater, autocast_dtype, param_groups, step_decay, warmup_linear
+from clip_vl.models import vl_settings
 from clip_vl.models.bert import BertConfig
 from clip_vl.models.clip import GRID_ENCODERS
 from clip_vl.models.vl_checkpoints import load_encoder, read_checkpoint
@@ -28,7 +29,7 @@ VISUAL = "visual_model."  # part of the name of every parameter of the visual to
 
 
 def bert_folder(args):
-    return Path(args.bert or Path(args.data_root) / "bert-base-uncased")
+    return vl_settings.bert_folder(args.bert, args.data_root)
 
 
 def build_encoder(args, state=None, with_images=True):

@@ -12,6 +12,7 @@ import torch
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.checkpoint import save_plain
+from clip_vl.models.settings import as_record
 from clip_vl.models.weights import load_weights, read_state_dict, state_for_exchange
 
 ENCODER = re.compile(r"^(lxrt_encoder\.model\.)?bert\.")
@@ -78,8 +79,11 @@ def load_answer_head(logit_fc, state, path, answers, table, table_path):
     return sum(row is not None for row in found)
 
 
-def save_stage(stem, model, updater):
-    """Rank 0 writes a pre-training checkpoint: weights, optimizers and the place in the schedule, file by file."""
+def save_stage(stem, model, updater, settings):
+    """Rank 0 writes a pre-training checkpoint: weights, optimizers and the place in the schedule, file by file.
+
+    settings: JSON values that the weights' file holds as well (models/settings.py)
+    """
     if dist.rank() != 0:
         return
     model = getattr(model, "module", model)
@@ -88,15 +92,15 @@ def save_stage(stem, model, updater):
     for name, optimizer in updater.optimizers.items():
         files[OPTIMIZER_FILES[name]] = optimizer.state_dict()
     for suffix, value in files.items():
-        save_plain(f"{stem}{suffix}", value)
+        save_plain(f"{stem}{suffix}", value, as_record(settings) if value is weights else None)
 
 
-def save_task(folder, model, is_best):
+def save_task(folder, model, is_best, settings):
     """Rank 0 writes the fine-tuned weights as LAST.pth and, when they are the best so far, as BEST.pth."""
     if dist.rank() == 0:
         weights = state_for_exchange(model)
         for name in ("BEST.pth", "LAST.pth") if is_best else ("LAST.pth",):
-            save_plain(folder / name, weights)
+            save_plain(folder / name, weights, as_record(settings))
 
 
 def load_stage_optimizers(stem, updater, skip_adam, skip_scheduler):

@@ -4,10 +4,14 @@ A flag is found by the part that reads it; a program derives its own dataclass, 
 spellings stay valid as aliases. This file imports no torch, so that `--help` answers at once.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from clip_vl.engine.flags import flag
+from clip_vl.engine.flags import flag, given
 from clip_vl.engine.run_flags import RunFlags
+
+SETTINGS = ("image_size_min", "image_size_max", "dynamic_padding", "mask_padding", "max_length", "input_raw_images",
+            "region_dim", "drop_boxes", "use_max_pooling", "question_only", "dataset")  # fmt: skip
+TOWER_SETTINGS = ("clip_model_name", "clip_weights", "data_root", "random_init")  # of one that was trained from features
 
 
 @dataclass
@@ -153,10 +157,32 @@ class FusedEncoderFlags(FusedRunFlags, DataFlags, EncoderFlags, OptimFlags):
     """Fused encoder"""
 
 
+def fused_settings(args):
+    """The settings that a checkpoint of a run with these flags holds: JSON values."""
+    from clip_vl.models.vl_settings import bert_folder, digest_of_bert
+
+    folder = bert_folder(args.bert, args.data_root)
+    values = {name: value for name, value in asdict(args).items() if name in (*SETTINGS, *TOWER_SETTINGS)}
+    return values | {"bert": str(folder), "bert_digest": digest_of_bert(folder)}
+
+
+def recall_flags(args):
+    """Take what the command line leaves open from the settings of the checkpoint that the run starts from."""
+    from clip_vl.models.vl_settings import recall_fused
+
+    stem = args.load or args.load_lxmert_qa or args.load_lxmert
+    if stem:
+        suffix = ".pth" if args.load and hasattr(args, "test") else "_LXRT.pth"  # a task's own, or of pre-training
+        names = SETTINGS if "clip_model_name" in given(args) else (*SETTINGS, "clip_model_name")
+        for name, value in recall_fused(stem, suffix, asdict(args), given(args), names).items():
+            setattr(args, name, value)
+
+
 def check_fused_flags(args):
-    """Refuse what cannot work, in one sentence, before anything is built."""
+    """Take over a checkpoint's settings, and refuse what cannot work, in one sentence, before anything is built."""
     from clip_vl.engine.errors import UserError
 
+    recall_flags(args)
     if not args.visualbert_style and args.xlayers < 1:
         raise UserError("--xlayers 0 is one stream: pass --visualbert_style, or --xlayers 5 for two streams that meet")
     if not args.input_raw_images and not args.features:
