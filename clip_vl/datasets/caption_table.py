@@ -14,7 +14,7 @@ from clip_vl.datasets.columns import ColumnWriter, TextColumn, TextWriter, read_
 from clip_vl.datasets.images import DamagedImage
 from clip_vl.engine.errors import DataError
 
-FORMAT = 1  # counts up when the tables change their form or meaning, so that older ones are built again
+FORMAT = 2  # counts up when the tables change their form or meaning, so that older ones are built again
 BATCH = 8192  # records written at a time
 
 

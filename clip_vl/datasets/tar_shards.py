@@ -1,13 +1,14 @@
 """WebDataset shards: members of one key (`000042.jpg`, `000042.txt`, `000042.cls`) are a row; plain tar files only.
 
-The shards are indexed once, where every image lies in them, and then read at random places, so that their rows are
-shuffled, weighted and resumed as those of any other source. Captions are in .txt, or under "caption" in .json.
+The members of a key stand anywhere in one shard. The shards are indexed once, where every image lies in them, and then
+read at random places, so that their rows are shuffled, weighted and resumed as those of any other source. Captions are
+in .txt, or under "caption" in .json.
 """
 
 import hashlib
 import itertools
-import json
 import os
+import posixpath
 import re
 from pathlib import Path
 
@@ -17,13 +18,14 @@ from clip_vl.datasets.cache import build_once
 from clip_vl.datasets.caption_source import is_remote
 from clip_vl.datasets.caption_table import FORMAT, CaptionTable, Record, TableWriter, digest_of
 from clip_vl.datasets.columns import ColumnWriter, read_column
+from clip_vl.datasets.image_files import EXTENSIONS, is_hidden, readable_extensions
 from clip_vl.datasets.images import DamagedImage
+from clip_vl.datasets.sidecars import MAX_TEXT, sidecar_captions, sidecar_text
 from clip_vl.datasets.tar_index import iterate_members
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
-MAX_IMAGE, MAX_TEXT = 1 << 28, 1 << 20  # bytes
+MAX_IMAGE = 1 << 28  # bytes
 MAX_SHARDS = 100_000
 HEAD, TAIL = 1 << 20, 1 << 16  # bytes of a file that go into its digest
 BATCH = 8192
@@ -37,9 +39,17 @@ def open_shards(spec, cache_root):
     digest = digest_of({"format": FORMAT, "shards": [quick_digest(shard) for shard in shards]})
     folder = build_once(cache_root, "shards", digest, lambda folder: _index(folder, shards))
     source = ShardSource(folder, digest, shards)
-    if incomplete := source.meta["incomplete"]:
-        dist.print0(f"{spec}: {incomplete} members' keys have no image or no caption; they are left out")
+    if source.meta["without_image"] or source.meta["without_caption"]:
+        dist.print0(f"warning: {spec}: {_incomplete(source.meta)} in the same shard; they are left out")
+    if doubled := source.meta["doubled"]:
+        dist.print0(f"warning: {spec}: {doubled:,} members have the name of an earlier one of their shard; "
+                    "the last one counts, as where a tar file is unpacked")  # fmt: skip
     return source
+
+
+def _incomplete(counts):
+    without_image, without_caption = counts["without_image"], counts["without_caption"]
+    return f"{without_image:,} keys without an image and {without_caption:,} images without a caption"
 
 
 def expand_braces(spec):
@@ -73,61 +83,71 @@ def _index(folder, shards):
 
     columns = ("shard", "offset", "size")
     writer = TableWriter(folder, dict.fromkeys(columns, (ColumnWriter, np.int64)))
-    incomplete = 0
+    counts = {"without_image": 0, "without_caption": 0, "doubled": 0}
     for number, shard in enumerate(tqdm(shards, "indexing shards", disable=None)):
-        rows = []
-        for key, members in itertools.groupby(iterate_members(shard), lambda member: _split(member.name)[0]):
-            row = _row(shard, key, {_split(member.name)[1]: member for member in members})
-            incomplete += row is None
-            rows.extend([] if row is None else [row])
+        rows = list(_rows(shard, counts))
         for start in range(0, len(rows), BATCH):
             records, images = zip(*rows[start : start + BATCH])
             places = {"offset": [image.offset for image in images], "size": [image.size for image in images]}
             writer.extend(records, shard=[number] * len(images), **places)
     if not writer.rows:
-        raise DataError(f"{shards[0]} ({len(shards)} shards) holds no image with a caption: NAME.jpg beside NAME.txt")
-    writer.close(incomplete=incomplete)
+        raise DataError(f"{shards[0]} ({len(shards)} shards) holds no image with a caption, NAME.jpg with NAME.txt or "
+                        f"NAME.json: {_incomplete(counts)} in the same shard")  # fmt: skip
+    writer.close(**counts)
 
 
-def _split(name):
-    """(key, extension): the key ends at the first dot of the file's name."""
-    folder, slash, file = name.rpartition("/")
-    key, _, extension = file.partition(".")
-    return f"{folder}{slash}{key}", extension.lower()
+def _rows(shard, counts):
+    """Yield (Record, Member of the image) in the order of the keys' first members, and count what is left out."""
+    for key, groups in _by_key(shard, counts).items():
+        found = {part: _row(shard, key, members) for part, members in groups.items()}
+        yield from filter(None, found.values())
+        if not found.get(""):  # with a whole one, what is called 0001.mask.png belongs to 0001 and is not used
+            for members in (groups[part] for part, row in found.items() if row is None):
+                if _image(members):
+                    counts["without_caption"] += 1
+                elif members.keys() & {".txt", ".json", ".cls"}:
+                    counts["without_image"] += 1
+
+
+def _by_key(shard, counts):
+    """{key: {part: {extension: Member}}}: a key ends at the first dot of a file's name, its part at the last one."""
+    found = {}
+    for member in iterate_members(shard):
+        path = posixpath.normpath(member.name)
+        if member.name.endswith("/") or any(is_hidden(name) for name in path.split("/") if name != ".."):
+            continue
+        folder, slash, file = path.rpartition("/")
+        stem, extension = posixpath.splitext(file)
+        key, _, part = stem.partition(".")
+        members = found.setdefault(f"{folder}{slash}{key}", {}).setdefault(part, {})
+        counts["doubled"] += extension.lower() in members
+        members[extension.lower()] = member
+    return found
+
+
+def _image(members):
+    known = (extension for extension in EXTENSIONS if extension in members and extension in readable_extensions())
+    return members.get(next(known, None))
 
 
 def _row(shard, key, members):
-    """(Record, Member of the image) of the members of one key by extension, or None."""
-    image = next((members[extension] for extension in IMAGES if extension in members), None)
-    if image is None:
+    """(Record, Member of the image) of {extension: Member}, or None."""
+    image = _image(members)
+    texts = [extension for extension in (".txt", ".json") if extension in members]
+    if image is None or not texts:
         return None
     if image.size > MAX_IMAGE:
         raise DataError(f"{shard}: {image.name!r:.80} has {image.size:,} bytes; an image may have {MAX_IMAGE:,}")
-    about = _json(shard, members["json"]) if "json" in members else {}
-    caption = _text(shard, members["txt"]) if "txt" in members else about.get("caption")
-    if not isinstance(caption, str) or not caption.strip():
-        return None
-    label = _text(shard, members["cls"]) if "cls" in members else "-1"
+    captions = next(filter(None, (sidecar_captions(*_read(shard, members[each]), each) for each in texts)), None)
+    label = sidecar_text(*_read(shard, members[".cls"])) if ".cls" in members else "-1"
     if not re.fullmatch(r"-1|\d{1,9}", label):
         raise DataError(f"{shard}: {key!r:.80} has the class {label!r:.40}; an integer from 0 was expected")
-    return Record(image.name, [caption.strip()], int(label)), image
+    return captions and (Record(image.name, captions, int(label)), image)
 
 
-def _text(shard, member):
-    if member.size > MAX_TEXT:
-        raise DataError(f"{shard}: {member.name!r:.80} has {member.size:,} bytes; a text may have {MAX_TEXT:,}")
-    try:
-        return _pread(shard, member.offset, member.size).decode("utf-8").strip()
-    except UnicodeDecodeError:
-        raise DataError(f"{shard}: {member.name!r:.80} is not UTF-8 text") from None
-
-
-def _json(shard, member):
-    try:
-        value = json.loads(_text(shard, member))
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{shard}: {member.name!r:.80} is not valid JSON: {error}") from None
-    return value if isinstance(value, dict) else {}
+def _read(shard, member):
+    """(what messages call a member, its bytes up to one more than a text may have)."""
+    return f"{shard}: {member.name!r:.80}", _pread(shard, member.offset, min(member.size, MAX_TEXT + 1))
 
 
 def _pread(path, offset, size):

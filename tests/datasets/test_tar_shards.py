@@ -68,9 +68,65 @@ def test_a_row_is_the_members_of_one_key(tmp_path):
     source = open_shards(str(tmp_path / "s.tar"), tmp_path / "cache")
     found = [(source.captions(row), source.read(row), source.label(row)) for row in range(len(source))]
     assert found == [(["a dog"], b"A", 3), (["a cat"], b"B", -1), (["a hen"], b"C", -1)]
-    assert source.meta["incomplete"] == 2
+    assert (source.meta["without_caption"], source.meta["without_image"]) == (1, 1)
     assert source.name(2) == f"{tmp_path}/s.tar:x/c.webp"
     assert len({source.image_id(row) for row in range(3)}) == 3
+
+
+PAIRS = [(f"{n}.{extension}", b"%d %s" % (n, extension.encode())) for n in range(4) for extension in ("jpg", "txt")]
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        pytest.param(sorted(PAIRS, key=lambda member: member[0][2:]), id="all images first"),
+        pytest.param(PAIRS[1:] + PAIRS[:1], id="one apart"),
+        pytest.param([(f"./{name}", data) for name, data in PAIRS], id="with ./"),
+        pytest.param([(name.replace("0.jpg", "./0.jpg"), data) for name, data in PAIRS], id="one with ./"),
+        pytest.param([(f"part.0/{name}", data) for name, data in PAIRS], id="in a folder with a dot"),
+        pytest.param([(f"photo.v2.{name}", data) for name, data in PAIRS], id="keys with dots"),
+        pytest.param([(name.upper(), data) for name, data in PAIRS], id="upper case"),
+        pytest.param([(name.replace("jpg", "TIF"), data) for name, data in PAIRS], id="tif"),
+        pytest.param([(name.replace("txt", "json"), b'\xef\xbb\xbf{"caption": "%s"}' % data if name[2] == "t" else data)
+                      for name, data in PAIRS], id="json with a byte-order mark"),
+        pytest.param([*PAIRS, *((f"{n}.mask.png", b"-") for n in range(4)), ("notes.md", b"-")], id="further members"),
+        pytest.param(
+            [each for name, data in PAIRS for each in [(f"._{name}", b"x"), (name, data), (f"__MACOSX/{name}", b"x")]]
+            + [(".DS_Store", b"x"), ("x/.DS_Store", b"x"), (".cache/9.jpg", b"x"), ("x/._9.txt", b"x")],
+            id="macOS",
+        ),
+        pytest.param([(typed("0", tarfile.DIRTYPE), b""), (typed("d/", tarfile.REGTYPE), b""), *PAIRS], id="folders"),
+    ],
+)  # fmt: skip
+def test_all_pairs_are_found_in_any_order_and_nothing_is_missed(tmp_path, members, capsys):
+    source = open_shards(str(write_tar(tmp_path / "s.tar", members)), tmp_path / "cache")
+    assert {(source.read(row), *source.captions(row)) for row in range(len(source))} == {
+        (b"%d jpg" % n, f"{n} txt") for n in range(4)
+    }
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_incomplete_and_doubled_keys_are_counted_as_they_are(tmp_path, capsys):
+    write_tar(tmp_path / "s.tar", [
+        *PAIRS, ("lonely.jpg", b"-"), ("blank.txt", b" \n"), ("blank.jpg", b"-"), ("null.png", b"-"),
+        ("null.json", b'{"caption": null}'), ("text.txt", b"-"), ("raw.heic", b"-"), ("raw.txt", b"-"),
+        ("1.txt", b"a later one"),
+    ])  # fmt: skip
+    source = open_shards(str(tmp_path / "s.tar"), tmp_path / "cache")
+    assert [source.captions(row)[0] for row in range(len(source))] == ["0 txt", "a later one", "2 txt", "3 txt"]
+    said = capsys.readouterr().out
+    assert "2 keys without an image and 3 images without a caption" in said and "1 members have the name" in said
+    open_shards(str(tmp_path / "s.tar"), tmp_path / "cache")
+    assert capsys.readouterr().out == said  # from the cache as well
+
+
+def test_captions_of_json_may_be_several_and_blank_text_gives_way_to_them(tmp_path):
+    json = b'{"caption": ["one", " two ", 3, ""]}'
+    write_tar(tmp_path / "s.tar", [("a.jpg", b"A"), ("a.txt", b" "), ("a.json", json)])
+    assert open_shards(str(tmp_path / "s.tar"), tmp_path / "cache").captions(0) == ["one", "two"]
+    write_tar(tmp_path / "b.tar", [("a.jpg", b"A"), ("a.json", b'{"caption": "half \\ud83d"}')])
+    with pytest.raises(DataError, match=r"'a\.json': the caption .* half of a surrogate pair"):
+        open_shards(str(tmp_path / "b.tar"), tmp_path / "cache")
 
 
 def test_shards_follow_each_other_and_mix(tmp_path):
@@ -144,6 +200,7 @@ NEGATIVE = reseal(header("a.jpg", 0)[:124] + b"\xff" * 12 + header("a.jpg", 0)[1
         (header("a.jpg", 3) + b"abc" + bytes(509), "without the end of an archive; was it cut short?"),
         (b"", "without the end of an archive"),
         (bytes(1024), "holds no image with a caption"),
+        (header("a.jpg", 0) + header("b.txt", 0) + bytes(1024), "1 keys without an image and 1 images without"),
     ],
 )
 def test_a_damaged_or_hostile_archive_is_refused_in_a_sentence(tmp_path, data, sentence):
@@ -156,7 +213,7 @@ def test_a_damaged_or_hostile_archive_is_refused_in_a_sentence(tmp_path, data, s
 
 def test_huge_texts_and_wrong_classes_are_refused(tmp_path):
     write_tar(tmp_path / "a.tar", [("a.jpg", b"A"), ("a.txt", bytes(2**20 + 1))])
-    with pytest.raises(DataError, match=r"'a\.txt' has 1,048,577 bytes; a text may have"):
+    with pytest.raises(DataError, match=r"'a\.txt' has more than 1,048,576 bytes"):
         open_shards(str(tmp_path / "a.tar"), tmp_path / "cache")
     write_tar(tmp_path / "b.tar", [("a.jpg", b"A"), ("a.txt", b"x"), ("a.cls", b"cat")])
     with pytest.raises(DataError, match="'a' has the class 'cat'"):
