@@ -4,6 +4,8 @@ import hashlib
 import os
 import re
 
+from clip_vl.engine.errors import DataError
+
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -80,6 +82,14 @@ def path_below(root, path):
     if relative == os.curdir or _leaves(relative):
         raise ValueError(f"{path!r:.80} leaves the folder of the images, {root}; --images_dir names it")
     return relative
+
+
+def checked_below(root, path):
+    """`path_below` for the names that a folder itself has; DataError in the place of ValueError."""
+    try:
+        return path_below(root, path)
+    except ValueError as error:
+        raise DataError(f"{root}: {error}") from None
 
 
 def _leaves(relative):

@@ -24,11 +24,12 @@ class Record(NamedTuple):
     label: int = -1
 
 
-def build_table(cache_root, what, settings, records):
+def build_table(cache_root, what, settings, records, meta={}):  # noqa: B006 (never changed)
     """The cache folder of the table of `records()`, an iterator of `Record`, and the digest it is kept under.
 
     what:     what messages call the input
     settings: all that the records depend on, as JSON
+    meta:     what the table's `meta` says besides, as it is when the records are written
     """
     digest = digest_of({"format": FORMAT, "table": settings})
 
@@ -38,7 +39,7 @@ def build_table(cache_root, what, settings, records):
             writer.extend(batch)
         if not writer.rows:
             raise DataError(f"{what} holds no captioned image")
-        writer.close()
+        writer.close(**meta)
 
     return build_once(cache_root, "captions", digest, build), digest
 

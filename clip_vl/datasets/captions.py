@@ -6,7 +6,9 @@ An entry is a path, or a name below --datasets_dir:
   FILE.csv .tsv .txt         a table (`caption_csv`)
   FILE.json .jsonl[@SPLITS]  COCO, Flickr or ImageNet-Captions (`caption_json`); splits as in @val or @train+restval
   FILE-{000..099}.tar        WebDataset shards, several joined by `::` (`tar_shards`)
-  FOLDER[@SPLIT]             a Hugging Face data set (`hub_folder`), the built-in scenes, or a folder for each class
+  FOLDER[@SPLIT]             a Hugging Face data set (`hub_folder`) or the built-in scenes
+  FOLDER                     images with captions beside them, NAME.txt or NAME.json (`pair_folders`), the tar shards in
+                             it, or else a folder for each class (`class_folders`)
   shapes:FOLDER[@SPLITS]     the built-in scenes of a data root that `python -m clip_vl.shapes` made
   mscoco_captions[@SPLITS]   Karpathy's split, karpathy/dataset_coco.json; mscoco_captions_x0.1 is every tenth image
   mscoco_captions_2014       official/captions_train2014.json; @val for captions_val2014.json
@@ -24,6 +26,7 @@ from clip_vl.datasets.caption_source import is_remote
 from clip_vl.datasets.class_folders import open_classes
 from clip_vl.datasets.hub_folder import open_hub
 from clip_vl.datasets.hub_splits import is_hub_folder
+from clip_vl.datasets.pair_folders import are_pairs, find_sidecars, open_pairs
 from clip_vl.datasets.tar_shards import expand_braces, open_shards
 from clip_vl.engine.errors import UserError
 
@@ -108,10 +111,21 @@ def _open_coco(name, splits, settings, cache_root):
 def _open_folder(path, splits, settings, cache_root):
     if (path / KARPATHY).is_file():
         return open_caption_json(path / KARPATHY, splits, settings, cache_root)
+    found, others = find_sidecars(path)
+    if are_pairs(path, found):
+        _refuse_splits(path, splits, "of pairs")
+        return open_pairs(path, found, others, cache_root)
+    if shards := sorted(map(str, path.glob("*.tar"))):
+        _refuse_splits(path, splits, "of shards")
+        return open_shards("::".join(shards), cache_root)
     if is_hub_folder(path):
         if splits and len(splits) > 1:
             raise UserError(f"{path}@{'+'.join(splits)}: name one split, and the others as entries of their own")
         return open_hub(path, splits and splits[0], settings, cache_root)
-    if splits:
-        raise UserError(f"{path}@{'+'.join(splits)}: a folder of classes has no splits; name the folder of the split")
+    _refuse_splits(path, splits, "of classes")
     return open_classes(path, cache_root)
+
+
+def _refuse_splits(path, splits, what):
+    if splits:
+        raise UserError(f"{path}@{'+'.join(splits)}: a folder {what} has no splits; name the folder of the split")

@@ -10,9 +10,10 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from clip_vl.datasets.caption_source import path_below
+from clip_vl.datasets.caption_source import checked_below
 from clip_vl.datasets.caption_table import CaptionTable, Record, build_table
-from clip_vl.datasets.image_files import is_hidden, is_image, list_images, listed, natural_key, ordered
+from clip_vl.datasets.image_files import is_hidden, is_image, list_images, natural_key, ordered, say_left_out
+from clip_vl.datasets.pair_folders import SIDECARS, are_pairs, find_sidecars
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
 
@@ -40,7 +41,7 @@ def open_classes(folder, cache_root):
     def records():
         for label, (name, found) in enumerate(classes.items()):
             for image in found:
-                yield Record(_below(folder, f"{name}/{image}"), [], label)
+                yield Record(checked_below(folder, f"{name}/{image}"), [], label)
 
     table, digest = build_table(cache_root, folder, listing, records)
     return ClassTable(table, digest, folder, names, templates)
@@ -48,13 +49,6 @@ def open_classes(folder, cache_root):
 
 def _listing_digest(names):
     return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
-
-
-def _below(folder, path):
-    try:
-        return path_below(folder, path)
-    except ValueError as error:
-        raise DataError(f"{folder}: {error}") from None
 
 
 def read_class_folders(root):
@@ -70,9 +64,9 @@ def read_class_folders(root):
     others = sum((counts for _, counts in found.values()), Counter())
     loose = [entry.name for entry in entries if is_image(entry.name) and not entry.is_dir()]
     empty = [name for name, (images, _) in found.items() if not images]
-    if others:
-        dist.print0(f"warning: {root}: {others.total():,} files are left out, since their extensions are of no image "
-                    f"format that is read here: {listed(others)}")  # fmt: skip
+    if others.keys() & set(SIDECARS):
+        _check_captions(root, names)
+    say_left_out(root, others)
     if loose:
         dist.print0(f"warning: {root}: {len(loose):,} images are left out, since they are in no class folder; "
                     f"the first: {min(loose)}")  # fmt: skip
@@ -80,6 +74,18 @@ def read_class_folders(root):
         dist.print0(f"warning: {root}: {len(empty):,} of {len(names):,} classes have no image: "
                     f"{', '.join(map(repr, empty[:8]))}{', ...' * (len(empty) > 8)}")  # fmt: skip
     return {name: images for name, (images, _) in found.items()}
+
+
+def _check_captions(root, names):
+    """Raise UserError for pairs in numbered folders, as img2dataset writes them; say it of pairs in other folders."""
+    found, _ = find_sidecars(root)
+    count = sum(map(bool, found.values()))
+    if are_pairs(root, found) and all(map(str.isdigit, names)):
+        raise UserError(f"{root} holds {count:,} images with captions beside them in numbered folders: pairs, not "
+                        "classes; --train_data, --valid_data and retrieval's --test read pairs")  # fmt: skip
+    if count:
+        dist.print0(f"warning: {root}: {count:,} of {len(found):,} images have a text beside them, which is not used: "
+                    "the folders are taken for classes")  # fmt: skip
 
 
 def warn_of_names(names):

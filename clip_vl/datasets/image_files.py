@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from itertools import chain
 
+from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError
 
 # Pillow's formats that are read, and their extensions in any case. Pillow also knows formats that start other programs.
@@ -97,7 +98,10 @@ def natural_key(name):
     return [(int(part), "") if place % 2 else (-1, part) for place, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
-def listed(counts):
-    """Counter -> "1,200 .heic, 3 .svg", the most frequent first."""
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{count:,} {name}" for name, count in ranked)
+def say_left_out(folder, others):
+    """Say how many files were left out for their extension. others: Counter {extension: number}"""
+    if others:
+        ranked = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+        counts = ", ".join(f"{count:,} {name}" for name, count in ranked)
+        dist.print0(f"warning: {folder}: {others.total():,} files are left out, since their extensions are of no image "
+                    f"format that is read here: {counts}")  # fmt: skip

@@ -1,6 +1,7 @@
 """Classification sets as captioned images."""
 
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -51,6 +52,12 @@ def test_names_and_templates_may_be_given(folder, tmp_path, place):
     renamed = open_classes(folder, tmp_path / "cache")
     assert renamed.captions(2)[0] == "one lorry"
     assert renamed.digest != source.digest and renamed.folder == source.folder
+
+
+def write(root, texts):
+    for name, text in texts.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
 
 
 def make(root, *names):
@@ -124,6 +131,17 @@ def test_names_that_are_no_words_are_warned_about(capsys):
     assert "2 of 5 class names in the prompts are bare numbers, such as '7'" in said
     warn_of_names(["tench", "7 - seven", "four"])
     assert capsys.readouterr().out == ""
+
+
+def test_pairs_in_numbered_folders_are_no_classes_and_texts_beside_images_of_classes_are_said(tmp_path, capsys):
+    write(tmp_path / "two", {"ant/1.jpg": "", "ant/1.txt": "an ant", "bee/1.jpg": "", "bee/2.jpg": ""})
+    assert read_class_folders(tmp_path / "two") == {"ant": ["1.jpg"], "bee": ["1.jpg", "2.jpg"]}
+    assert "1 of 3 images have a text beside them, which is not used" in capsys.readouterr().out
+    write(tmp_path / "two", {"00000/1.jpg": "", "00000/1.txt": "an ant", "00001/2.jpg": "", "00001/2.txt": "a bee"})
+    for name in ("ant", "bee"):
+        shutil.rmtree(tmp_path / "two" / name)
+    with pytest.raises(UserError, match="2 images with captions beside them in numbered folders: pairs, not classes"):
+        read_class_folders(tmp_path / "two")
 
 
 def test_what_does_not_fit_is_said(folder, tmp_path):

@@ -1,0 +1,77 @@
+"""Folders of images with captions beside them, as img2dataset writes: NAME.jpg with NAME.txt or NAME.json is a pair."""
+
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+
+from clip_vl.datasets.caption_source import checked_below
+from clip_vl.datasets.caption_table import CaptionTable, Record, build_table, digest_of
+from clip_vl.datasets.image_files import extension, is_image, say_left_out, walk
+from clip_vl.datasets.sidecars import MAX_TEXT, sidecar_captions
+from clip_vl.engine import dist
+from clip_vl.engine.errors import UserError
+
+SIDECARS = (".txt", ".json")  # the first that has a caption counts
+NO_IMAGES = (*SIDECARS, ".parquet")  # nobody expects an image there; .parquet is img2dataset's list of what it fetched
+SAMPLED = 20  # images whose sidecars are read to see whether they hold captions
+
+
+def find_sidecars(folder):
+    """({path of an image below the folder: paths of its .txt and .json}, Counter {extension: other files})."""
+    found, others = {}, Counter()
+    for below, files in walk(folder):
+        texts = {(Path(name).stem, extension(name)): below + name for name in files if extension(name) in SIDECARS}
+        for name in files:
+            if is_image(name):
+                beside = [(Path(name).stem, each) for each in SIDECARS]
+                found[below + name] = [texts[key] for key in beside if key in texts]
+            elif extension(name) not in NO_IMAGES:
+                others[extension(name) or "without an extension"] += 1
+    return dict(sorted(found.items())), others
+
+
+def are_pairs(folder, found):
+    """Whether the files of `find_sidecars` are pairs: half of the images, or some where none is in a subfolder, have a
+    sidecar, and one of the first ones holds words (boxes and other labels do not).
+    """
+    texts = [beside for beside in found.values() if beside]
+    if not texts or (2 * len(texts) < len(found) and any("/" in image for image in found)):
+        return False
+    sample = (caption for beside in islice(texts, SAMPLED) for caption in _captions(folder, beside))
+    return any(any(map(str.isalpha, caption)) for caption in sample)
+
+
+def open_pairs(folder, found, others, cache_root):
+    """The pairs of `find_sidecars`, in the order of their paths; says what is left out. Raises DataError."""
+    folder, counts = Path(folder), {"without_caption": 0}
+    states = [(name, status.st_size, status.st_mtime_ns) for beside in found.values() for name in beside
+              for status in [(folder / name).stat()]]  # fmt: skip
+
+    def records():
+        for image, beside in found.items():
+            captions = _captions(folder, beside)
+            counts["without_caption"] += not captions
+            if captions:
+                yield Record(checked_below(folder, image), captions)
+
+    table, digest = build_table(cache_root, folder, {"pairs": digest_of([list(found), states])}, records, counts)
+    source = CaptionTable(table, digest, folder)
+    dist.print0(f"{folder}: {len(source):,} images with captions beside them are read as pairs, not as classes")
+    if left_out := source.meta["without_caption"]:
+        dist.print0(f"warning: {folder}: {left_out:,} of {len(found):,} images have no caption and are left out")
+    say_left_out(folder, others)
+    return source
+
+
+def _captions(folder, beside):
+    """[caption] of the first of the files that has one."""
+    return next(filter(None, (sidecar_captions(*_read(folder, name), extension(name)) for name in beside)), [])
+
+
+def _read(folder, name):
+    path = Path(folder, name)
+    try:
+        with path.open("rb") as file:
+            return path, file.read(MAX_TEXT + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
