@@ -51,7 +51,7 @@ from clip_vl.datasets.regions import convert_regions
 from clip_vl.engine.dist import run_program
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.files import atomic_file, atomic_json, temporary_name
-from clip_vl.models.activations import is_archive
+from clip_vl.models.torchscript import is_archive
 from clip_vl.models.bert import BertConfig
 from clip_vl.models.clip_exchange import from_openclip, from_transformers
 from clip_vl.models.clip_files import write_clip

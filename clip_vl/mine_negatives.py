@@ -59,6 +59,7 @@ from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_json
 from clip_vl.engine.random import numpy_rng
+from clip_vl.engine.tensor_files import read_safetensors
 from clip_vl.evaluation.approximate import find_neighbours
 from clip_vl.models.sides import open_image_side
 
@@ -90,14 +91,18 @@ def read_embeddings(path, rows, total):
     """
     try:
         if Path(path).suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            tensors = load_file(path)
+            tensors = read_safetensors(path)
             if len(tensors) != 1:
                 raise DataError(f"{path} has the tensors {', '.join(sorted(tensors))}; one is expected")
-            features = next(iter(tensors.values())).float()
+            features = next(iter(tensors.values()))
+            if features.is_complex():
+                raise ValueError("its values are complex")
+            features = features.float()
         else:
-            features = torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32, copy=False))
+            values = np.load(path, allow_pickle=False)
+            if values.dtype.kind not in "fiu":
+                raise ValueError(f"its values are of the type {values.dtype}")
+            features = torch.from_numpy(values.astype(np.float32, copy=False))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}") from None
     except DataError:

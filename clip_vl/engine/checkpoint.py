@@ -22,6 +22,7 @@ import re
 import shutil
 import struct
 import zipfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +30,7 @@ import torch
 
 from clip_vl.engine.errors import DataError
 from clip_vl.engine.files import TEMPORARY, atomic_file, atomic_write, sync_folder, temporary_name
+from clip_vl.engine.tensor_files import read_safetensors
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -214,13 +216,16 @@ def read_record(path, name, limit=MAX_JSON_BYTES):
     """The bytes that `write_plain` kept as `name`; None where the file has no such record."""
     if not zipfile.is_zipfile(path):
         return None
-    with zipfile.ZipFile(path) as archive:
-        found = next((entry for entry in archive.infolist() if entry.filename.partition("/")[2] == name), None)
-        if found is None:
-            return None
-        if found.file_size > limit:
-            raise DataError(f"{path}: refused: its record {name} has {found.file_size:,} bytes")
-        return archive.read(found)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = next((entry for entry in archive.infolist() if entry.filename.partition("/")[2] == name), None)
+            if found is None:
+                return None
+            if found.file_size > limit:
+                raise DataError(f"{path}: refused: its record {name} has {found.file_size:,} bytes")
+            return archive.read(found)
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError) as error:
+        raise DataError(f"{path} is not a whole checkpoint ({error}); fetch it again") from error
 
 
 # ---- loading
@@ -254,7 +259,7 @@ def read_checkpoint(path):
         manifest = _read_json(path / MANIFEST)
         _verify(path, manifest)
         stems = [name.removesuffix(".safetensors") for name in manifest["files"] if name.endswith(".safetensors")]
-        return {stem: _read_tensors(path / f"{stem}.safetensors") for stem in stems}, _read_json(path / "state.json")
+        return {stem: read_safetensors(path / f"{stem}.safetensors") for stem in stems}, _read_json(path / "state.json")
     except _Damage as error:
         raise DataError(f"Checkpoint {path} is damaged: {error}.") from error
     except OSError as error:
@@ -287,16 +292,6 @@ def _read_json(path):
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise _Damage(f"{path.name} is not JSON") from error
-
-
-def _read_tensors(path):
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise _Damage(f"{path.name} is not a safetensors file ({error})") from error
 
 
 def _read_latest(folder):

@@ -1,12 +1,9 @@
 """Which GELU a CLIP checkpoint was trained with: the shapes cannot tell, so a contradiction is an error."""
 
-import zipfile
-from pathlib import Path
-
 import torch
 
 from clip_vl.engine.errors import UserError
-from clip_vl.models.torchscript import is_torchscript
+from clip_vl.models.torchscript import is_archive
 
 
 def resolve_quick_gelu(name, in_config, asked, tag="", weights=None):
@@ -42,11 +39,6 @@ def openclip_name(name):
 def quick_gelu(x):
     """OpenAI's approximation of GELU."""
     return x * torch.sigmoid(1.702 * x)
-
-
-def is_archive(path):
-    """Whether a file is a TorchScript archive."""
-    return Path(path).is_file() and zipfile.is_zipfile(path) and is_torchscript(path)
 
 
 def _of_tag(name, tag):

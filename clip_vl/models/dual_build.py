@@ -9,7 +9,7 @@ from torch import nn
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.random import derive_seed
-from clip_vl.models.activations import is_archive
+from clip_vl.models.torchscript import is_archive
 from clip_vl.models.dual_encoder import CachedTower, DualEncoder
 from clip_vl.models.image_towers import build_image_tower
 from clip_vl.models.locks import lock, lock_partial

@@ -1,79 +1,67 @@
 """Reads the weights of a TorchScript archive, the form of OpenAI's CLIP files, as data: none of its code runs.
 
 The archive is a zip: <name>/data.pkl describes the tree of modules, <name>/data/<key> holds each storage's bytes.
-The pickle may name five things: module classes (a bare `Module` stands in for all), tensors, ordered dicts, typed
-lists and storage types. Anything else is refused.
+Besides what pickled_tensors.py reads, the pickle may name module classes (a bare `Module` stands in for all) and typed
+lists.
 """
 
-import pickle
 import zipfile
-from collections import OrderedDict
-from math import prod
 
 import torch
 
 from clip_vl.engine.errors import DataError
-
-MAX_PICKLE_BYTES = 4 * 2**20  # an RN50 takes about 100 kB
-STORAGES = {
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "DoubleStorage": torch.float64,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
-
-
-class Refused(Exception):
-    """The pickle names something that is not data."""
+from clip_vl.models.pickled_tensors import NotData, NotPlain, ZipReader, _list
 
 
 def check_archive(path):
-    """Refuse a zip with a damaged directory, or whose entries are compressed or claim more bytes than the file has.
+    """The folder "<name>/" in a zip file of torch's. DataError for a damaged directory, for doubled names, and for
+    entries that are compressed or claim more bytes than the file has.
 
-    PyTorch compresses only the source code of TorchScript archives, which nobody here reads.
+    PyTorch compresses only the source code of TorchScript archives, <name>/code/, which nobody here reads.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            entries = [entry for entry in archive.infolist() if "/code/" not in entry.filename]
+            entries = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
         raise DataError(f"{path} is not a whole checkpoint ({error}); fetch it again") from error
-    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    if compressed or sum(entry.file_size for entry in entries) > path.stat().st_size:
+    names = [entry.filename for entry in entries]
+    root = next((name[:-8] for name in names if name.endswith("/data.pkl") and name.count("/") == 1), "")
+    read = [e for e in entries if not (root + "constants.pkl" in names and e.filename.startswith(root + "code/"))]
+    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in read)
+    if compressed or sum(entry.file_size for entry in read) > path.stat().st_size:
         raise DataError(f"{path}: refused: its entries unpack to more bytes than the file has")
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: refused: two of its entries have one name")
+    if not root:
+        raise DataError(f"{path} is a zip file without a data.pkl, so no checkpoint")
+    return root
 
 
-def is_torchscript(path):
-    """Only TorchScript archives carry a table of constants."""
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+def is_archive(path):
+    """Whether a file is a TorchScript archive: of torch's zip files these alone carry a table of constants."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
 
 
 def read_torchscript(path):
     """Parameter and buffer name -> tensor, as `torch.jit.load(path).state_dict()` would give."""
+    root = check_archive(path)
     try:
         with zipfile.ZipFile(path) as archive:
-            root = next(name for name in archive.namelist() if name.endswith("/data.pkl")).removesuffix("data.pkl")
-            if archive.getinfo(root + "data.pkl").file_size > MAX_PICKLE_BYTES:
-                raise DataError(f"{path}: refused: its data.pkl is larger than {MAX_PICKLE_BYTES // 2**20} MiB")
-            with archive.open(root + "data.pkl") as file:
-                return dict(_tensors(_Reader(file, archive, root).load()))
-    except Refused as error:
-        raise DataError(f"{path}: refused: it tries to run code ({error})") from error
-    except DataError:
-        raise
+            return dict(_tensors(_Reader(archive, root, path.stat().st_size).load()))
+    except NotData as error:
+        raise DataError(f"{path}: refused: it tries to run code (it names {error})") from error
+    except NotPlain as error:
+        raise DataError(f"{path}: refused: it holds {error}; plain tensors alone are read") from None
     except Exception as error:  # whatever a damaged stream of opcodes leads to
-        raise DataError(f"{path} is not a whole TorchScript archive ({error!r}); fetch it again") from error
+        raise DataError(f"{path} is not a whole TorchScript archive ({error!r:.200}); fetch it again") from error
 
 
 class Module:
     """Stands in for every TorchScript class: a bag of attributes."""
-
-    def __setstate__(self, state):
-        vars(self).update((str(name), value) for name, value in state.items())
 
 
 def _tensors(root):
@@ -91,40 +79,18 @@ def _tensors(root):
                 pending.append((f"{prefix}{name}.", value))
 
 
-class _Reader(pickle._Unpickler):
-    """The Python unpickler (where a huge memo index is just a key), restricted to data."""
-
-    def __init__(self, file, archive, root):
-        super().__init__(file)
-        self.archive, self.root, self.storages = archive, root, {}
+class _Reader(ZipReader):
+    """Adds module classes and typed lists."""
 
     def find_class(self, module, name):
         if module == "__torch__" or module.startswith("__torch__."):
             return Module
-        if module == "torch._utils" and name == "_rebuild_tensor_v2":
-            return _tensor
         if module == "torch.jit._pickle" and name in ("build_intlist", "build_doublelist", "build_boollist"):
-            return list
-        if module == "torch" and name in STORAGES:
-            return STORAGES[name]
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        raise Refused(f"it names {module}.{name}"[:200])
+            return _list
+        return super().find_class(module, name)
 
-    def persistent_load(self, pid):
-        """("storage", dtype, key, device, number of elements) -> flat tensor, one per key."""
-        _, dtype, key, _, numel = pid
-        if key not in self.storages:
-            content = bytearray(self.archive.read(f"{self.root}data/{key}"))
-            self.storages[key] = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0, dtype=dtype)
-        storage = self.storages[key]
-        if storage.dtype != dtype or storage.numel() != numel:
-            raise ValueError(f"storage {key} has {storage.numel()} elements, not {numel}")
-        return storage
-
-
-def _tensor(storage, offset, size, stride, *_):
-    """The view of a storage that torch.as_strided bounds; never more elements than the storage has."""
-    if prod(size) > storage.numel():
-        raise ValueError(f"a tensor of shape {size} needs more than the {storage.numel()} stored elements")
-    return storage.as_strided(size, stride, offset)
+    def build(self, value, state):
+        if isinstance(value, Module):
+            vars(value).update((str(name), part) for name, part in state.items())
+        else:
+            super().build(value, state)

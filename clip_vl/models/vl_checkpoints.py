@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 
 from clip_vl.engine import dist
-from clip_vl.engine.errors import UserError
+from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.checkpoint import save_plain
 from clip_vl.models.settings import as_record
+from clip_vl.models.torch_files import read_torch
 from clip_vl.models.weights import load_weights, read_state_dict, state_for_exchange
 
 ENCODER = re.compile(r"^(lxrt_encoder\.model\.)?bert\.")
@@ -111,13 +112,26 @@ def load_stage_optimizers(stem, updater, skip_adam, skip_scheduler):
     for name, optimizer in updater.optimizers.items():
         path = Path(f"{stem}{OPTIMIZER_FILES[name]}")
         if path.is_file() and not (name == "adam" and skip_adam):
-            _load_optimizer(optimizer, torch.load(path, map_location="cpu", weights_only=True), path)
+            _load_optimizer(optimizer, read_torch(path), path)
     path = Path(f"{stem}{SCHEDULER_FILE}")
     if path.is_file() and not skip_scheduler:
-        updater.update = int(torch.load(path, map_location="cpu", weights_only=True)["last_epoch"])
+        state = read_torch(path)
+        if not isinstance(state, dict) or type(state.get("last_epoch")) is not int:
+            raise DataError(f"{path} holds no last_epoch, the number of updates; remove the file to start from 0")
+        updater.update = state["last_epoch"]
+
+
+def _is_optimizer_state(state):
+    """Whether a file's content has the form of an optimizer's state_dict()."""
+    groups = state.get("param_groups") if isinstance(state, dict) else None
+    return isinstance(groups, list) and isinstance(state.get("state"), dict) and all(
+        isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
+    )  # fmt: skip
 
 
 def _load_optimizer(optimizer, state, path):
+    if not _is_optimizer_state(state):
+        raise DataError(f"{path} holds no optimizer's state (state and param_groups); remove the file to start anew")
     sizes = [len(group["params"]) for group in state["param_groups"]]
     own = [len(group["params"]) for group in optimizer.param_groups]
     if not state["state"]:

@@ -1,9 +1,7 @@
 """Initialisation, and loading of weights from files that others wrote: read as data, matched name by name, reported."""
 
 import hashlib
-import pickle
 import re
-import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
@@ -11,8 +9,10 @@ import torch
 from torch import nn
 
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.tensor_files import read_safetensors
 from clip_vl.models.clip import GRID_ENCODERS, GridConfig
-from clip_vl.models.torchscript import check_archive, is_torchscript, read_torchscript
+from clip_vl.models.torch_files import read_torch
+from clip_vl.models.torchscript import is_archive, read_torchscript
 from clip_vl.models.vit import ViTConfig
 
 OPENAI_SHA256 = {  # from https://openaipublic.azureedge.net/clip/models/<sha256>/<name>.pt
@@ -57,42 +57,13 @@ def read_state_dict(path, hint=""):
     if not path.is_file():
         raise UserError(f"{path} is missing. {hint}".rstrip())
     if path.suffix == ".safetensors":
-        state = _read_safetensors(path)
-    elif zipfile.is_zipfile(path):
-        check_archive(path)
-        state = read_torchscript(path) if is_torchscript(path) else _read_torch(path)
+        state = read_safetensors(path)
     else:
-        state = _read_torch(path)
+        state = read_torchscript(path) if is_archive(path) else read_torch(path)
     state = _unwrap(state, path)
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     return {_modern_name(key): tensor for key, tensor in state.items()}
-
-
-def _read_safetensors(path):
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError) as error:
-        raise DataError(f"{path} is not a whole safetensors file ({error}); fetch it again") from error
-
-
-def _read_torch(path):
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))  # what the pickle wanted to import and call
-        if named is None:
-            raise DataError(f"{path} is not a torch checkpoint, or a damaged one; fetch it again") from error
-        raise DataError(
-            f"{path}: refused: it tries to run code, {named[1]}, where weights alone are read; "
-            "ask its author for a .safetensors file"
-        ) from error
-    except Exception as error:  # whatever else a damaged file leads to
-        reason = str(error).partition("\n")[0][:200]
-        raise DataError(f"{path} is not a whole torch checkpoint ({reason}); fetch it again") from error
 
 
 def _unwrap(state, path):
@@ -104,6 +75,8 @@ def _unwrap(state, path):
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, torch.Tensor):
             raise DataError(f"{path}: entry {str(key)[:80]!r} is a {type(value).__name__}, where a tensor is needed")
+        if value.is_complex():
+            raise DataError(f"{path}: entry {key[:80]!r} is a complex tensor, where real numbers are needed")
     return state
 
 

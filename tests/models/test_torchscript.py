@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from clip_vl.engine.errors import DataError
-from clip_vl.models.torchscript import MAX_PICKLE_BYTES, check_archive, is_torchscript, read_torchscript
+from clip_vl.models.pickled_tensors import MAX_PICKLE_BYTES
+from clip_vl.models.torchscript import check_archive, is_archive, read_torchscript
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")  # deprecated, but OpenAI's files stay
 
@@ -87,8 +88,8 @@ def test_scripted_attributes_that_are_no_tensors_are_passed_over(archive):
 
 def test_only_torchscript_is_taken_for_it(archive, tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "state.pt")
-    assert is_torchscript(archive)
-    assert not is_torchscript(tmp_path / "state.pt")
+    assert is_archive(archive)
+    assert not is_archive(tmp_path / "state.pt")
 
 
 @pytest.mark.parametrize("function, named", [(os.system, "system"), (eval, "eval"), (os.getenv, "getenv")])
@@ -175,7 +176,7 @@ def test_modules_that_hold_each_other_end(tmp_path):
 
 def test_an_oversized_pickle_is_refused(archive, tmp_path):
     hostile = rewrite(archive, tmp_path / "hostile.pt", **{"/data.pkl": bytes(MAX_PICKLE_BYTES + 1)})
-    with pytest.raises(DataError, match=r"data\.pkl is larger than 4 MiB"):
+    with pytest.raises(DataError, match=r"a data\.pkl larger than 16 MiB"):
         read_torchscript(hostile)
 
 
