@@ -13,7 +13,8 @@
 The ending of the target says which; a folder becomes a BERT one, or for two streams with boxes an LXMERT one. The
 published form puts "module." before the names of a pre-training checkpoint. Every form loads again: .pth and
 .safetensors with --load, a BERT folder with --bert. transformers puts a tanh behind the pooler, which a single stream
-has not: hidden states and masked words are the same, its pooled vector is not. LXMERT's is the same in all.
+has not: hidden states and masked words are the same, its pooled vector is not. LXMERT's is the same in all; a model of
+regions that was trained with --no-pooler_tanh cannot be told from it.
 
 Regions (.tsv, .h5, .lmdb) become a store of float16 features (.lmdb, .h5), for --features; a second file may be added
 to it. That may be interrupted and run again.
@@ -59,6 +60,7 @@ from clip_vl.models.weights import detect_layers, read_state_dict
 
 STORES = (".lmdb", ".h5", ".hdf5")
 BOX_WEIGHT = "encoder.visn_fc.box_fc.weight"
+TOWER = "encoder.visual_model."  # CLIP-ViL's own files hold unused weights for boxes beside it
 FINE_TUNED = "lxrt_encoder.model."
 TO_LXMERT = {"lxrt_encoder.model.bert.": "lxmert.", "bert.": "lxmert.", "logit_fc.": "answer_head.logit_fc."}
 FROM_LXMERT = {"lxmert.": "bert."}
@@ -124,7 +126,7 @@ def write_bert_folder(state, target, bert):
 
 def write_lxmert_folder(state, target, bert):
     """A two-stream model of regions as transformers' LxmertForPreTraining, or fine-tuned LxmertForQuestionAnswering."""
-    if not any(BOX_WEIGHT in name for name in state):
+    if not any(BOX_WEIGHT in name for name in state) or any(TOWER in name for name in state):
         raise UserError(
             "transformers knows two streams over a detector's regions alone, and this checkpoint's are over a grid or "
             "without boxes; convert it to .safetensors"

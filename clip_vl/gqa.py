@@ -26,7 +26,10 @@ class GQAFlags(FusedEncoderFlags):
         None, "Only answer this split (testdev, submit, ...) with --load and write its submission file."
     )
     loss_scale: int = flag(1, "Factor of the loss; 1 means the number of answers (LXMERT's convention).")
-    mce_loss: bool = flag(False, "Cross entropy over the answers instead of one binary one for each.", "--mceLoss")
+    mce_loss: bool = flag(
+        False, "Cross entropy over the answers instead of one binary one for each, times --loss_scale; CLIP-ViL's code "
+               "multiplies by the number of answers as well.", "--mceLoss",
+    )  # fmt: skip
     question_only: bool = flag(False, "Train and test without images: what the questions alone give away.")
 
 
@@ -70,7 +73,11 @@ from clip_vl.models.vl_encoder import classify
 
 
 def answering_loss(logits, scores, usable, args):
-    """Over the questions whose answer is a class: binary cross entropy per answer, or with --mceLoss one over all."""
+    """Over the questions whose answer is a class: binary cross entropy per answer, or with --mceLoss one over all.
+
+    With --mceLoss CLIP-ViL's code multiplies by the number of answers first and then by --loss_scale, or by the number
+    again: with 1,842 answers that many times this loss, and --max_grad_norm clips the gradient of almost every step.
+    """
     usable = usable & (scores.sum(1) > 0)
     if not args.mce_loss:
         return soft_answer_loss(logits, scores, args.loss_scale, usable)

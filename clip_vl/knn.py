@@ -60,7 +60,7 @@ def main(args):
     )
     labels = torch.from_numpy(train.labels)
     scores = knn_scores(train_features, labels, test_features, len(test.class_names), args.k, args.temperature).numpy()
-    found = class_scores(scores, test.labels, test.metric, args.seed)
+    found = class_scores(scores, test.labels, test.metric, args.seed, votes=True)
     protocol = {"metric": test.metric, "k": args.k, "temperature": args.temperature, "train": train.title,
                 "train_images": len(train), "classes": len(test.class_names), "ties": top_ties(scores),
                 "features": "tower, normalised"}  # fmt: skip

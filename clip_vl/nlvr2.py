@@ -11,7 +11,7 @@ each in six orders of the boxes, and is judged for every picture and order. Read
 (data/README.md). Training writes BEST.pth and LAST.pth, resumable checkpoints, log.jsonl, result.json and report.html;
 --test writes <split>_predict.csv, the official form (identifier,True), and result_<split>.json. Scores, in percent:
 accuracy over statements with their images, and consistency, the share of statements that are judged rightly with all
-pairs of their set, or with all orders of their picture.
+pairs of their set, or with all pictures and orders (as each project's own script counts it).
 """
 
 from dataclasses import dataclass
@@ -79,8 +79,8 @@ class Version(NamedTuple):
 
 VERSIONS = {
     "nlvr2": Version(2, {"consistency": (0, 1, 3)}),  # dev-850-2-1: pair 2 of set 850 with its sentence 1
-    # dev-1373-0-4: sentence 1373, picture 0, order 4 of its boxes; over the six orders, and over all pictures as well
-    "nlvr": Version(1, {"consistency": (0, 1, 2), "consistency_of_sentences": (0, 1)}),
+    # dev-1373-0-4: sentence 1373, image 0, order 4 of its boxes. NLVR's own script: over all of a sentence's images
+    "nlvr": Version(1, {"consistency": (0, 1), "consistency_of_images": (0, 1, 2)}),
 }
 CLASSES = TASKS["nlvr2"].classes
 

@@ -29,6 +29,10 @@ class ZeroShotFlags(JudgeFlags, ClassSetFlags, ImageTowerFlags, TextTowerFlags, 
     normalise_prompts: bool = flag(
         True, "Normalise the prompts of a class before their mean; some published code does not."
     )
+    map11: str = flag(
+        "voc", "Form of mAP11: PASCAL VOC 2007's, or that of ELEVATER's leaderboard, whose precision at recall 0 is 1.",
+        choices=["voc", "elevater"],
+    )  # fmt: skip
     gallery: int = flag(24, "Images shown in the report.")
 
 
@@ -61,10 +65,11 @@ def main(args):
     C, T = len(images.class_names), len(prompts.templates)
     weights = class_weights(texts.view(C, T, -1), args.normalise_prompts)
     scores = class_probabilities(features, weights).numpy()
-    found = class_scores(scores, images.labels, images.metric, args.seed)
+    found = class_scores(scores, images.labels, images.metric, args.seed, map11=args.map11)
     protocol = {"metric": images.metric, "classes": C, "templates": T, "ties": top_ties(scores),
                 "prompts": "each normalised, then their mean" if args.normalise_prompts else "mean, then normalised",
                 "names_from": args.classnames or "data set", "templates_from": args.templates or "clip_vl"}  # fmt: skip
+    protocol |= {"map11": args.map11} if images.multi_label else {}
     result = {"task": "zero_shot", "dataset": args.dataset, "split": args.test_split, "checkpoint": args.load, **found,
               "protocol": protocol}  # fmt: skip
     gallery = class_gallery(images, scores, args.gallery, args.seed) if dist.rank() == 0 else None

@@ -7,6 +7,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
+from clip_vl.convert import write_lxmert_folder
 from clip_vl.engine.errors import UserError
 from clip_vl.models.bert import BertConfig
 from clip_vl.models.clip import GridConfig
@@ -125,6 +126,14 @@ def test_a_fine_tuned_lxmert_answers_the_same_in_transformers(programs, shapes_r
     programs.run("convert", tmp_path / "lxmert", tmp_path / "again.pth")
     again = torch.load(tmp_path / "again.pth", weights_only=True)
     assert again.keys() == model.state_dict().keys()
+
+
+def test_two_streams_with_clips_tower_become_no_lxmert_folder(tmp_path):
+    """CLIP-ViL's files hold unused box weights beside the tower; transformers would add a tanh that they have not."""
+    names = ("visn_fc.box_fc.weight", "visual_model.visual.conv1.weight")
+    state = {f"bert.encoder.{name}": torch.zeros(1) for name in names}
+    with pytest.raises(UserError, match="over a detector's regions alone"):
+        write_lxmert_folder(state, tmp_path / "lxmert", tmp_path)
 
 
 @pytest.fixture

@@ -90,6 +90,7 @@ USABLE = torch.tensor([True, True])
 def test_a_question_whose_answer_is_no_class_counts_for_nothing_in_either_loss():
     scores = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     assert answering_loss(LOGITS, scores, USABLE, args()).item() == pytest.approx(3 * math.log(2))  # mean * A
+    # CLIP-ViL's code multiplies by the number of answers twice: 9 log 3
     assert answering_loss(LOGITS, scores, USABLE, args(mce_loss=True)).item() == pytest.approx(3 * math.log(3))
     none = torch.zeros(2, 3)
     assert (

@@ -16,7 +16,8 @@ def read_svo(folder, columns=COLUMNS):
     """Probes (pairwise, thresholded) of svo_probes.csv.
 
     Pairwise: the sentence fits its own picture better. Thresholded, the official one: for each sentence and picture a
-    decision; the mean of the accuracies of both sides. Rows with other than one flag are left out and counted.
+    decision; the mean of the accuracies of both sides. A sentence counts once for each way it is written: capitals and
+    spaces make another one. Rows with other than one flag are left out and counted.
     """
     path = Path(folder) if Path(folder).is_file() else Path(folder) / "svo_probes.csv"
     pairwise = Probe("svo_pairwise", "images", "wrong", [], [], FOLDERS)
@@ -39,8 +40,8 @@ def read_svo(folder, columns=COLUMNS):
         pairwise.items.append(Item(str(number), groups, tuple(images), (row["sentence"],), fold=sentence))
         for gold, image in zip((1, 0), images):
             for group in groups:  # once each: a sentence has several rows
-                cases.setdefault((group, sentence, image, gold), row["sentence"])
-    for (group, sentence, image, gold), text in cases.items():
+                cases.setdefault((group, row["sentence"], image, gold), sentence)
+    for (group, text, image, gold), sentence in cases.items():
         side = ("negative", "positive")[gold]
         item = Item(f"{group}/{len(decisions.items)}", (f"{group} {side}",), (image,), (text,), gold, sentence)
         decisions.items.append(item)

@@ -13,18 +13,19 @@ from clip_vl.evaluation.bootstrap import PERCENTILES, RESAMPLES, interval
 RECALLS = np.linspace(0, 1, 11)
 
 
-def class_scores(scores, labels, metric="accuracy", seed=0):
+def class_scores(scores, labels, metric="accuracy", seed=0, *, map11="voc", votes=False):
     """A flat dict of the scores of N images, that of `metric` first, with its n and 95 % interval.
 
     scores: (N, C) NumPy, larger for likelier classes, comparable between images for auc and mAP11
     labels: int (N,), or bool (N, C) for mAP11
+    map11:  form of `average_precision11`;  votes: scores are shares of votes, and no class without any is in a top 5
     raises: DataError for scores that are not numbers, of which the largest would be the first class
     """
     if broken := int(np.isnan(scores).any(1).sum()):
         raise DataError(f"the scores of {broken:,} of {len(scores):,} images are not numbers: the model overflowed, or "
                         "its weights are damaged; try --precision fp32")  # fmt: skip
     if metric == "mAP11":
-        return _resampled("mAP11", lambda rows: mean_ap11(scores[rows], labels[rows]), len(scores), seed)
+        return _resampled("mAP11", lambda rows: mean_ap11(scores[rows], labels[rows], map11), len(scores), seed)
     hits = scores.argmax(1) == labels
     every = {
         "accuracy": 100 * hits.mean(), "accuracy_n": len(hits), **_named("accuracy", interval(100 * hits, seed)),
@@ -36,7 +37,7 @@ def class_scores(scores, labels, metric="accuracy", seed=0):
         margin = margin_of(scores)
         found = _resampled("auc", lambda rows: roc_auc(margin[rows], labels[rows]), len(scores), seed) | found
     if scores.shape[1] > 5:
-        top = in_top(scores, labels, 5)
+        top = in_top(scores, labels, 5) & (scores[np.arange(len(labels)), labels] > (0 if votes else -np.inf))
         found |= {
             "accuracy_top5": 100 * top.mean(), "accuracy_top5_n": len(top),
             **_named("accuracy_top5", interval(100 * top, seed)),
@@ -116,19 +117,27 @@ def roc_auc(scores, labels):
     return float((below + not_above).mean() / 2 / len(negative))
 
 
-def mean_ap11(scores, labels):
-    """PASCAL VOC 2007's 11-point mean average precision over the classes that occur. scores, labels (bool): (N, C)."""
-    values = [average_precision11(scores[:, c], labels[:, c]) for c in range(labels.shape[1]) if labels[:, c].any()]
+def mean_ap11(scores, labels, form="voc"):
+    """11-point mean average precision over the classes that occur. scores, labels (bool): (N, C)."""
+    present = np.flatnonzero(labels.any(0))
+    values = [average_precision11(scores[:, c], labels[:, c], form) for c in present]
     return float(np.mean(values)) if values else float("nan")
 
 
-def average_precision11(scores, labels):
-    """Mean over recall 0, 0.1, ... 1 of the best precision at that recall or more; equal scores enter together."""
+def average_precision11(scores, labels, form="voc"):
+    """Mean over recall 0, 0.1, ... 1 of the best precision at that recall or more; equal scores enter together.
+
+    form: "voc" as PASCAL VOC 2007; "elevater" as ELEVATER's toolkit: the precision at recall 0 is 1, for its curve is
+          scikit-learn's, which ends there
+    """
     order = np.argsort(-scores, kind="stable")
     hits, last = np.cumsum(labels[order]), np.append(np.diff(scores[order]) != 0, True)
     precision, recall = (hits / np.arange(1, len(hits) + 1))[last], (hits / hits[-1])[last]
     best_from = np.maximum.accumulate(precision[::-1])[::-1]
-    return float(best_from[np.searchsorted(recall, RECALLS - 1e-9)].mean())
+    points = best_from[np.searchsorted(recall, RECALLS - 1e-9)]
+    if form == "elevater":
+        points[0] = 1.0
+    return float(points.mean())
 
 
 def _resampled(name, score, N, seed):

@@ -26,6 +26,7 @@ from clip_vl.models.weights import (
 
 HINT = "`python -m clip_vl.prepare check` says where it comes from; --random_init trains without it."
 VISUAL = "visual_model."  # part of the name of every parameter of the visual tower
+BOXES = "visn_fc.box_fc."  # of every model of a detector's regions with their boxes
 
 
 def bert_folder(args):
@@ -52,10 +53,12 @@ def build_encoder(args, state=None, with_images=True):
         dist.print0(f"the checkpoint has {detect_positions(state)} positions per axis: building that, not {positions}")
         positions = detect_positions(state)
     grid = GRID_ENCODERS[name] if args.input_raw_images else RegionConfig(args.region_dim, not args.drop_boxes)
+    tanh = pooler_has_tanh(state, found["cross_layers"], args.input_raw_images, args.pooler_tanh)
     return VLEncoder(
         BertConfig.from_folder(bert_folder(args)),
         grid if with_images else None,
         **found,
+        pooler_tanh=tanh,
         stored_features=bool(args.features),
         positional_embedding=positions > 0,
         pos_num=positions,
@@ -65,6 +68,20 @@ def build_encoder(args, state=None, with_images=True):
         freeze_visual=args.freeze_clip,
         checkpoint_backbone=args.checkpoint_backbone,
     )
+
+
+def pooler_has_tanh(state, cross_layers, raw_images, asked=None):
+    """Whether the pooler ends in tanh: `asked` where that is not None, else as the model's family has it.
+
+    CLIP-ViL's code has none, in one stream and in two; its files hold a visual tower. LXMERT's has; its files hold
+    boxes of regions and no tower. Where a file holds neither, a model of grid features is CLIP-ViL's.
+    """
+    if asked is not None or not cross_layers:
+        return bool(asked)
+    names = state or ()
+    if any(VISUAL in name for name in names):
+        return False
+    return any(BOXES in name for name in names) or not raw_images
 
 
 def load_pretrained_parts(model, encoder, args):

@@ -93,7 +93,7 @@ def save_stage(stem, model, updater, settings):
     for name, optimizer in updater.optimizers.items():
         files[OPTIMIZER_FILES[name]] = optimizer.state_dict()
     for suffix, value in files.items():
-        save_plain(f"{stem}{suffix}", value, as_record(settings) if value is weights else None)
+        save_plain(f"{stem}{suffix}", value, as_record(_with_pooler(settings, model)) if value is weights else None)
 
 
 def save_task(folder, model, is_best, settings):
@@ -101,7 +101,12 @@ def save_task(folder, model, is_best, settings):
     if dist.rank() == 0:
         weights = state_for_exchange(model)
         for name in ("BEST.pth", "LAST.pth") if is_best else ("LAST.pth",):
-            save_plain(folder / name, weights, as_record(settings))
+            save_plain(folder / name, weights, as_record(_with_pooler(settings, model)))
+
+
+def _with_pooler(settings, model):
+    """The settings, and whether the model's pooler ends in tanh, which no weight says."""
+    return settings | {"pooler_tanh": model.bert.pooler.tanh}
 
 
 def load_stage_optimizers(stem, updater, skip_adam, skip_scheduler):

@@ -36,6 +36,7 @@ class VLEncoder(nn.Module):
 
     config:  BertConfig; num_layers (default config.num_hidden_layers) layers of it
     cross_layers, visual_layers: with any of the first, two streams as in LXMERT, the text's of num_layers; else one
+    pooler_tanh: LXMERT's pooler ends in tanh, CLIP-ViL's in its linear layer (None: with two streams)
     grid:    GridConfig or ViTConfig of the visual tower, RegionConfig for a detector's regions, or None for a model of
              text alone, which builds no visual part
     stored_features: take the tower's features instead of pixels, and build no tower
@@ -53,6 +54,7 @@ class VLEncoder(nn.Module):
         num_layers=None,
         cross_layers=0,
         visual_layers=0,
+        pooler_tanh=None,
         stored_features=False,
         positional_embedding=False,
         pos_num=25,
@@ -81,7 +83,7 @@ class VLEncoder(nn.Module):
             self.encoder = TwoStream(config, num_layers, cross_layers, visual_layers, **visual)
         else:
             self.encoder = FusedStream(config, num_layers, **visual)
-        self.pooler = BertPooler(config, tanh=bool(cross_layers))  # CLIP-ViL's single stream leaves LXMERT's tanh out
+        self.pooler = BertPooler(config, tanh=bool(cross_layers) if pooler_tanh is None else pooler_tanh)
         init_weights(self, config.initializer_range)
 
     def forward(self, images, input_ids, attention_mask, image_of_text=None, image_boxes=None):

@@ -10,7 +10,7 @@ from clip_vl.engine.flags import flag, given
 from clip_vl.engine.run_flags import RunFlags
 
 SETTINGS = ("image_size_min", "image_size_max", "dynamic_padding", "mask_padding", "max_length", "input_raw_images",
-            "region_dim", "drop_boxes", "use_max_pooling", "question_only", "dataset")  # fmt: skip
+            "region_dim", "drop_boxes", "use_max_pooling", "pooler_tanh", "question_only", "dataset")  # fmt: skip
 TOWER_SETTINGS = ("clip_model_name", "clip_weights", "data_root", "random_init")  # of one that was trained from features
 
 
@@ -95,6 +95,10 @@ class EncoderFlags:
     xlayers: int = flag(5, "Cross layers of the two-stream encoder; none with --visualbert_style.")
     rlayers: int = flag(5, "Visual layers of the two-stream encoder; none with --visualbert_style.")
     visualbert_style: bool = flag(False, "One stream of text and image tokens; without it two, as in LXMERT.")
+    pooler_tanh: bool | None = flag(
+        None, "Tanh in the pooler [two streams of region features have it, as in LXMERT; a single stream and models with "
+              "a CLIP tower do not, as in CLIP-ViL].",
+    )  # fmt: skip
     use_clip: bool = flag(False, "CLIP visual tower (the only one).")
     use_positional_embedding: bool = flag(False, "Learned row and column positions added to the grid cells.")
     pos_num: int = flag(25, "Rows and columns that have a position.")

@@ -16,6 +16,7 @@ from clip_vl.datasets.probe_svo import addresses, read_svo, triplets
 from clip_vl.datasets.probe_vlchecklist import read_vlchecklist
 from clip_vl.datasets.probe_winoground import read_winoground, scores_by_file
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.evaluation.probe_scores import judge, table_row
 
 
 def counts(probe):
@@ -186,14 +187,30 @@ def test_svo_keeps_rows_with_one_change_and_each_case_once(tmp_path):
     ])  # fmt: skip
     pairwise, decisions = read_svo(tmp_path)
     assert counts(pairwise) == {"subject": 2, "verb": 1, "object": 1}
-    assert counts(decisions) == {"subject positive": 1, "subject negative": 2, "verb positive": 1, "verb negative": 1,
+    assert counts(decisions) == {"subject positive": 2, "subject negative": 2, "verb positive": 1, "verb negative": 1,
                                  "object positive": 1, "object negative": 1,
-                                 "all positive": 2, "all negative": 3}  # fmt: skip
+                                 "all positive": 3, "all negative": 4}  # fmt: skip
     assert pairwise.defects["rows with other than one slot changed, excluded"] == 1
     assert pairwise.defects["pos_triplet is empty"] == 1 and pairwise.defects["neg_triplet is a list"] == 5
     assert pairwise.defects['no sentence but a list of words, such as "woman, music, notes"'] == 1
     assert addresses(tmp_path / "svo_probes.csv")["3"] == "http://x/3"
     assert triplets("girl,sit,grass") == triplets("['girl,sit,grass']") == [["girl", "sit", "grass"]]
+
+
+def test_svo_counts_a_sentence_once_for_each_way_it_is_written(tmp_path):
+    """The official script drops duplicates of the sentence as it stands: three sentences, two right, 66.67."""
+    rows = [("A girl sits.", 1, 2), ("a girl sits.", 1, 2), ("A dog runs.", 3, 4), ("A dog runs.", 3, 4)]
+    write_csv(tmp_path / "svo_probes.csv", [svo_row(*row, "verb") for row in rows])
+    _, decisions = read_svo(tmp_path)
+    verdicts = [
+        judge("match", [[1.0 if ("girl" in item.captions[0]) == item.gold else -1.0]], item.gold)
+        for item in decisions.items
+    ]
+    groups, images = ([getattr(item, name) for item in decisions.items] for name in ("groups", "images"))
+    row = next(row for row in decisions.rows if row.label == "verb")
+    found = table_row(row, verdicts, groups, images, interval=False)
+    assert found["n"] == 6 and found["score"] == pytest.approx(200 / 3, abs=1e-4)
+    assert len({item.fold for item in decisions.items}) == 2  # spellings of one sentence stay in one fold
 
 
 def test_vlchecklist_defects_and_cleaned_view(tmp_path):

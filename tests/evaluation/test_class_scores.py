@@ -53,6 +53,37 @@ def test_eleven_point_precision_of_a_case_solved_by_hand():
     assert ours.average_precision11(np.zeros(4), labels) == pytest.approx(0.5)  # all enter together
 
 
+@pytest.mark.parametrize("form, expected", [("voc", 50.0), ("elevater", 600 / 11)])
+def test_elevaters_form_starts_at_a_precision_of_one(form, expected):
+    scores, labels = np.array([[0.9, 0.8, 0.1, 0.0]]).T, np.array([[False, True, False, False]]).T
+    assert ours.class_scores(scores, labels, "mAP11", map11=form)["mAP11"] == pytest.approx(expected)
+
+
+def test_elevaters_form_is_that_of_its_toolkit():
+    """shared/data/golden: 60 images with ties; softmax(5 S); a class without positives. VOC's: 0.3011."""
+    rng = np.random.RandomState(101)
+    scores = rng.rand(60, 7).round(3)
+    rng.randint(7, size=60), rng.rand(60, 2), rng.randint(2, size=60)
+    labels = rng.rand(60, 7) < 0.25
+    assert labels.sum(0).tolist() == [10, 12, 12, 19, 14, 16, 12]
+    assert ours.mean_ap11(scores, labels, "elevater") == pytest.approx(0.3391241, abs=1e-7)
+    assert ours.mean_ap11(scores, labels) == pytest.approx(0.3011, abs=5e-5)
+    softmax = np.exp(5 * scores) / np.exp(5 * scores).sum(1, keepdims=True)
+    assert ours.mean_ap11(softmax, labels, "elevater") == pytest.approx(0.3362182, abs=1e-7)
+    labels[:, 4] = False
+    assert ours.mean_ap11(scores, labels, "elevater") == pytest.approx(0.3445405, abs=1e-7)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_no_class_without_votes_is_among_the_top_five(k):
+    """DINO looks at the first min(5, k) classes; behind those with votes, the first class numbers would fill up."""
+    scores = np.zeros((8, 8))
+    for image in range(8):
+        scores[image, (image + np.arange(k)) % 8] = np.arange(k, 0, -1) / (k * (k + 1) / 2)
+    labels = np.zeros(8, int)
+    assert ours.class_scores(scores, labels, votes=True)["accuracy_top5"] == 100 * k / 8
+
+
 def test_confident_probabilities_keep_their_order():
     """Logits of 20 and 25 are both a probability of 1.0 in float32; what the other class has left tells them apart."""
     logits = np.array([20.0, 25.0, 22.0, 28.0])

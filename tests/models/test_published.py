@@ -16,7 +16,7 @@ from clip_vl.engine.errors import UserError
 from clip_vl.models.bert import BertConfig
 from clip_vl.models.clip import GRID_ENCODERS
 from clip_vl.models.heads import answer_layers
-from clip_vl.models.vl_build import build_classifier, build_encoder
+from clip_vl.models.vl_build import build_classifier, build_encoder, pooler_has_tanh
 from clip_vl.models.vl_checkpoints import load_answer_head, read_checkpoint
 from clip_vl.models.vl_encoder import VLPretrainer
 from clip_vl.models.weights import load_weights
@@ -183,7 +183,7 @@ def arguments(bert, **more):
              "pos_num": 25, "sub_sampling": False, "use_max_pooling": False, "bn_mode": "train", "freeze_clip": False,
              "checkpoint_backbone": False, "features": None, "region_dim": 2048, "drop_boxes": False,
              "allow_partial": False, "random_init": True, "from_scratch": False, "load": None, "load_lxmert": None,
-             "load_lxmert_qa": None}  # fmt: skip
+             "load_lxmert_qa": None, "pooler_tanh": None}  # fmt: skip
     return SimpleNamespace(**asked | more)
 
 
@@ -232,6 +232,35 @@ def test_lxmerts_own_file_gives_its_two_streams_under_its_stem(bert_base, tmp_pa
         assert load_weights(VLPretrainer(model.bert, 9500, REGION_HEADS), state, source=path) == ""
     stacks = model.bert.encoder
     assert (len(stacks.layer), len(stacks.x_layers), len(stacks.r_layers)) == (9, 5, 5) and stacks.use_boxes
+    assert model.bert.pooler.tanh
+
+
+def two_stream_states():
+    """Names of the files of two-stream models: CLIP-ViL's code writes weights for boxes that it never uses."""
+    boxes = dict.fromkeys(encoder_shapes(2048, layer=9, x_layers=5, r_layers=5))
+    plain = {name: None for name in boxes if "box_" not in name}
+    return {"clip_vil": boxes | dict.fromkeys(resnet(*TOWERS["RN50"])), "lxmert": boxes, "plain": plain}
+
+
+@pytest.mark.parametrize("asked, expected", [(None, None), (True, True), (False, False)])
+@pytest.mark.parametrize("file, raw_images, tanh", [
+    ("clip_vil", True, False), ("clip_vil", False, False), ("lxmert", False, True), ("lxmert", True, True),
+    ("plain", True, False), ("plain", False, True), (None, True, False), (None, False, True),
+])  # fmt: skip
+def test_the_pooler_of_two_streams_has_the_tanh_of_its_family(file, raw_images, tanh, asked, expected):
+    """CLIP-ViL's modeling.py leaves the activation out in every model, LXMERT's has it; grids are CLIP-ViL's."""
+    state = two_stream_states().get(file)
+    assert pooler_has_tanh(state, 5, raw_images, asked) is (tanh if expected is None else expected)
+    assert pooler_has_tanh(state, 0, raw_images) is False
+
+
+def test_a_two_stream_checkpoint_of_clip_vil_pools_without_tanh(bert_base):
+    shapes = encoder_shapes(2048, layer=9, x_layers=5, r_layers=5) | resnet(*TOWERS["RN50"])
+    state = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+    with torch.device("meta"):
+        encoder = build_encoder(arguments(bert_base), state)
+        asked = build_encoder(arguments(bert_base, pooler_tanh=True), state)
+    assert len(encoder.encoder.x_layers) == 5 and not encoder.pooler.tanh and asked.pooler.tanh
 
 
 @pytest.mark.parametrize("inside", ["lxrt_encoder.model.bert.", "lxrt_encoder.model.module.bert."])
