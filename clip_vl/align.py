@@ -137,6 +137,13 @@ def has_prototypes(epoch, args):
     return args.infonce_warmup_epoch <= epoch and not is_lit
 
 
+def clusters_in(epoch, args):
+    """Whether prototypes are made at the start of this epoch: they serve until the next clustering."""
+    frequency = args.clustering_frequency
+    served = range(epoch, epoch + frequency)
+    return frequency >= 1 and epoch % frequency == 0 and any(has_prototypes(later, args) for later in served)
+
+
 def train_one_epoch(job, epoch, start, best, args):
     """The epoch's micro-batches from `start` on."""
     model, updater, batches = job.model.train(), job.updater, job.order.epoch(epoch)
@@ -171,8 +178,7 @@ def chunk_seeds(step, args):
 
 def start_episode(job, epoch, args):
     """ProtoCLIP: cluster what the model makes of the episode's pairs, in training augmentation and evaluation mode."""
-    frequency = args.clustering_frequency
-    if not job.episode or frequency < 1 or epoch % frequency or not has_prototypes(epoch, args):
+    if not job.episode or not clusters_in(epoch, args):
         return
     rows = np.sort(np.concatenate(dist.gather(job.order.epoch(epoch).ravel())))
     unique, copies = np.unique(rows, return_counts=True)

@@ -59,6 +59,6 @@ def _card(images, row, scores, correct):
     return {
         "image": thumbnail(images.read(row)), "title": images.ids[row], "truth_label": "its class",
         "truth": [[images.class_names[images.labels[row]], round(float(scores[images.labels[row]]), 4)]],
-        "predictions": [[images.class_names[c], round(float(scores[c]), 4)] for c in best],
+        "predictions": [[images.class_names[c], round(float(scores[c]), 4)] for c in best if scores[c] > 0],
         "correct": correct, "note": "",
     }  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from clip_vl.align import has_prototypes
+from clip_vl.align import clusters_in, has_prototypes
 from clip_vl.models.dual_encoder import DualEncoder
 from clip_vl.models.dual_optim import parameter_groups, protoclip_schedules
 
@@ -35,3 +35,11 @@ def test_prototypes_and_the_image_tower_stop_before_the_lit_epoch(lit, epochs):
     assert [has_prototypes(epoch, args) for epoch in range(4)] == [epoch < epochs for epoch in range(4)]
     image = protoclip_schedules(args, 10)["image"]
     assert [image(10 * epoch) > 0 for epoch in range(4)] == [epoch < epochs for epoch in range(4)]
+
+
+def test_a_clustering_in_the_warm_up_serves_the_epochs_after_it():
+    """With a clustering every third epoch and one epoch of warm-up, epochs 1 and 2 use the prototypes of epoch 0."""
+    args = SimpleNamespace(clustering_frequency=3, infonce_warmup_epoch=1, lit_start_epoch=7)
+    assert [epoch for epoch in range(12) if clusters_in(epoch, args)] == [0, 3]
+    args.clustering_frequency = -1
+    assert not any(clusters_in(epoch, args) for epoch in range(12))

@@ -6,7 +6,10 @@ from transformers import LxmertConfig, LxmertModel
 
 from clip_vl.models.bert import BertConfig
 from clip_vl.models.clip import GridConfig
+from clip_vl.models.settings import read_settings
+from clip_vl.models.vl_checkpoints import save_task
 from clip_vl.models.vl_encoder import VLClassifier, VLEncoder, VLPretrainer
+from clip_vl.models.vl_flags import SETTINGS
 from clip_vl.models.weights import detect_layers
 
 SIZES = {"vocab_size": 60, "hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 96}
@@ -87,6 +90,15 @@ def test_a_text_only_model_needs_no_image():
     _, input_ids, attention_mask = batch()
     logits = model(None, input_ids, attention_mask)
     assert logits.shape == (3, 5) and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("tanh", [True, False])
+def test_a_checkpoint_says_whether_its_pooler_ends_in_tanh(tmp_path, tanh):
+    """No weight says it: without the record an evaluation would build the other model, and nothing would fail."""
+    model = VLClassifier(encoder(pooler_tanh=tanh), num_answers=5)
+    save_task(tmp_path, model, True, {"max_length": 20})
+    assert read_settings(tmp_path / "BEST.pth").values == {"max_length": 20, "pooler_tanh": tanh}
+    assert "pooler_tanh" in SETTINGS  # those that are taken over
 
 
 @pytest.mark.parametrize("prefix", ["", "bert.", "lxrt_encoder.model.bert."])
