@@ -30,7 +30,7 @@ class PretrainFlags(FusedEncoderFlags):
     word_mask_rate: float = flag(0.15, "Share of the words that are masked.", "--wordMaskRate")
     qa_sets: str | None = flag(None, "Answer sets (vqa, gqa, visual7w) to keep, separated by commas [all].", "--qaSets")
     not_load_scheduler: bool = flag(False, "With --load: start the schedule anew.")
-    not_load_adam_optimizer: bool = flag(False, "With --load: start AdamW anew.")
+    not_load_adam_optimizer: bool = flag(False, "With --load: start the optimizer of --optim anew.")
     task_obj_predict: bool = flag(False, "Predict what is at the regions; needs region features.", "--taskObjPredict")
     visual_losses: str = flag("obj,attr,feat", "What of it: objects, attributes, features.", "--visualLosses")
     obj_mask_rate: float = flag(0.0, "Share of the regions that are masked; images need 0.", "--objMaskRate")
@@ -75,7 +75,8 @@ from clip_vl.models.vl_build import (
     load_pretrained_parts,
     with_tower,
 )
-from clip_vl.models.vl_checkpoints import load_encoder, load_stage_optimizers, read_checkpoint, save_stage
+from clip_vl.models.stage_optimizers import load_stage_optimizers
+from clip_vl.models.vl_checkpoints import load_encoder, read_checkpoint, save_stage
 from clip_vl.models.visual_tokens import Regions
 from clip_vl.models.vl_encoder import VLPretrainer, visual_input
 from clip_vl.models.weights import load_weights

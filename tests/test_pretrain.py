@@ -64,6 +64,21 @@ def test_stage_two_takes_over_the_weights_and_adds_the_answer_head(programs, sha
     assert "qa_accuracy" in json.loads((tmp_path / "two/result.json").read_text())
 
 
+def test_lxmerts_optimizer_resumes_to_the_same_bits_and_is_handed_on(programs, shapes_root, tmp_path):
+    short = ["--optim", "bert", "--epochs", "2", "--max_train_samples", "32", "--valid", ""]
+    run = flags(programs, shapes_root, "", *short)
+    for name, more in (("whole", []), ("parts", ["--stop_after_epoch", "1"]), ("parts", ["--resume"])):
+        programs.run("pretrain", *run, "--output", str(tmp_path / name), *more)
+    same_run(tmp_path / "whole", tmp_path / "parts", programs)
+    more = ["--load", str(tmp_path / "whole/Epoch01"), "--start_epoch", "1"]
+    programs.run("pretrain", *run, "--output", str(tmp_path / "on"), *more)
+    files = [tmp_path / name / "Epoch02_LXRT_AdamOptim.pth" for name in ("whole", "on")]
+    whole, on = (torch.load(path, weights_only=True) for path in files)
+    assert whole["param_groups"] == on["param_groups"] and whole["param_groups"][0]["correct_bias"] is False
+    counts = [{index: entry["step"] for index, entry in state["state"].items()} for state in (whole, on)]
+    assert counts[0] == counts[1] and max(counts[0].values()) > 4  # it went on from the first epoch's
+
+
 def test_a_run_with_a_killed_rank_starts_again_and_loses_no_step(programs, shapes_root, tmp_path):
     run = flags(programs, shapes_root, tmp_path / "run", "--epochs", "2", "--checkpoint_steps", "2", "--resume")
     launcher = programs.start("pretrain", *run, "--report_step", "1", nproc=2, restarts=1)

@@ -316,14 +316,14 @@ def flatten_optimizer(optimizer):
     """Split an optimizer's state into (flat, meta).
 
     flat: {"<parameter index>.<key>": tensor}, for `tensors` of save_checkpoint
-    meta: {"groups": hyperparameters, "values": entries that are not tensors, such as SGD's None}, for `state`
+    meta: {"kind": class name, "groups": hyperparameters, "values": what is no tensor, such as SGD's None}, for `state`
     """
     saved = optimizer.state_dict()
     entries = {f"{index}.{key}": value for index, state in saved["state"].items() for key, value in state.items()}
     flat = {name: value for name, value in entries.items() if isinstance(value, torch.Tensor)}
     values = {name: value for name, value in entries.items() if name not in flat}
     groups = [{key: _number(value) for key, value in group.items()} for group in saved["param_groups"]]
-    return flat, {"groups": groups, "values": values}
+    return flat, {"kind": type(optimizer).__name__, "groups": groups, "values": values}
 
 
 def _number(value):
@@ -333,6 +333,9 @@ def _number(value):
 
 def restore_optimizer(optimizer, flat, meta):
     """Bring an optimizer over the same parameters back to the state that flatten_optimizer saw, bit for bit."""
+    kind = type(optimizer).__name__
+    if meta.get("kind", kind) != kind or "correct_bias" in optimizer.defaults.keys() - meta["groups"][0].keys():
+        raise DataError(f"The checkpoint's optimizer is {meta.get('kind', 'another one')}, this run's is {kind}.")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     sizes, saved_sizes = (_group_sizes(groups) for groups in (optimizer.param_groups, meta["groups"]))
     if sizes != saved_sizes:

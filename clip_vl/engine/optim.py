@@ -11,13 +11,18 @@ from clip_vl.engine.errors import Diverged
 from clip_vl.engine.random import seed_step
 
 
-def param_groups(named_parameters, weight_decay, no_decay=("bias", "LayerNorm.weight")):
-    """Two groups for AdamW; names that contain a word of `no_decay` are not decayed (the BERT convention)."""
+def param_groups(named_parameters, weight_decay):
+    """Two groups for AdamW: those of `is_decayed`, and the others."""
     decayed, kept = [], []
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            (kept if any(word in name for word in no_decay) else decayed).append(parameter)
+            (decayed if is_decayed(name) else kept).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+
+
+def is_decayed(name):
+    """Whether a parameter of this name has weight decay: all but biases and BERT's LayerNorms (the BERT convention)."""
+    return not any(word in name for word in ("bias", "LayerNorm.weight"))
 
 
 def warmup_linear(total, warmup_ratio):

@@ -1,4 +1,4 @@
-"""From flags to a model: its shape, the weights it starts from, and which optimizer owns which parameter."""
+"""From flags to a model: its shape and the weights it starts from."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ import torch
 
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
-from clip_vl.engine.optim import Updater, autocast_dtype, param_groups, step_decay, warmup_linear
+from clip_vl.engine.optim import Updater, autocast_dtype
 from clip_vl.models import vl_settings
 from clip_vl.models.bert import BertConfig
 from clip_vl.models.clip import GRID_ENCODERS
 from clip_vl.models.vl_checkpoints import load_encoder, read_checkpoint
 from clip_vl.models.vl_encoder import VLClassifier, VLEncoder
 from clip_vl.models.visual_tokens import RegionConfig
-from clip_vl.models.vl_flags import milestones
+from clip_vl.models.vl_optim import VISUAL, build_optimizers
 from clip_vl.models.weights import (
     detect_grid_encoder,
     detect_layers,
@@ -25,7 +25,6 @@ from clip_vl.models.weights import (
 )
 
 HINT = "`python -m clip_vl.prepare check` says where it comes from; --random_init trains without it."
-VISUAL = "visual_model."  # part of the name of every parameter of the visual tower
 BOXES = "visn_fc.box_fc."  # of every model of a detector's regions with their boxes
 
 
@@ -124,31 +123,11 @@ def compile_parts(model):
         layer.compile()
 
 
-def build_optimizers(model, args, updates_per_epoch):
-    """The optimizers of the transformer and, when asked, of the visual tower: {name: (optimizer, update -> factor)}."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    separate = args.use_separate_optimizer_for_visual
-    visual = [(name, p) for name, p in named if separate and VISUAL in name]
-    others = [(name, p) for name, p in named if not (separate and VISUAL in name)]
-    adamw = {"betas": (0.9, 0.999), "eps": args.adam_epsilon, "fused": True}
-    transformer = torch.optim.AdamW(param_groups(others, args.weight_decay), lr=args.lr, **adamw)
-    optimizers = {"adam": (transformer, warmup_linear(updates_per_epoch * args.epochs, args.warmup_ratio))}
-    if visual:
-        if args.use_adam_for_visual:
-            optimizer = torch.optim.AdamW(param_groups(visual, args.weight_decay), lr=args.sgd_lr, **adamw)
-        else:
-            parameters = [p for _, p in visual]
-            decay = {"momentum": args.sgd_momentum, "weight_decay": args.sgd_weight_decay}
-            optimizer = torch.optim.SGD(parameters, lr=args.sgd_lr, fused=True, **decay)
-        optimizers["sgd"] = (optimizer, step_decay(milestones(args), updates_per_epoch, args.start_epoch))
-    return optimizers
-
-
 def build_updater(model, args, updates_per_epoch, device):
     """The `Updater` of a model, wrapped or not, with its optimizers, precision and limits from the flags."""
     return Updater(
         model,
-        build_optimizers(model, args, updates_per_epoch),
+        build_optimizers(model, args.optimizers(), updates_per_epoch),
         device=device,
         dtype=autocast_dtype(device, args.bf16, args.fp16),
         max_grad_norm=args.max_grad_norm,

@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 
 from clip_vl.engine import dist
-from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.errors import UserError
 from clip_vl.engine.checkpoint import save_plain
 from clip_vl.models.settings import as_record
-from clip_vl.models.torch_files import read_torch
 from clip_vl.models.weights import load_weights, read_state_dict, state_for_exchange
 
 ENCODER = re.compile(r"^(lxrt_encoder\.model\.)?bert\.")
@@ -107,44 +106,3 @@ def save_task(folder, model, is_best, settings):
 def _with_pooler(settings, model):
     """The settings, and whether the model's pooler ends in tanh, which no weight says."""
     return settings | {"pooler_tanh": model.bert.pooler.tanh}
-
-
-def load_stage_optimizers(stem, updater, skip_adam, skip_scheduler):
-    """Take over optimizer states and the place in the schedule of a pre-training checkpoint, where its files are there.
-
-    Learning rates are not taken over: they follow this run's flags.
-    """
-    for name, optimizer in updater.optimizers.items():
-        path = Path(f"{stem}{OPTIMIZER_FILES[name]}")
-        if path.is_file() and not (name == "adam" and skip_adam):
-            _load_optimizer(optimizer, read_torch(path), path)
-    path = Path(f"{stem}{SCHEDULER_FILE}")
-    if path.is_file() and not skip_scheduler:
-        state = read_torch(path)
-        if not isinstance(state, dict) or type(state.get("last_epoch")) is not int:
-            raise DataError(f"{path} holds no last_epoch, the number of updates; remove the file to start from 0")
-        updater.update = state["last_epoch"]
-
-
-def _is_optimizer_state(state):
-    """Whether a file's content has the form of an optimizer's state_dict()."""
-    groups = state.get("param_groups") if isinstance(state, dict) else None
-    return isinstance(groups, list) and isinstance(state.get("state"), dict) and all(
-        isinstance(group, dict) and isinstance(group.get("params"), list) for group in groups
-    )  # fmt: skip
-
-
-def _load_optimizer(optimizer, state, path):
-    if not _is_optimizer_state(state):
-        raise DataError(f"{path} holds no optimizer's state (state and param_groups); remove the file to start anew")
-    sizes = [len(group["params"]) for group in state["param_groups"]]
-    own = [len(group["params"]) for group in optimizer.param_groups]
-    if not state["state"]:
-        return  # SGD without momentum has none
-    if sizes != own:
-        hint = "pass --not_load_adam_optimizer" if "Adam" in path.name else "remove the file"
-        raise UserError(f"{path} is of an optimizer over {sizes} parameters, this one has {own}; {hint}")
-    hyperparameters = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    optimizer.load_state_dict(state)
-    for group, values in zip(optimizer.param_groups, hyperparameters):
-        group.update(values)

@@ -24,7 +24,11 @@ class FusedRunFlags(RunFlags):
     )
     max_train_samples: int | None = flag(None, "Train on the first N samples only.")
     max_eval_samples: int | None = flag(None, "Evaluate on the first N samples only.")
-    distributed: bool = flag(False, "Published flag.", dead="torchrun's environment decides")
+    distributed: bool = flag(
+        False,
+        "Published flag.",
+        dead="torchrun's environment decides; with it the original ran --optim hf_adamw whatever --optim said",
+    )
     nodes: int = flag(1, "Published flag.", dead="torchrun's environment decides; set NNODES for the launch scripts")
     local_rank: int = flag(-1, "Published flag.", dead="torchrun's environment decides")
     multi_gpu: bool = flag(
@@ -134,17 +138,24 @@ class OptimFlags:
     start_epoch: int = flag(0, "Number of the first epoch, in file names and milestones.")
     lr: float = flag(1e-4, "Peak learning rate of the transformer.")
     warmup_ratio: float = flag(0.1, "Share of the updates with a rising learning rate.")
-    weight_decay: float = flag(0.01, "Decoupled decay of AdamW; none on biases and LayerNorm weights.")
-    adam_epsilon: float = flag(1e-6, "Epsilon of AdamW.")
+    weight_decay: float = flag(
+        0.01, "Decoupled decay of the AdamWs, not on biases and LayerNorm weights, and of bert, on everything."
+    )
+    adam_epsilon: float = flag(1e-6, "Epsilon of the AdamWs and of bert.")
     max_grad_norm: float = flag(1.0, "Joint L2 norm to which the gradients of all optimizers are clipped.")
     gradient_accumulation_steps: int = flag(1, "Micro-batches per update.")
     use_separate_optimizer_for_visual: bool = flag(False, "SGD with its own schedule for the visual tower.")
-    use_adam_for_visual: bool = flag(False, "AdamW instead of SGD there.")
+    use_adam_for_visual: bool = flag(False, "AdamW (that of --optim) instead of SGD there.")
     sgd_lr: float = flag(0.001, "Learning rate of the visual optimizer.")
     sgd_momentum: float = flag(0.0, "Its momentum.")
     sgd_weight_decay: float = flag(0.0004, "Its weight decay, on everything.")
     schedule: str = flag("2,5", "Epochs at which the visual learning rate drops to a tenth, separated by commas.")
-    optim: str = flag("bert", "Published flag: AdamW with linear warm-up and decay.", choices=["bert"])
+    optim: str = flag(
+        "hf_adamw",
+        "Optimizer: hf_adamw, CLIP-ViL's (AdamW of transformers 3.3); bert, LXMERT's (BertAdam without bias correction); "
+        "adamw (torch's); these with linear warm-up and decay. adam, adamax, rms, sgd: torch's at a constant --lr.",
+        choices=["hf_adamw", "bert", "adamw", "adam", "adamax", "rms", "sgd"],
+    )
     bf16: bool | None = flag(None, "bfloat16 autocast [on where the device is fast at it].")
     fp16: bool = flag(False, "float16 autocast with a gradient scaler; on a CPU it means bfloat16.")
     fp16_opt_level: str = flag("O1", "Published flag.", dead="native autocast has no levels")
@@ -154,6 +165,30 @@ class OptimFlags:
         False, "Divide each loss by the number of targets over all processes, not by each one's own."
     )
     skip_training: bool = flag(False, "Published flag: stop each epoch after four micro-batches.")
+
+    def optimizers(self):
+        """These flags as `OptimSettings`."""
+        from clip_vl.engine.errors import UserError
+        from clip_vl.models.vl_optim import OptimSettings
+
+        try:
+            milestones = tuple(int(epoch) for epoch in self.schedule.split(",") if epoch)
+        except ValueError:
+            raise UserError(f"--schedule {self.schedule!r} is not a list of epochs such as 12,17") from None
+        return OptimSettings(
+            optim=self.optim,
+            lr=self.lr,
+            weight_decay=self.weight_decay,
+            epsilon=self.adam_epsilon,
+            warmup_ratio=self.warmup_ratio,
+            epochs=self.epochs,
+            visual=("adam" if self.use_adam_for_visual else "sgd") if self.use_separate_optimizer_for_visual else None,
+            visual_lr=self.sgd_lr,
+            visual_momentum=self.sgd_momentum,
+            visual_weight_decay=self.sgd_weight_decay,
+            milestones=milestones,
+            first_epoch=self.start_epoch,
+        )
 
 
 @dataclass
@@ -187,6 +222,8 @@ def check_fused_flags(args):
     from clip_vl.engine.errors import UserError
 
     recall_flags(args)
+    if not 0 <= args.warmup_ratio <= 1:
+        raise UserError(f"--warmup_ratio {args.warmup_ratio:g} is a share of the updates, from 0 to 1, such as 0.1")
     if not args.visualbert_style and args.xlayers < 1:
         raise UserError("--xlayers 0 is one stream: pass --visualbert_style, or --xlayers 5 for two streams that meet")
     if not args.input_raw_images and not args.features:
@@ -214,13 +251,3 @@ def check_fused_flags(args):
         )
     if args.image_size_min > args.image_size_max:
         raise UserError(f"--image_size_min {args.image_size_min} is larger than --image_size_max {args.image_size_max}")
-
-
-def milestones(args):
-    """--schedule as a list of epochs."""
-    from clip_vl.engine.errors import UserError
-
-    try:
-        return [int(epoch) for epoch in args.schedule.split(",") if epoch]
-    except ValueError:
-        raise UserError(f"--schedule {args.schedule!r} is not a list of epochs such as 12,17") from None

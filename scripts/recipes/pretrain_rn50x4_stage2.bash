@@ -5,4 +5,4 @@ exec bash "$(dirname "$0")/../pretrain.bash" "${GPUS:-0,1,2,3,4,5,6,7}" "${NAME:
     --compress_data --warmup_ratio 0.025 --report_step 200 --numWorkers 20 --train mscoco_train,mscoco_nominival,vgnococo \
     --epochs 11 --sub_sampling --sub_feat_num 100 --schedule 4,9 --use_separate_optimizer_for_visual --sgd_lr 0.003 \
     --sgd_momentum 0.0 --use_positional_embedding --load "${LOAD:-snap/pretrain/clip_rn50x4_stage_one/Epoch09}" \
-    --not_load_scheduler --taskQA --not_load_adam_optimizer --clip_model_name RN50x4 "$@"
+    --not_load_scheduler --taskQA --not_load_adam_optimizer --clip_model_name RN50x4 --optim hf_adamw "$@"

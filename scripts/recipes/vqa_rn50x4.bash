@@ -3,4 +3,4 @@
 exec bash "$(dirname "$0")/../finetune_vqa.bash" "${GPUS:-0,1,2,3}" "${NAME:-vqa_clip_rn50x4}" "${PORT:-9590}" "${NPROC:-4}" \
     --fp16 --batchSize 8 --gradient_accumulation_steps 8 --lr 5e-5 --warmup_ratio 0.05 --epochs 5 --schedule 2 \
     --use_separate_optimizer_for_visual --sgd_lr 0.001 --sgd_momentum 0.0 --loss_scale 500 --use_positional_embedding \
-    --clip_model_name RN50x4 --loadLXMERTQA "${LOAD:-snap/pretrain/clip_rn50x4_stage_two/Epoch11}" "$@"
+    --clip_model_name RN50x4 --loadLXMERTQA "${LOAD:-snap/pretrain/clip_rn50x4_stage_two/Epoch11}" --optim hf_adamw "$@"

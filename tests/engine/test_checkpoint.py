@@ -18,6 +18,7 @@ from clip_vl.engine.checkpoint import (
     save_checkpoint,
 )
 from clip_vl.engine.errors import DataError
+from clip_vl.engine.optimizers import build_optimizer
 
 
 def tensors_of(step):
@@ -245,6 +246,11 @@ OPTIMIZERS = {
     "adamw": adamw,
     "adamw_foreach": lambda model: adamw(model, foreach=True),
     "adamw_fused": lambda model: adamw(model, fused=True),
+    "bert": lambda model: build_optimizer("bert", model.parameters(), 0.01, 0.1),
+    "hf_adamw": lambda model: build_optimizer("hf_adamw", model.parameters(), 0.01, 0.1),
+    "adam": lambda model: build_optimizer("adam", model.parameters(), 0.01),
+    "adamax": lambda model: build_optimizer("adamax", model.parameters(), 0.01),
+    "rms": lambda model: build_optimizer("rms", model.parameters(), 0.01),
     "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=0.01, weight_decay=4e-4),
     "sgd_momentum": lambda model: torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9),
     "sgd_momentum_fused": lambda model: torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, fused=True),
@@ -313,6 +319,9 @@ def test_an_optimizer_over_other_parameters_is_refused():
     flat, meta = flatten_optimizer(optimizer)
     with pytest.raises(DataError, match=r"groups of \[2, 2\] parameters, this run's has \[4\]"):
         restore_optimizer(torch.optim.AdamW(model.parameters()), flat, meta)
+    groups = [{"params": group["params"]} for group in optimizer.param_groups]
+    with pytest.raises(DataError, match=r"optimizer is AdamW, this run's is BertAdam"):
+        restore_optimizer(build_optimizer("bert", groups, 0.01), flat, meta)
     with pytest.raises(DataError, match=r"Optimizer entry 0\.exp_avg is"):
         restore_optimizer(optimizer, flat | {"0.exp_avg": torch.zeros(3)}, meta)
 
