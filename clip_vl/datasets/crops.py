@@ -8,6 +8,8 @@ import functools
 import math
 from typing import NamedTuple
 
+import numpy as np
+import torch
 import torch.nn.functional as F
 
 from clip_vl.datasets.images import decode_image, jpeg_decoder
@@ -18,6 +20,7 @@ TRIES = 10  # boxes drawn before the largest one of an allowed shape is taken, a
 BLUR_KERNEL = 21
 BLUR_SIGMA = (0.1, 2.0)
 JITTER = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+LONGEST = 16  # sides of the view: a resized image that is longer is resized at its centre alone
 COLOUR_SHARE = 0.2  # of the images, each of jitter, grey and blur
 
 
@@ -115,6 +118,10 @@ def change_colours(image, rng):
 class EvalCrop:
     """open_clip's evaluation transform up to the normalisation: `crop(data, rng, name)` -> uint8 (3, S, S).
 
+    It is that of the image in RGB, as the loaders of webdataset and torchvision give it, within 2 levels of 255 (0.02
+    on average) and with the pass order of `resize`. Given an image with alpha, a palette or CMYK as it is,
+    open_clip's transform resizes before it converts the colours, and another image results.
+
     crop: "short_side" resizes the short side to `short_side` pixels (0: the resolution) and cuts out the centre,
           "squash" resizes to the square, "pad" resizes the long side and centres the picture on black
     """
@@ -134,9 +141,13 @@ class EvalCrop:
         if self.crop == "squash":
             return resize(image, (S, S), self.interpolation)
         if self.crop == "pad":
-            scale = S / max(height, width)
-            return _centre(resize(image, (round(height * scale), round(width * scale)), self.interpolation), S)
-        return _centre(resize(image, short_side_size(height, width, self.short_side), self.interpolation), S)
+            ratio = max(height, width) / S
+            size = max(round(height / ratio), 1), max(round(width / ratio), 1)  # a line of pixels does not vanish
+            return _centre(resize(image, size, self.interpolation), S)
+        size = short_side_size(height, width, self.short_side)
+        if max(size) > LONGEST * S:
+            return _centre_alone(image, size, S, self.interpolation)
+        return _centre(resize(image, size, self.interpolation), S)
 
 
 def short_side_size(height, width, short):
@@ -155,6 +166,28 @@ def _centre(image, S):
         height, width = image.shape[1:]
     top, left = round((height - S) / 2), round((width - S) / 2)
     return image[:, top : top + S, left : left + S]
+
+
+def _centre_alone(image, size, S, interpolation):
+    """`_centre(resize(image, size), S)` of a very long image, of which nothing but the centre is resized.
+
+    A line of 1 x 1,000,000 pixels would take 224 x 224,000,000 on the way, 150 GB.
+    """
+    from PIL import Image
+
+    resample, box, bounds = Image.Resampling[interpolation.upper()], [], []
+    for length, new in zip(image.shape[1:], size):
+        scale, out = length / new, min(S, new)
+        start = round((new - out) / 2)
+        margin = 3 * max(scale, 1) + 1  # what the filters reach
+        first, last = max(int(start * scale - margin), 0), min(int((start + out) * scale + margin) + 1, length)
+        bounds.append((first, last))
+        box.append((start * scale - first, (start + out) * scale - first))
+    (top, bottom), (left, right) = bounds
+    part = Image.fromarray(image[:, top:bottom, left:right].permute(1, 2, 0).numpy())
+    shape = min(S, size[1]), min(S, size[0])
+    view = part.resize(shape, resample, box=(box[1][0], box[0][0], box[1][1], box[0][1]))
+    return _centre(torch.from_numpy(np.array(view)).permute(2, 0, 1), S)
 
 
 def eval_crop(tower, args):

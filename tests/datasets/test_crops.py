@@ -27,6 +27,12 @@ def jpeg(height, width, seed=0, mode="RGB", form="JPEG"):
     return buffer.getvalue()
 
 
+def encoded(image, form="PNG"):
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, form)
+    return buffer.getvalue()
+
+
 @pytest.fixture
 def columns_first(monkeypatch):
     """Pillow resizes columns first whatever the shape, as it did before version 13."""
@@ -77,6 +83,55 @@ def test_evaluation_is_open_clips_transform_for_any_shape(size, resize_mode, cro
     data = jpeg(*size)
     expected = open_clip_view(data, resize_mode=resize_mode, fill_color=0)
     assert error(EvalCrop(224, crop=crop)(data), expected) < TOLERANCE
+
+
+@real
+@pytest.mark.parametrize("resize_mode, crop", [("shortest", "short_side"), ("squash", "squash"), ("longest", "pad")])
+def test_no_pixel_of_a_photograph_is_far_from_open_clips(resize_mode, crop):
+    for path in PHOTOGRAPHS[::15]:
+        for resolution in (224, 61):
+            expected = open_clip_view(path.read_bytes(), resolution, resize_mode=resize_mode, fill_color=0)
+            found = EvalCrop(resolution, crop=crop)(path.read_bytes()).float()
+            assert (found - expected).abs().max() <= 2.1 and (found - expected).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 2), (3, 2), (223, 224), (5, 4000), (4000, 5), (1, 9000), (1000, 13)])
+def test_tiny_and_very_long_images_are_cropped_as_by_open_clip(size):
+    data = encoded(np.random.default_rng(1).integers(0, 255, (*size, 3), dtype=np.uint8))
+    found, expected = EvalCrop(32)(data).float(), open_clip_view(data, 32)
+    assert (found - expected).abs().max() <= 2.1 and (found - expected).abs().mean() < 0.02
+
+
+def test_a_padded_size_is_rounded_as_in_open_clip_and_never_vanishes():
+    """66 / (1408 / 288) is 13.4999..., and 66 * (288 / 1408) is 13.5 and would be 14."""
+    data = encoded(np.full((66, 1408, 3), 200, dtype=np.uint8))
+    view = EvalCrop(288, crop="pad")(data).float()
+    assert torch.equal(view, open_clip_view(data, 288, resize_mode="longest", fill_color=0).round())
+    assert (view[0, :, 0] > 0).sum() == 13
+    for size in ((2, 999), (999, 2)):
+        view = EvalCrop(32, crop="pad")(encoded(np.full((*size, 3), 200, dtype=np.uint8)))
+        assert (view == 200).sum() == 3 * 32 and view.shape == (3, 32, 32)
+
+
+def test_a_line_of_millions_of_pixels_costs_no_more_than_its_centre():
+    """The whole of it would have 224 x 672,000,000 pixels."""
+    line = np.random.default_rng(0).integers(0, 255, (1, 3_000_000, 3), dtype=np.uint8)
+    centre = line[:, 1_500_000 - 4 : 1_500_000 + 4]
+    for turned in (line, line.transpose(1, 0, 2)):
+        part = centre if turned.shape[0] == 1 else centre.transpose(1, 0, 2)
+        found, expected = (EvalCrop(224).view(as_tensor(image)).float() for image in (turned, part))
+        assert (found - expected).abs().max() <= 2
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "CMYK"])
+def test_colours_are_converted_before_the_resize_as_by_the_loaders(mode):
+    """Handed over with its alpha, the image would be premultiplied first; in RGB its hidden colours count."""
+    noise = np.random.default_rng(0).integers(0, 255, (40, 60, 4), dtype=np.uint8)
+    image = Image.fromarray(noise[..., :3]).convert(mode)
+    if mode.endswith("A"):
+        image.putalpha(Image.fromarray(noise[..., 3]))
+    data = encoded(image, "TIFF")
+    assert error(EvalCrop(32)(data), open_clip_view(data, 32)) < TOLERANCE
 
 
 def test_a_tower_may_want_another_short_side_and_bilinear():
