@@ -41,7 +41,7 @@ class NegCLIPFlags(
     epochs: int = flag(5, "Passes over the table.")
     max_steps: int | None = flag(None, "Updates after which training ends, and its schedule with it.")
     lr: float = flag(1e-6, "Peak learning rate; published runs tried 1e-5, 5e-6 and 1e-6.")
-    warmup: int = flag(50, "Updates with a rising learning rate; then a cosine to 0.")
+    warmup: int = flag(50, "Updates with a rising learning rate, at most those of the run; then a cosine to 0.")
     negative_texts: bool = flag(True, "False captions as columns; without these and the neighbours it is plain CLIP.")
     negative_images: bool = flag(True, "Neighbours in the batch; --no-negative_images takes the anchors alone.")
     lora_r: int = flag(0, "Rank of LoRA's updates on both towers' blocks; 0 trains the weights themselves.")
@@ -62,7 +62,7 @@ from clip_vl.engine.checkpoint import save_plain
 from clip_vl.engine.dry_run import dry_run
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.job import Job
-from clip_vl.engine.optim import autocast, warmup_cosine
+from clip_vl.engine.optim import autocast, say_long_warmup, warmup_cosine
 from clip_vl.engine.report import write_report
 from clip_vl.evaluation.gallery import retrieval_gallery
 from clip_vl.evaluation.recall import evaluate_retrieval
@@ -119,6 +119,7 @@ def train(device, args):
     job.model = prepare_training(model, args, device)
     updates_per_epoch = -(-len(job.order) // args.gradient_accumulation_steps)
     total = min(args.epochs * updates_per_epoch, args.max_steps or 10**12)
+    say_long_warmup(args.warmup, total)
     schedule = warmup_cosine(total, args.warmup)
     job.updater = build_updater(job.model, args, {"image": schedule, "text": schedule}, device)
     job.batches_left = lambda epoch: max(0, (total - epoch * updates_per_epoch) * args.gradient_accumulation_steps)

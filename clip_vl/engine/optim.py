@@ -41,17 +41,29 @@ def warmup_cosine(total, warmup, held_until=0):
     """update -> factor: (update + 1) / warmup over the first `warmup` updates, then a half cosine to 0 at `total`.
 
     held_until: updates before it have a factor of 0, and the rest is laid out from there
+    A warm-up longer than the run ends with it.
     """
+    length = total - held_until
+    warmup = min(warmup, length)
 
     def factor(update):
-        update, length = update - held_until, total - held_until
-        if update < 0:
+        update = update - held_until
+        if not 0 <= update < length:
             return 0.0
         if update < warmup:
             return (update + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * min(1.0, (update - warmup) / max(1, length - warmup))))
 
     return factor
+
+
+def say_long_warmup(warmup, updates, whose="the run's"):
+    """One line where --warmup is longer than the updates there are."""
+    if warmup > updates > 0:
+        dist.print0(
+            f"--warmup {warmup} is longer than {whose} {updates} updates: the learning rate rises over all of them and "
+            f"does not fall; --warmup {max(1, updates // 10)} is a tenth"
+        )
 
 
 def step_decay(milestones, updates_per_epoch, first_epoch=0):

@@ -97,7 +97,7 @@ class DualOptimFlags:
         1.0, "Factor of the learning rate from each layer of the image tower to the one below."
     )
     layer_decay_text: float = flag(1.0, "The same of the text tower.")
-    warmup: int = flag(10000, "Updates with a rising learning rate; then a cosine to 0.")
+    warmup: int = flag(10000, "Updates with a rising learning rate, at most those of the run; then a cosine to 0.")
     max_grad_norm: float = flag(1e16, "Joint L2 norm to which gradients are clipped.", "--clip_grad")
     gradient_accumulation_steps: int = flag(
         1, "Micro-batches per update; the negatives of a pair are those of its own."

@@ -4,7 +4,7 @@ import torch
 
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
-from clip_vl.engine.optim import Updater, autocast_dtype, warmup_cosine
+from clip_vl.engine.optim import Updater, autocast_dtype, say_long_warmup, warmup_cosine
 from clip_vl.models.layers import layer_of_parameters
 
 NOT_OFFERED = ("adahessian", "adafactorbv", "clamb")  # needs second derivatives; state that no checkpoint can hold
@@ -99,8 +99,6 @@ def protoclip_schedules(args, updates_per_epoch):
     start = max(args.text_start_epoch, 0) * updates_per_epoch
     end = (args.text_end_epoch if args.text_end_epoch >= 0 else args.epochs) * updates_per_epoch
     total = (args.lit_start_epoch - 1 if args.lit_start_epoch > 0 else args.epochs) * updates_per_epoch
-    image = warmup_cosine(total, args.warmup)
-    return {
-        "image": lambda update: image(update) if update < total else 0.0,  # a warm-up does not outlast it
-        "text": warmup_cosine(end, args.warmup, start),
-    }
+    for updates, whose in {total: "the image tower's", end - start: "the run's"}.items():
+        say_long_warmup(args.warmup, updates, whose)
+    return {"image": warmup_cosine(total, args.warmup), "text": warmup_cosine(end, args.warmup, start)}

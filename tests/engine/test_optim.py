@@ -7,7 +7,15 @@ import torch
 from torch import nn
 
 from clip_vl.engine.errors import Diverged
-from clip_vl.engine.optim import Updater, autocast_dtype, param_groups, step_decay, warmup_linear
+from clip_vl.engine.optim import (
+    Updater,
+    autocast_dtype,
+    param_groups,
+    say_long_warmup,
+    step_decay,
+    warmup_cosine,
+    warmup_linear,
+)
 
 CPU = torch.device("cpu")
 
@@ -27,6 +35,20 @@ def test_warmup_linear_is_the_schedule_of_transformers():
         assert ours(update) == pytest.approx(theirs.get_last_lr()[0]), update
         optimizer.step()
         theirs.step()
+
+
+def test_a_warm_up_ends_with_the_run(capsys):
+    """Twenty updates under --warmup 10000 reach --lr; a shorter warm-up is followed by a cosine, as ever."""
+    factor = warmup_cosine(20, 10000)
+    assert [factor(update) for update in (0, 9, 19, 20)] == [1 / 20, 1 / 2, 1, 0]
+    held = warmup_cosine(30, 10000, held_until=10)
+    assert [held(update) for update in (9, 10, 29, 30)] == [0, 1 / 20, 1, 0]
+    assert [round(warmup_cosine(20, 10)(update), 6) for update in (0, 9, 10, 15, 20)] == [0.1, 1, 1, 0.5, 0]
+    assert warmup_cosine(0, 10000)(0) == 0
+    say_long_warmup(20, 20)
+    assert not capsys.readouterr().out
+    say_long_warmup(10000, 20)
+    assert "--warmup 10000 is longer than the run's 20 updates" in capsys.readouterr().out
 
 
 def test_step_decay_drops_at_the_start_of_each_milestone_epoch():

@@ -37,6 +37,16 @@ def test_prototypes_and_the_image_tower_stop_before_the_lit_epoch(lit, epochs):
     assert [image(10 * epoch) > 0 for epoch in range(4)] == [epoch < epochs for epoch in range(4)]
 
 
+def test_a_warm_up_longer_than_the_run_or_a_phase_is_said_and_ends_with_it(capsys):
+    args = SimpleNamespace(lit_start_epoch=0, text_start_epoch=0, text_end_epoch=-1, epochs=2, warmup=10000)
+    schedules = protoclip_schedules(args, 10)
+    assert capsys.readouterr().out.count("--warmup 10000 is longer than the run's 20 updates") == 1
+    assert all(schedule(19) == 1 for schedule in schedules.values())
+    args.lit_start_epoch, args.warmup = 2, 15
+    assert protoclip_schedules(args, 10)["image"](9) == 1
+    assert capsys.readouterr().out.count("longer than the image tower's 10 updates") == 1
+
+
 def test_a_clustering_in_the_warm_up_serves_the_epochs_after_it():
     """With a clustering every third epoch and one epoch of warm-up, epochs 1 and 2 use the prototypes of epoch 0."""
     args = SimpleNamespace(clustering_frequency=3, infonce_warmup_epoch=1, lit_start_epoch=7)
