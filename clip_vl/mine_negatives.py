@@ -8,7 +8,8 @@
 Captions come from whatever `align` trains on; images are compared by the image side of a dual encoder (--load), by an
 image tower, or by a file with a row per image (in the order of their first mention) or per row of the data. Each image
 gets one caption that something can be swapped in; images without one are left out before neighbours are sought, and
-counted. Several processes share the work and write what one would. Files appear whole or not at all.
+counted. Several processes share the work and write what one would. Files appear whole or not at all. The report says in
+which folder the table's paths begin, and `negclip` reads it there.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ from clip_vl.models.dual_flags import ImageTowerFlags, JudgeFlags, SharedTowerFl
 class MineFlags(JudgeFlags, SourceFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
     """Mining"""
 
-    output: str = flag("data/negatives/train_neg_clip.tsv", "TSV to write; the report goes beside it, as .json.")
+    output: str = flag("data/negatives/train_neg_clip.tsv", "TSV to write, with the report beside it as .json.")
     train_data: str | None = flag(None, "Captioned images, in the forms that `align` reads.", "--captions")
     embeddings: str | None = flag(None, "Image embeddings: .npy (N, D), or .safetensors with one tensor.")
     lmdb: str | None = flag(None, "LMDB to write as well, with ids that survive subsetting.")
@@ -51,7 +52,7 @@ from clip_vl.datasets.caption_swaps import draw_swaps
 from clip_vl.datasets.captions import open_sources
 from clip_vl.datasets.crops import eval_crop
 from clip_vl.datasets.encoding import HeldOutPairs, ImagesOf, encode_numbers
-from clip_vl.datasets.negative_table import NegativeRow, write_lmdb, write_tsv
+from clip_vl.datasets.negative_table import IMAGES_DIR, NegativeRow, report_of, write_lmdb, write_tsv
 from clip_vl.datasets.tagger import load_tagger
 from clip_vl.datasets.teacher_cache import cached_features
 from clip_vl.datasets.word_pairs import WordPairs
@@ -68,16 +69,24 @@ from clip_vl.models.sides import open_image_side
 
 def captions_by_image(source, args):
     """([row], [(image path, [captions])]), each image once, in the order of first mention."""
+    if not source.image_files:
+        raise UserError(f"--train_data {args.train_data} has images inside of shards or tables, and `negclip` reads "
+                        "image files: unpack them")  # fmt: skip
     pairs = HeldOutPairs(source, None, None, args)
     captions = [[] for _ in pairs.rows]
     for image, number in zip(pairs.image_of_text.tolist(), pairs.numbers.tolist()):
         captions[image].append(source.text(number))
-    root = Path(args.images_dir or Path(args.train_data.partition(",")[0]).parent)
+    root = images_root(args.train_data, args.images_dir)
     return pairs.rows, [(_below(root, source.name(int(row))), texts) for row, texts in zip(pairs.rows, captions)]
 
 
+def images_root(train_data, images_dir):
+    """The folder in which the table's paths begin: --images_dir, or that of the first entry of --train_data."""
+    return Path(images_dir or Path(train_data.partition(",")[0]).parent)
+
+
 def _below(root, name):
-    """The image's path as the table has it: relative to the folder that `negclip` gets as --images_dir."""
+    """The image's path as the table has it: relative to the folder `root`."""
     path = os.path.relpath(name, root)
     if path.startswith(os.pardir):
         raise UserError(f"the image {name} is not below {root}; --images_dir names a folder that holds all images")
@@ -174,12 +183,16 @@ def write(args, rows, report):
     output = Path(args.output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.with_suffix(".json").unlink(missing_ok=True)
+        for path in filter(None, (args.lmdb, output)):
+            report_of(path).unlink(missing_ok=True)
         write_tsv(output, rows)
         if args.lmdb:
             shutil.rmtree(args.lmdb, ignore_errors=True)
             write_lmdb(args.lmdb, rows)
-        atomic_json(output.with_suffix(".json"), report)
+        root = images_root(args.train_data, args.images_dir).resolve()
+        for path in filter(None, (args.lmdb, output)):
+            folder = os.path.relpath(root, Path(path).parent.resolve())
+            atomic_json(report_of(path), report | {IMAGES_DIR: folder})
     except OSError as error:
         raise UserError(f"cannot write {output}: {error.strerror}") from None
 

@@ -1,6 +1,8 @@
 """From captions and embeddings to a table of negatives: whole, the same from any number of processes, and counted."""
 
 import json
+import os
+import tarfile
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ from PIL import Image
 
 from clip_vl.datasets.caption_swaps import folded
 from clip_vl.datasets.negative_table import NegativeLMDB, read_tsv, row_id
+from clip_vl.datasets.negclip import open_negatives
 from clip_vl.engine.errors import DataError, UserError
 
 COLOURS, ANIMALS, PLACES = ("red", "blue", "green"), ("dog", "cat", "horse", "cow"), ("beach", "road", "field")
@@ -55,6 +58,33 @@ def test_each_image_gets_swapped_captions_and_its_nearest_images(programs, input
     assert {stored.load(key).filepath for key in stored.load(row_id(rows[0])).neg_image} == {
         rows[j].filepath for j in rows[0].neg_image
     }
+
+
+def test_negclip_finds_the_images_wherever_the_table_was_written(programs, inputs, tmp_path):
+    root = tmp_path / "tree"
+    (root / "captions").mkdir(parents=True)
+    (root / "tables").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk").mkdir()
+    table = root / "captions" / "captions.csv"
+    table.write_text((tmp_path / "captions.csv").read_text())
+    given = ["--train_data", table, *inputs[2:], "--lmdb", root / "tables" / "copy.lmdb"]
+    programs.run("mine_negatives", *given, "--output", root / "tables" / "deep" / "n.tsv")
+    for name in ("deep/n.tsv", "copy.lmdb"):
+        found = {os.path.realpath(open_negatives(root / "tables" / name).name(row)) for row in range(35)}
+        assert found == {str(root / "captions" / "val2014" / f"{number}.jpg") for number in range(35)}
+    assert open_negatives(root / "tables" / "deep" / "n.tsv", "/other").name(0) == "/other/val2014/0.jpg"
+    (root / "tables" / "deep" / "n.json").unlink()  # as of a published table: its own folder
+    assert open_negatives(root / "tables" / "deep" / "n.tsv").name(0) == str(root / "tables/deep/val2014/0.jpg")
+
+
+def test_images_inside_of_shards_are_refused_before_anything_is_mined(programs, tmp_path):
+    with tarfile.open(tmp_path / "s.tar", "w") as tar:
+        for name in ("1.jpg", "1.txt"):
+            (tmp_path / name).write_text("A red dog runs on a wet road.")
+            tar.add(tmp_path / name, name)
+    given = ["--train_data", tmp_path / "s.tar", "--datasets_dir", tmp_path, "--output", tmp_path / "n.tsv"]
+    with pytest.raises(UserError, match="has images inside of shards or tables, and `negclip` reads image files"):
+        programs.run("mine_negatives", *given)
 
 
 def test_two_processes_write_the_same(programs, inputs, tmp_path):

@@ -20,6 +20,7 @@ class Mixture(CaptionSource):
         self.size = min(self.starts[-1], dataset_size or self.starts[-1])
         self.class_starts = list(accumulate((source.num_classes for source in self.sources), initial=0))
         self.num_classes = self.class_starts[-1]
+        self.image_files = all(source.image_files for source in self.sources)
         left = [min(len(source), max(self.size - start, 0)) for source, start in zip(self.sources, self.starts)]
         texts = (source.texts_of_first(rows) for source, rows in zip(self.sources, left))
         self.text_starts = list(accumulate(texts, initial=0))

@@ -16,10 +16,12 @@ class CaptionSource:
     and texts_of_first(rows); the rest follows. Texts are numbered: the images of a class share theirs.
     digest:      hexadecimal str of all that rows and captions are made of, for the keys of caches
     num_classes: one more than the largest label
+    image_files: whether `name` is the path of a file that holds the image alone
     changed:     what is done to images and texts after they were read, which the digest says nothing of; {} for nothing
     """
 
     num_classes = 0
+    image_files = True
     changed = {"image": {}, "text": {}}
 
     def name(self, row):

@@ -27,6 +27,8 @@ class HubSource(CaptionSource):
     images_dir: where files lie that rows name by their path, or by the last part of an address [the folder]
     """
 
+    image_files = False
+
     def __init__(self, folder, split, image_key, caption_key, label_key, cache_root, images_dir=None):
         self.arguments = (folder, split, image_key, caption_key, label_key, cache_root, images_dir)
         self.folder, self.images_dir = Path(folder), images_dir and Path(images_dir)

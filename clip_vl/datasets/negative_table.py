@@ -9,6 +9,7 @@ import ast
 import csv
 import hashlib
 import io
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from clip_vl.engine.files import atomic_write
 COLUMNS = ("", "title", "filepath", "neg_caption", "neg_image")
 LONGEST_LIST = 100_000  # characters of a list literal; a published one has some hundreds
 META_KEY, FORMAT = b"\0negatives", b"mined negatives, format 1"
+IMAGES_DIR = "images_dir"  # in a report: the folder in which the paths of the images begin, seen from the table's folder
+LARGEST_REPORT = 1 << 20  # bytes
 COMMIT_EVERY = 10_000  # rows per transaction
 
 
@@ -107,6 +110,22 @@ def check_rows(path, rows, lines=None):
                 raise DataError(f"{place}: the row is its own neighbour")
         if len(set(row.neg_image)) < len(row.neg_image):
             raise DataError(f"{place}: a neighbour stands there twice: {list(row.neg_image)}")
+
+
+def report_of(path):
+    """The report of `mine_negatives` beside its table."""
+    return Path(path).with_suffix(".json")
+
+
+def recorded_images_dir(path):
+    """The folder in which the paths of a table begin: as the report beside it says, else the table's own."""
+    path = Path(path)
+    try:
+        with report_of(path).open("rb") as file:
+            report = json.loads(file.read(LARGEST_REPORT))
+        return path.parent / report[IMAGES_DIR]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
+        return path.parent  # a published table, or one of an earlier version
 
 
 def subset(rows, kept):

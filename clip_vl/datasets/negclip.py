@@ -7,7 +7,7 @@ import torch
 
 from clip_vl.datasets.caption_source import path_below
 from clip_vl.datasets.images import DamagedImage
-from clip_vl.datasets.negative_table import NegativeLMDB, read_tsv
+from clip_vl.datasets.negative_table import NegativeLMDB, read_tsv, recorded_images_dir
 from clip_vl.engine.errors import DataError
 from clip_vl.engine.random import numpy_rng
 
@@ -17,7 +17,7 @@ MAX_REPLACEMENTS = 100  # anchors drawn for one whose images cannot be read
 def open_negatives(path, images_dir=None):
     """The `NegativeTable` of a .tsv, or of a .lmdb, whose rows are in the order of their ids.
 
-    images_dir: folder of the images, below which all must lie [the table's own folder]
+    images_dir: folder of the images, below which all must lie [as `mine_negatives` recorded, else the table's own]
     """
     path = Path(path)
     if path.suffix == ".lmdb":
@@ -30,7 +30,7 @@ def open_negatives(path, images_dir=None):
             raise DataError(f"{path}: a row names a neighbour that is not there; mine it again") from None
     else:
         rows = read_tsv(path)
-    root = Path(images_dir or path.parent)
+    root = Path(images_dir or recorded_images_dir(path))
     for place, row in enumerate(rows):
         try:
             path_below(root, row.filepath)

@@ -158,6 +158,8 @@ def _pread(path, offset, size):
 class ShardSource(CaptionTable):
     """Images at their places in the shards. Holds no open file."""
 
+    image_files = False
+
     def __init__(self, folder, digest, shards):
         super().__init__(folder, digest, ".")
         self.shards = list(shards)
