@@ -20,7 +20,7 @@ from clip_vl.engine.files import atomic_write
 COLUMNS = ("", "title", "filepath", "neg_caption", "neg_image")
 LONGEST_LIST = 100_000  # characters of a list literal; a published one has some hundreds
 META_KEY, FORMAT = b"\0negatives", b"mined negatives, format 1"
-IMAGES_DIR = "images_dir"  # in a report: the folder in which the paths of the images begin, seen from the table's folder
+IMAGES_DIR = "images_dir"  # in a report: the folder in which the paths of images begin, relative to that of the table
 LARGEST_REPORT = 1 << 20  # bytes
 COMMIT_EVERY = 10_000  # rows per transaction
 
