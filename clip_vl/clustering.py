@@ -31,7 +31,7 @@ import numpy as np
 from clip_vl.datasets.classes import open_class_set
 from clip_vl.datasets.classes_features import image_features
 from clip_vl.engine import dist
-from clip_vl.engine.errors import UserError
+from clip_vl.engine.errors import UserError, printable
 from clip_vl.engine.evaluation_run import EvaluationRun
 from clip_vl.evaluation.class_gallery import confusion
 from clip_vl.evaluation.clusters import cluster, cluster_scores
@@ -76,8 +76,8 @@ def results(args, images, features, k):
     order = sorted(range(k), key=lambda c: (class_of.get(c, -1) < 0, class_of.get(c, -1), c))  # along the diagonal
     columns = [f"cluster {c}" for c in order]
     table = confusion(images.labels, np.argsort(order)[clusters], names, columns, title="Classes and clusters")
-    print(f"{images.title}: AMI {found['AMI']:.2f}, NMI {found['NMI']:.2f}, ARI {found['ARI']:.2f}, matched accuracy "
-          f"{found['matched_accuracy']:.2f} of {len(images):,} images", flush=True)  # fmt: skip
+    print(f"{printable(images.title)}: AMI {found['AMI']:.2f}, NMI {found['NMI']:.2f}, ARI {found['ARI']:.2f}, "
+          f"matched accuracy {found['matched_accuracy']:.2f} of {len(images):,} images", flush=True)  # fmt: skip
     return rows, result, {"cards": [], "confusion": table}
 
 

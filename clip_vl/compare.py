@@ -28,14 +28,17 @@ class CompareFlags:
 FLAGS = parse(CompareFlags, __doc__) if __name__ == "__main__" else None
 
 import json
+import re
 from pathlib import Path
 
-from clip_vl.engine.errors import DataError, UserError, run_alone
+from clip_vl.engine.errors import DataError, UserError, printable, run_alone
 from clip_vl.engine.files import atomic_json
+from clip_vl.engine.json_files import is_number, parse_json, read_bounded, read_object
 from clip_vl.engine.run import NOT_INPUTS, changed_flags
 from clip_vl.evaluation.comparison import compare
 
 SAMPLES = "samples.jsonl"
+MAX_ROWS_BYTES = 2**30
 TEXTS = ("query", "label", "prediction", "answer")  # what is shown of a sample beside its id
 
 
@@ -60,9 +63,9 @@ def rows_path(given):
 def read_rows(path):
     """{id: row} of a file: JSON lines, or a list as the servers of the answering tasks take it."""
     try:
-        text = path.read_text(encoding="utf-8")
-        lines = text.splitlines() if path.suffix == ".jsonl" else None
-        rows = [json.loads(line) for line in lines] if lines is not None else json.loads(text)
+        text = (read_bounded(path, MAX_ROWS_BYTES) or b"").decode("utf-8-sig")
+        lines = re.split("\r\n|\n|\r", text) if path.suffix == ".jsonl" else None
+        rows = [parse_json(line) for line in lines if line.strip()] if lines is not None else parse_json(text)
     except ValueError as error:
         raise DataError(f"{path} is not a file of rows: {error}") from None
     found = {}
@@ -75,20 +78,27 @@ def read_rows(path):
         if name is None or str(name) in found:
             problem = "has no id" if name is None else f"has the id {name} of an earlier one"
             raise DataError(f'{path}: row {number} {problem}; rows such as {{"id": ..., "correct": 1}} are expected')
+        wrong = next((key for key in ("correct", "score", "rank") if not _is_score(row.get(key))), None)
+        if wrong:
+            raise DataError(f"{path}: row {number} has the {wrong} {row[wrong]!r:.40}; a number is expected")
         found[str(name)] = row
     return found
+
+
+def _is_score(value):
+    return value is None or isinstance(value, bool | str) or is_number(value)
 
 
 def score_of(row, at):
     """What a row earned, 0..1; None for a row without a score, such as one whose image was missing."""
     if at != 1 and "rank" in row:
-        return float(row["rank"] <= at)
+        return float(row["rank"] <= at) if is_number(row["rank"]) else None
     value = row.get("correct", row.get("score"))
     return None if value is None or isinstance(value, str) else float(value)
 
 
 def group_of(row):
-    return row.get("group") or "/".join(str(row[key]) for key in ("probe", "subset") if key in row)
+    return str(row.get("group") or "") or "/".join(str(row[key]) for key in ("probe", "subset") if key in row)
 
 
 def paired(first, second, at):
@@ -117,9 +127,10 @@ def _described(name, one, two):
 
 def changes(paths):
     """What differs between the runs that left the rows: lines such as "lr: 0.0001 -> 0.0005"."""
-    records = [_json(path.parent / "args.json") for path in paths]
-    results = [_json(path.parent / "result.json") for path in paths]
-    given = [{k: v for k, v in record.get("args", {}).items() if k not in NOT_INPUTS} for record in records]
+    records = [read_object(path.parent / "args.json") or {} for path in paths]
+    results = [read_object(path.parent / "result.json") or {} for path in paths]
+    flags = [record.get("args") if isinstance(record.get("args"), dict) else {} for record in records]
+    given = [{k: v for k, v in values.items() if k not in NOT_INPUTS} for values in flags]
     lines = changed_flags(*given) if all(given) else []
     for name in ("program", "split", "data_digest"):
         values = [result.get(name, "") for result in results]
@@ -128,12 +139,8 @@ def changes(paths):
     return lines + ([f"commit: {commits[0]} -> {commits[1]}"] if commits[0] != commits[1] else [])
 
 
-def _json(path):
-    try:
-        value = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+def _line(example):
+    return printable(f"  {json.dumps(example, ensure_ascii=False)}")
 
 
 def table(compared):
@@ -144,7 +151,7 @@ def table(compared):
         if "lost" in found:
             tests = [f"{found['lost']:,}", f"{found['won']:,}", f"{found['mcnemar_p']:.2g}"]
         scores = (f"{found['first']:.2f}", f"{found['second']:.2f}", f"{found['difference']:+.2f}")
-        lines.append((group or "all", f"{found['n']:,}", *scores, interval, *tests))
+        lines.append((printable(group) or "all", f"{found['n']:,}", *scores, interval, *tests))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
 
@@ -159,12 +166,13 @@ def main(args):
     shared = first.keys() & second.keys()
     if not shared:
         raise UserError(f"{paths[0]} and {paths[1]} have no id in common: they are of different samples")
-    print(f"A  {paths[0]}\nB  {paths[1]}")
+    print(f"A  {printable(paths[0])}\nB  {printable(paths[1])}")
     for name, rows in (("A", first), ("B", second)):
         if len(rows) > len(shared):
             print(f"only in {name}, and left out: {len(rows) - len(shared):,} of {len(rows):,} rows")
     changed = changes(paths)
-    print("\n".join(["what changed:", *(f"  {line}" for line in changed)]) if changed else "no other flags or data")
+    lines = ["what changed:", *(f"  {printable(line)}" for line in changed)]
+    print("\n".join(lines) if changed else "no other flags or data")
 
     groups = paired(first, second, args.at)
     report = {"first": str(paths[0]), "second": str(paths[1]), "changed": changed, "groups": {}}
@@ -172,7 +180,7 @@ def main(args):
         differ = sorted(name for name in shared if first[name] != second[name])
         print(f"the rows have no scores; {len(differ):,} of {len(shared):,} differ")
         for name in differ[: args.show]:
-            print(f"  {json.dumps(_described(name, first[name], second[name]), ensure_ascii=False)}")
+            print(_line(_described(name, first[name], second[name])))
         report["differ"] = differ
     else:
         compared = {}
@@ -183,9 +191,9 @@ def main(args):
         for group, pairs in groups.items():
             worse, better = flips(pairs, first, second)
             for kind, found in (("worse", worse), ("better", better)):
-                print(f"{group or 'all'}: {len(found):,} {kind} in B" + (":" if found[: args.show] else ""))
+                print(f"{printable(group) or 'all'}: {len(found):,} {kind} in B" + (":" if found[: args.show] else ""))
                 for example in found[: args.show]:
-                    print(f"  {json.dumps(example, ensure_ascii=False)}")
+                    print(_line(example))
             report["groups"][group or "all"] = compared[group] | {"worse": worse, "better": better}
     if args.output:
         try:

@@ -59,7 +59,7 @@ from clip_vl.datasets.images import COLLECTIONS, DamagedImage, canvas_size, is_p
 from clip_vl.datasets.json_stream import read_json
 from clip_vl.datasets.samplers import EvalBatches
 from clip_vl.engine import dist
-from clip_vl.engine.errors import DataError, Interrupted, UserError
+from clip_vl.engine.errors import DataError, Interrupted, UserError, printable
 from clip_vl.engine.optim import autocast
 from clip_vl.engine.random import seed_step
 from clip_vl.engine.signals import StopRequest
@@ -138,7 +138,7 @@ def extract(tower, writer, dataset, batches, stop, device, args):
     loader = build_loader(dataset, 0, batches, args, device)
     for batch in dist.progress(loader, "features", args.tqdm):
         for reason in batch["damaged"]:
-            print(f"warning: {reason}; left out", flush=True)
+            print(printable(f"warning: {reason}; left out"), flush=True)
         damaged += len(batch["damaged"])
         if not batch["places"]:
             continue

@@ -36,7 +36,7 @@ import torch
 from clip_vl.datasets.classes import open_class_set, open_training, training_rows
 from clip_vl.datasets.classes_features import image_features
 from clip_vl.engine import dist
-from clip_vl.engine.errors import UserError
+from clip_vl.engine.errors import UserError, printable
 from clip_vl.engine.evaluation_run import EvaluationRun
 from clip_vl.evaluation.class_gallery import class_gallery, sample_rows
 from clip_vl.evaluation.class_scores import class_scores, headline_score, top_ties
@@ -149,7 +149,7 @@ def results(args, test, scores, protocol):
     result = {"task": "linear_probe", "dataset": args.dataset, "split": args.test_split, "checkpoint": args.load,
               **found, "protocol": protocol}  # fmt: skip
     name = next(iter(found))
-    print(f"{test.title}: {name} {found[name]:.2f} of {len(test):,} images", flush=True)
+    print(f"{printable(test.title)}: {name} {found[name]:.2f} of {len(test):,} images", flush=True)
     return sample_rows(test, scores), result, class_gallery(test, scores, args.gallery, args.seed)
 
 

@@ -65,7 +65,7 @@ from clip_vl.datasets.store import store_path, write_images
 from clip_vl.datasets.tasks import TASKS
 from clip_vl.datasets.text import load_tokenizer
 from clip_vl.engine import dist
-from clip_vl.engine.errors import DataError, Interrupted, UserError
+from clip_vl.engine.errors import DataError, Interrupted, UserError, printable
 from clip_vl.evaluation.vqa_score import normalise, soft_scores
 from clip_vl.models.weights import OPENAI_SHA256
 
@@ -105,7 +105,8 @@ def unnest_images(root, need):
         if moved:
             print(f"{name}: {moved:,} images moved out of nested folders")
         if kept:
-            print(f"{name}: {len(kept):,} images stay nested, since other files have their names, such as {kept[0]}")
+            first = printable(kept[0])
+            print(f"{name}: {len(kept):,} images stay nested, since other files have their names, such as {first}")
 
 
 def report_parts(root, need):
@@ -173,7 +174,7 @@ def report_annotations(root, usable, args):
             print(f"  {part.path:36} {entries:,} entries, {absent:,} without image{first}")
             is_faulty = not entries or absent > args.tolerance * entries
         except DataError as error:
-            print(f"  {error}")
+            print(f"  {printable(error)}")
             is_faulty = True
         if is_faulty:
             faulty.append(part.path)
@@ -220,7 +221,7 @@ def record_images(root, args):
             new, unreadable = record_digests(path, root, names, args.num_workers, bar.update)
         print(f"{path} has the digests of {len(names) - len(unreadable):,} images, {new:,} of them new")
         for name, reason in [*unreadable.items()][:10]:
-            print(f"  left out: {root / name} cannot be read: {reason}")
+            print(printable(f"  left out: {root / name} cannot be read: {reason}"))
 
 
 def build_stores(root, args):
@@ -244,7 +245,7 @@ def build_store(root, collection, args):
                                advance=bar.update)  # fmt: skip
     print(f"{target} holds {len(paths) - len(damaged):,} of {len(paths):,} images")
     for error in damaged[:10]:
-        print(f"  left out: {error}")
+        print(f"  left out: {printable(error)}")
     if len(damaged) > args.tolerance * len(paths):
         raise DataError(f"{len(damaged):,} of {len(paths):,} images are damaged; --tolerance is {args.tolerance}")
 

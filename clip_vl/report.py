@@ -21,7 +21,8 @@ class ReportFlags:
 FLAGS = parse(ReportFlags, __doc__) if __name__ == "__main__" else None
 
 
-from clip_vl.engine.errors import UserError, run_alone
+from clip_vl.engine.errors import UserError, printable, run_alone
+from clip_vl.engine.json_files import is_number
 from clip_vl.engine.report import read_run, write_report
 
 
@@ -36,9 +37,11 @@ def comparison_table(runs):
         interval = "" if score["low"] is None else f"{score['low']:.2f} to {score['high']:.2f}"
         n = "" if score["n"] is None else f"{score['n']:,}"
         lines.append((run["name"], str(run["result"].get("split", "")), f"{score['value']:.2f}", interval, n))
-    majority = [run["result"]["majority_accuracy"] for run in runs if "majority_accuracy" in run["result"]]
+    majority = [run["result"].get("majority_accuracy") for run in runs]
+    majority = [value for value in majority if is_number(value)]
     if majority:
         lines.insert(1, ("majority answer", lines[1][1], f"{majority[0]:.2f}", "", lines[1][4]))
+    lines = [tuple(map(printable, line)) for line in lines]
     widths = [max(len(line[column]) for line in lines) for column in range(5)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
 
@@ -50,7 +53,7 @@ def main(args):
         page = write_report(folder)
     if len(args.runs) > 1:
         print("\n".join(comparison_table([read_run(folder) for folder in args.runs])))
-    print(f"report: {page}")
+    print(f"report: {printable(page)}")
 
 
 if __name__ == "__main__":

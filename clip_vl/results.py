@@ -23,12 +23,12 @@ FLAGS = parse(ResultsFlags, __doc__) if __name__ == "__main__" else None
 
 import csv
 import io
-import json
 import sys
 from pathlib import Path
 
-from clip_vl.engine.errors import UserError, run_alone
+from clip_vl.engine.errors import DataError, UserError, printable, run_alone
 from clip_vl.engine.files import atomic_json, atomic_write
+from clip_vl.engine.json_files import read_object
 from clip_vl.engine.report import headline, score_groups
 
 HEAD = ("run", "program", "split", "metric", "score", "95 % interval", "n")
@@ -37,21 +37,24 @@ LONG = ("run", "program", "split", "checkpoint", "group", "metric", "value", "lo
 
 def find_results(folders):
     """[(name of the run, content)] of every result.json and result_<split>.json below the folders, by name."""
-    found = {}
+    found, left_out = {}, 0
     for folder in map(Path, folders):
         if not folder.is_dir():
             raise UserError(f"{folder} is not a folder; name one that holds runs, such as snap")
         for path in (*folder.rglob("result.json"), *folder.rglob("result_*.json")):
             name = path.parent.relative_to(folder) if path.parent != folder else Path(folder.resolve().name)
             try:
-                content = json.loads(path.read_bytes())
-                if not isinstance(content, dict):
-                    raise ValueError("it holds no JSON object")
-            except (OSError, ValueError) as error:
-                print(f"warning: {path} is left out: {error}", file=sys.stderr)
+                content = read_object(path)
+            except DataError as error:
+                print(printable(f"warning: left out: {error}"), file=sys.stderr)
+                left_out += 1
+                continue
+            if content is None:  # it has just been removed
                 continue
             key = str(name) if path.stem == "result" else f"{name} ({path.stem.removeprefix('result_')})"
             found[f"{folder}/{key}" if key in found else key] = content
+    if left_out and not found:
+        raise DataError(f"none of {left_out:,} results below {', '.join(map(str, folders))} can be read")
     return sorted(found.items())
 
 
@@ -108,16 +111,16 @@ def main(args):
     if not results:
         raise UserError(f"no result.json below {', '.join(folders)}: nothing has been run there to its end")
     rows = [HEAD, *summary(results)]
-    print(as_text(rows))
+    print(as_text([[printable(cell) for cell in row] for row in rows]))
     output = Path(args.output or folders[0])
     try:
         output.mkdir(parents=True, exist_ok=True)
-        atomic_write(output / "results.md", as_markdown(rows).encode())
-        atomic_write(output / "results.csv", as_csv(metrics(results)).encode())
+        atomic_write(output / "results.md", as_markdown(rows).encode(errors="backslashreplace"))
+        atomic_write(output / "results.csv", as_csv(metrics(results)).encode(errors="backslashreplace"))
         atomic_json(output / "results.json", dict(results))
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error.strerror}") from None
-    print(f"{len(results)} results: {output}/results.md, .csv, .json")
+    print(f"{len(results)} results: {printable(output)}/results.md, .csv, .json")
 
 
 if __name__ == "__main__":

@@ -81,3 +81,28 @@ def test_bad_arguments_get_one_sentence(programs, runs, tmp_path):
                             ((runs[0], other), "no id in common"), ((*runs, "--at", "0"), "at least 1")):  # fmt: skip
         with pytest.raises(UserError, match=sentence):
             programs.run_here("compare", *given)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"id": 1, "correct":' * 100_000,
+        '{"id": 1, "correct": 1e400}',
+        '{"id": 1, "correct": 1' + "0" * 400 + "}",
+        '{"id": 1, "correct": [1]}',
+        '{"id": 1, "correct": NaN}',
+        '{"id": 1, "rank": {}}',
+        "[]",
+    ],
+)
+def test_a_bomb_among_the_rows_is_one_sentence(programs, runs, line):
+    (runs[1] / "samples.jsonl").write_text(line + "\n")
+    with pytest.raises(DataError, match=r"samples\.jsonl") as refusal:
+        programs.run_here("compare", *runs)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_bomb_beside_the_rows_is_one_sentence(programs, runs):
+    (runs[1] / "args.json").write_text('{"args":' * 100_000)
+    with pytest.raises(DataError, match=r"args\.json is not JSON \(it is nested too deeply\)"):
+        programs.run_here("compare", *runs)

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
-from clip_vl.engine.report import write_report
+from clip_vl.engine.errors import DataError
+from clip_vl.engine.report import read_run, write_report
 from clip_vl.engine.run import Run
+from clip_vl.report import comparison_table
 
 HOSTILE = "<script>alert(1)</script>"
 CARD = {
@@ -82,3 +84,41 @@ def test_a_single_point_and_a_count_that_stays_zero_are_no_panels():
         {"step": 2, "valid_accuracy": 9.0}
     ]
     assert [panel["title"] for panel in panels_of(series_of(rows))] == ["Training loss", "Late"]
+
+
+DEEP = '{"a":' * 200_000
+ODD = ['"text"', "null", "true", "[]", "{}", "[1, {}]", "-5", "0", "5e-324", "1e308", "-1e308", "NaN", "Infinity",
+       r'"\ud800"']  # fmt: skip
+KEYS = {
+    "args.json": ["program", "name", "started", "resumed", "commit", "machine", "versions", "args"],
+    "log.jsonl": ["step", "epoch", "seconds", "samples", "loss", "lr"],
+    "result.json": ["accuracy", "accuracy_low", "accuracy_n", "split", "majority_accuracy", "a/b/c"],
+    "gallery.json": ["cards", "note", "confusion"],
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_a_bomb_in_a_run_folder_is_one_sentence(run_folder, name):
+    for text in (DEEP, '{"a": 1' + "0" * 400 + "}", '{"a": 1' + "0" * 9999 + "}", '{"a": 1e400}', "[]", "\xff"):
+        (run_folder / name).write_text(text, encoding="latin-1")
+        if name == "log.jsonl":  # lines that are no rows are passed over
+            assert "<html" in write_report(run_folder).read_text()
+            continue
+        with pytest.raises(DataError, match=name.replace(".", r"\.")) as refusal:
+            write_report(run_folder)
+        assert "\n" not in str(refusal.value) and len(str(refusal.value)) < 400
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_entries_of_any_type_make_a_page_or_one_sentence(run_folder, name):
+    """No value of an entry that the page shows leads to a traceback, there or in the table of several runs."""
+    whole = (run_folder / name).read_text()
+    for value in ODD:
+        entries = ", ".join(f'"{key}": {value}' for key in KEYS[name])
+        text = f"{whole.strip()[:-1]}, {entries}}}" if name != "log.jsonl" else whole + f"{{{entries}}}\n" * 2
+        (run_folder / name).write_text(text)
+        try:
+            write_report(run_folder)
+            comparison_table([read_run(run_folder)] * 2)
+        except DataError as error:
+            assert name == "gallery.json" and name in str(error)

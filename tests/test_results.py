@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from clip_vl.engine.errors import UserError
+from clip_vl.engine.errors import DataError, UserError
 
 
 def test_every_result_is_in_the_table_with_its_interval(programs, tmp_path):
@@ -38,3 +38,17 @@ def test_nothing_to_show_gets_one_sentence(programs, tmp_path):
         programs.run_here("results", tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         programs.run_here("results", tmp_path / "no")
+
+
+def test_bombs_are_left_out_and_foreign_names_are_printable(programs, tmp_path):
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "result.json").write_text('{"a":' * 200_000)
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "result.json").write_text('{"accuracy": 1' + "0" * 400 + "}")
+    with pytest.raises(DataError, match=r"none of 2 results below .* can be read"):
+        programs.run_here("results", tmp_path)
+    (tmp_path / "odd\x1b[2J").mkdir()
+    (tmp_path / "odd\x1b[2J" / "result.json").write_text(r'{"program": "\u001b]0;", "split": "\ud800", "accuracy": 50}')
+    printed = programs.run("results", tmp_path)
+    assert "\x1b" not in printed.stdout + printed.stderr and r"odd\x1b[2J" in printed.stdout
+    assert json.loads((tmp_path / "results.json").read_text())["odd\x1b[2J"]["split"] == "\ud800"

@@ -22,7 +22,7 @@ from clip_vl.datasets.images import (
 from clip_vl.datasets.samplers import EvalBatches, TrainBatches, aspect_groups
 from clip_vl.datasets.store import ImageLMDB, store_path
 from clip_vl.engine import dist
-from clip_vl.engine.errors import DataError
+from clip_vl.engine.errors import DataError, printable
 from clip_vl.engine.signals import ignore_in_worker
 
 
@@ -242,7 +242,7 @@ class DamageCount:
         for image_id, sentence in damaged:
             if image_id not in self.names:
                 self.names.add(image_id)
-                print(f"warning: {sentence}; {self.consequence}", flush=True)
+                print(printable(f"warning: {sentence}; {self.consequence}"), flush=True)
         if len(self.names) > self.tolerated * self.total:
             raise DataError(
                 f"{len(self.names)} of {self.total} images are missing or damaged, more than --max_damaged "

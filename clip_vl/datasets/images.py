@@ -37,6 +37,9 @@ class DamagedImage(DataError):
     def __str__(self):
         return f"{self.path}: {self.reason}"
 
+    def lines(self):
+        return (str(self),)
+
 
 # ---- where images lie ----
 

@@ -21,7 +21,7 @@ def confusion_panel(gallery, path):
         if not all(0 <= c < len(classes) and 0 <= p < len(columns) for c, p in cells):
             raise ValueError("a cell lies outside of the matrix")
         return _panel(str(value["title"]), classes, columns, cells, same=not value["columns"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(
             f"{path}: the confusion matrix is not of the expected form ({type(error).__name__}: {error})."
         ) from error
@@ -45,7 +45,7 @@ def _panel(title, classes, columns, cells, same):
         "title": title,
         "columns": [columns[p] for p in across],
         "rows": rows,
-        "pairs": [(classes[c], columns[p], n, n / totals[c]) for (c, p), n in commonest],
+        "pairs": [(classes[c], columns[p], n, n / max(totals[c], 1)) for (c, p), n in commonest],
         "left_out": len(classes) - len(shown),
     }
 

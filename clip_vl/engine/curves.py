@@ -8,12 +8,15 @@ import math
 
 import numpy as np
 
+from clip_vl.engine.json_files import is_number
+
 BOX = 1000
 MAX_POINTS = 400  # per curve, after thinning
 MAX_LINES = 8  # per panel
 SMOOTH_FROM = 40  # curves with fewer points are drawn as measured, with their points
 VALIDATION = ("valid", "val", "eval", "minival", "test")
 PANELS = ("Training loss", "Validation loss", "Validation score", "Learning rate", "Throughput")  # first, in this order
+LARGEST = 1e100  # numbers beyond are not drawn: their differences overflow
 POSITIONS = ("step", "epoch", "samples")  # where a row stands, not what was measured
 COMPANIONS = ("_n", "_low", "_high")  # count and interval that stand beside a score
 
@@ -27,9 +30,9 @@ def series_of(rows):
     for row in rows:
         previous, step = step, _number(row.get("step"), step)
         values = {name: value for name, value in row.items() if _is_curve(name, row)}
-        if row.get("seconds"):
-            work = row.get("samples") or step - previous
-            values["samples per second" if row.get("samples") else "steps per second"] = work / row["seconds"]
+        if seconds := _number(row.get("seconds")):
+            samples = _number(row.get("samples"))
+            values["samples per second" if samples else "steps per second"] = (samples or step - previous) / seconds
         for name, value in values.items():
             if value is None or _number(value) is not None:
                 points.setdefault(name, []).append((step, math.nan if value is None else value))
@@ -74,6 +77,8 @@ def draw(title, lines):
 
 def ticks(low, high, about=5):
     """Round numbers from low to high, at most about twice `about` of them."""
+    if (high - low) / about < 1 / LARGEST:
+        return [low]
     size = 10.0 ** math.floor(math.log10((high - low) / about))
     size *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (size * factor) <= about + 1)
     first, last = math.ceil(low / size - 1e-9), math.floor(high / size + 1e-9)
@@ -93,7 +98,7 @@ def compact(value):
 
 
 def _number(value, otherwise=None):
-    return value if isinstance(value, int | float) and not isinstance(value, bool) else otherwise
+    return value if is_number(value) and abs(value) < LARGEST else otherwise
 
 
 def _is_curve(name, row):

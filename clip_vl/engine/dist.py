@@ -16,7 +16,7 @@ import torch
 import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from clip_vl.engine.errors import ProgramError, claim_exit_file
+from clip_vl.engine.errors import ProgramError, claim_exit_file, printable
 
 PEER_FAILURE = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out waiting", "Socket closed")
 
@@ -47,7 +47,7 @@ def setup():
 
 def print0(*values):
     if rank() == 0:
-        print(*values, flush=True)
+        print(*(printable(value, keep="\n\t") for value in values), flush=True)
 
 
 def progress(batches, description, wanted):
@@ -193,7 +193,7 @@ def run_program(main, args):
     except Exception as second:  # two children died at once: the loader's handler raised on the way out as well
         error = second
     if isinstance(error, ProgramError):
-        _leave(error.exit_code, str(error))
+        _leave(error.exit_code, error.printed())
     if error is not None:
         if world_size() > 1 and _is_peer_failure(error):
             time.sleep(3)  # let the rank that failed first speak first
@@ -222,7 +222,7 @@ def _is_peer_failure(error):
 
 
 def _last_line(error):
-    return (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return printable((str(error).strip() or type(error).__name__).split("\n")[-1])
 
 
 def _leave(code, sentence, quiet=False):

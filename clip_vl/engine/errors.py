@@ -2,13 +2,45 @@
 
 import os
 import sys
+import unicodedata
 from pathlib import Path
 
 
+JOINERS = "\u200c\u200d"  # parts of words and of emoji
+
+
+def printable(value, keep=""):
+    """The text of a foreign name, safe on a terminal and in a log, with everything that is no sign as an escape.
+
+    Escapes stand for control characters, new lines, signs that change the direction or hide, and half surrogate pairs.
+    keep: characters that stay, such as "\\n" of a whole message
+    """
+    return "".join(c if c in keep or _is_sign(c) else ascii(c)[1:-1] for c in str(value))
+
+
+def _is_sign(character):
+    if character.isprintable() or character in JOINERS:
+        return True
+    return unicodedata.category(character) in ("Zs", "Cn", "Co")
+
+
 class ProgramError(Exception):
-    """An expected failure: its message is the one sentence the user reads, without a traceback."""
+    """An expected failure: its message is the one sentence the user reads, without a traceback.
+
+    Further arguments are lines below it, such as a table's.
+    """
 
     exit_code = 1
+
+    def __str__(self):
+        return "\n".join(map(str, self.args))
+
+    def lines(self):
+        return self.args
+
+    def printed(self):
+        """The message as it may be printed: names in it come from files of others."""
+        return "\n".join(map(printable, self.lines()))
 
 
 class UserError(ProgramError):
@@ -42,7 +74,7 @@ def run_alone(main, args):
     try:
         main(args)
     except ProgramError as error:
-        print(error, file=sys.stderr)
+        print(error.printed(), file=sys.stderr)
         sys.exit(error.exit_code)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, Interrupted, UserError
 from clip_vl.engine.files import atomic_file, atomic_json, atomic_write
+from clip_vl.engine.json_files import read_object
 from clip_vl.engine.report import write_report
 from clip_vl.engine.run import NOT_INPUTS, Run, finite
 from clip_vl.engine.signals import StopRequest
@@ -63,11 +64,11 @@ class EvaluationRun:
     def _before(self):
         for path in (self.folder / "result.json", self.work / "inputs.json"):
             try:
-                return json.loads(path.read_bytes()).get("inputs", "")
-            except FileNotFoundError:
-                continue
-            except (ValueError, AttributeError) as error:
-                raise DataError(f"{path} is damaged ({error}): pass --overwrite") from None
+                found = read_object(path)
+            except DataError as error:
+                raise DataError(f"{error} Pass --overwrite to replace it") from None
+            if found is not None:
+                return str(found.get("inputs", ""))
         return None
 
     def in_parts(self, name, count, compute):

@@ -59,5 +59,5 @@ def atomic_write(path, data, durable=True):
 
 
 def atomic_json(path, value):
-    """Write `value` as indented UTF-8 JSON."""
-    atomic_write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    """Write `value` as indented UTF-8 JSON; half a surrogate pair stays what it was, an escape."""
+    atomic_write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))

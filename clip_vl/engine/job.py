@@ -4,7 +4,7 @@ import time
 from dataclasses import asdict
 
 from clip_vl.engine import dist
-from clip_vl.engine.errors import Interrupted
+from clip_vl.engine.errors import Interrupted, printable
 from clip_vl.engine.files import atomic_json
 from clip_vl.engine.meters import Meters
 from clip_vl.engine.resume import restore_training, save_training
@@ -56,7 +56,7 @@ class Job:
         norm, (stop,) = self.updater.step(int(bool(self.stop)))
         if norm is None:
             skipped = f"update {self.updater.update} skipped: loss or gradient not finite"
-            print(f"warning: {skipped}; samples {names()}...", flush=True)
+            print(printable(f"warning: {skipped}; samples {names()}..."), flush=True)
         return stop
 
     def save(self, **position):

@@ -4,7 +4,6 @@ Everything on it comes from files that may hold foreign text (answers, questions
 all of it, pictures are checked to be base64 of an image type, and the page's own policy forbids any request.
 """
 
-import json
 import re
 from datetime import datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from clip_vl.engine.confusion import confusion_panel
 from clip_vl.engine.curves import COMPANIONS, compact, panels_of, series_of
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_write
+from clip_vl.engine.json_files import is_number, parse_json, read_bounded, read_object
 
 PICTURE = re.compile(r"data:image/(jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
 NOT_SCORES = ("step", "epoch", "update", "n")
@@ -25,7 +25,7 @@ def write_report(folder):
     raises:  UserError if `folder` holds no run, DataError naming a file of the wrong form
     """
     run = read_run(folder)
-    gallery = _read_json(run["folder"] / "gallery.json") or {}
+    gallery = read_object(run["folder"] / "gallery.json") or {}
     page = _render(
         "report.html",
         run=run,
@@ -42,11 +42,12 @@ def write_report(folder):
 def read_run(folder):
     """What a run left: dict of folder, name, args (the record), result, headline, series, rows and seconds."""
     folder = Path(folder)
-    record = _read_json(folder / "args.json")
+    record = read_object(folder / "args.json")
     if record is None:
         raise UserError(f"{folder} holds no run: there is no args.json in it.")
+    record = _of_form(record)
     rows = _read_rows(folder / "log.jsonl")
-    result = _read_json(folder / "result.json") or {}
+    result = read_object(folder / "result.json") or {}
     return {
         "folder": folder,
         "name": str(record.get("name") or folder.name),
@@ -55,8 +56,24 @@ def read_run(folder):
         "series": series_of(rows),
         "result": result,
         "headline": headline(result),
-        "seconds": sum(row["seconds"] for row in rows if isinstance(row.get("seconds"), int | float)),
+        "seconds": sum(row["seconds"] for row in rows if is_number(row.get("seconds"))),
     }
+
+
+def _of_form(record):
+    """args.json with every entry that the page shows in its type, whatever the file holds."""
+    resumed = record.get("resumed") if isinstance(record.get("resumed"), list) else []
+    resumed = [entry for entry in resumed if isinstance(entry, dict)]
+    entries = {name: record.get(name) if isinstance(record.get(name), dict) else {}
+               for name in ("args", "machine", "versions")}  # fmt: skip
+    return record | entries | {
+        "program": str(record.get("program") or ""),
+        "resumed": [{"at": str(entry.get("at")), "changed": _texts(entry.get("changed"))} for entry in resumed],
+    }  # fmt: skip
+
+
+def _texts(values):
+    return [str(value) for value in values] if isinstance(values, list) else []
 
 
 def headline(result):
@@ -73,15 +90,21 @@ def score_groups(result):
     groups = {}
     for key, value in result.items():
         base = next((key.removesuffix(end) for end in COMPANIONS if key.endswith(end)), None)
-        if not isinstance(value, int | float) or isinstance(value, bool) or key in NOT_SCORES or base in result:
+        if not is_number(value) or key in NOT_SCORES or base in result:
             continue
         metric, *rest = key.split("/", 2)
         title = f"{metric} by {rest[0]}".replace("_", " ").capitalize() if len(rest) == 2 else "Overall"
         row = {"label": rest[1] if len(rest) == 2 else key.replace("_", " "), "value": value}
-        row |= {end[1:]: result.get(key + end) for end in COMPANIONS}
+        row |= {end[1:]: _companion(result, key + end) for end in COMPANIONS}
+        if None in (row["low"], row["high"]):
+            row |= {"low": None, "high": None}
         groups.setdefault(title, []).append(row)
     ordered = sorted(groups, key=lambda title: title != "Overall")
     return [{"title": title, "rows": groups[title]} for title in ordered]
+
+
+def _companion(result, key):
+    return result[key] if is_number(result.get(key)) else None
 
 
 def duration(seconds):
@@ -103,16 +126,14 @@ def duration(seconds):
 def _facts(run):
     """(name, value) pairs for the page's head; what is not known is left out."""
     record, result, rows = run["record"], run["result"], run["rows"]
-    machine = record.get("machine") or {}
-    processes = machine.get("processes") or 1
+    machine = record["machine"]
+    processes = machine["processes"] if is_number(machine.get("processes")) else 1
     commit = str(record.get("commit") or "")
-    resumed = len(record.get("resumed") or [])
-    last = {
-        name: value for row in rows for name, value in row.items() if name in ("step", "epoch") and value is not None
-    }
+    resumed = len(record["resumed"])
+    last = {name: row[name] for row in rows for name in row if name in ("step", "epoch") and is_number(row[name])}
     facts = {
         "started": _date(record.get("started")),
-        "training time": duration(run["seconds"]) if run["seconds"] else "",
+        "training time": duration(run["seconds"]) if 0 < run["seconds"] < 1e12 else "",
         "device": f"{machine.get('device', '')}{f' × {processes}' if processes > 1 else ''}",
         "commit": commit[:10] + (" + local changes" if commit.endswith("-dirty") else ""),
         "last row": ", ".join(f"{name} {value:,}" for name, value in last.items()),
@@ -134,7 +155,7 @@ def _cards(gallery, path):
     """Checked gallery cards: strings are strings, numbers numbers, and a picture is a picture."""
     try:
         return [_card(card) for card in gallery.get("cards", [])]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DataError(f"{path}: a card is not of the expected form ({type(error).__name__}: {error}).") from error
 
 
@@ -156,25 +177,12 @@ def _card(card):
 # ---- files
 
 
-def _read_json(path):
-    """The JSON object in a file, or None if there is no such file."""
-    try:
-        value = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error}).") from error
-    if not isinstance(value, dict):
-        raise DataError(f"{path} should hold a JSON object, not a {type(value).__name__}.")
-    return value
-
-
 def _read_rows(path):
     """The rows of a log; lines that are not rows (a run may be writing the last one right now) are passed over."""
     rows = []
-    for line in path.read_bytes().splitlines() if path.exists() else ():
+    for line in (read_bounded(path) or b"").split(b"\n"):
         try:
-            rows.append(json.loads(line))
+            rows.append(parse_json(line))
         except ValueError:
             continue
     return [row for row in rows if isinstance(row, dict)]
@@ -196,7 +204,7 @@ def _render(template, **values):
 
 def _write(path, page):
     try:
-        atomic_write(path, page.encode())
+        atomic_write(path, page.encode(errors="backslashreplace"))  # half a surrogate pair, from a JSON escape
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror}.") from error
     return path

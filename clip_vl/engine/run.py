@@ -20,8 +20,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from clip_vl.engine.errors import UserError
+from clip_vl.engine.errors import DataError, UserError, printable
 from clip_vl.engine.files import TEMPORARY, atomic_json, atomic_write
+from clip_vl.engine.json_files import parse_json, read_object
 
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "lmdb")
 NOT_INPUTS = ("output", "num_workers", "tqdm", "overwrite", "saliency")  # flags that change no number of an evaluation
@@ -113,7 +114,7 @@ class Run:
             print(f"Warning: {self._file.name} has lost rows since that checkpoint; they stay lost.", flush=True)
         kept = content[: content.rfind(b"\n", 0, position) + 1]
         self._file.truncate(len(kept))
-        self._tensorboard.rewrite(json.loads(line) for line in kept.splitlines())
+        self._tensorboard.rewrite(parse_json(line) for line in kept.splitlines())
 
     def write_result(self, **values):
         """Write result.json: task, split, checkpoint, and metrics under the names the papers use."""
@@ -189,9 +190,20 @@ def _describe(program, name, args, device, before):
         "args": _jsonable(args),
     }  # fmt: skip
     if before:
-        change = {"at": record["started"], "changed": changed_flags(before.get("args", {}), args)}
-        record |= {"started": before.get("started", record["started"]), "resumed": [*before.get("resumed", []), change]}
+        known = {name: before.get(name) for name, kind in (("args", dict), ("resumed", list), ("started", str))
+                 if isinstance(before.get(name), kind)}  # fmt: skip
+        change = {"at": record["started"], "changed": changed_flags(known.get("args", {}), args)}
+        record |= {"started": _time(known.get("started"), record["started"])}
+        record |= {"resumed": [*known.get("resumed", []), change]}
     return record
+
+
+def _time(text, otherwise):
+    """A time as `_now` writes it, if it is one."""
+    try:
+        return datetime.datetime.fromisoformat(text).isoformat(timespec="seconds")
+    except (TypeError, ValueError):
+        return otherwise
 
 
 def _git_commit():
@@ -241,11 +253,8 @@ def _lock_or_refuse(folder):
 def _read_args(folder):
     """The args.json of an earlier run; None without one, {} if it cannot be read."""
     try:
-        record = json.loads((folder / "args.json").read_bytes())
-        return record if isinstance(record, dict) else {}
-    except FileNotFoundError:
-        return None
-    except ValueError:
+        return read_object(folder / "args.json")
+    except DataError:
         return {}
 
 
@@ -276,7 +285,7 @@ def _jsonable(args):
 
 def _console_line(row):
     texts = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()}
-    return "  ".join(f"{name} {'not finite' if value is None else value}" for name, value in texts.items())
+    return printable("  ".join(f"{name} {'not finite' if value is None else value}" for name, value in texts.items()))
 
 
 def _now():

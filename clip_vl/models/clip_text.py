@@ -241,7 +241,7 @@ def load_text_weights(model, path, source, new=()):
     scale = state.pop("logit_scale", None)
     table = load_weights(model, text_state(state), new=new, allow_partial=True, source=source)
     if table:
-        raise UserError(f"{source} does not fit:\n{table}")
+        raise UserError(f"{source} does not fit:", *table.split("\n"))
     return None if scale is None else float(scale)
 
 

@@ -103,7 +103,7 @@ def _load(model, path, pooler):
     ignore = ("cls.", "lm_head.", *(() if pooler == "cls" else ("pooler.",)))
     table = load_weights(model, state, ignore=ignore, allow_partial=True, source=path)
     if table:
-        raise UserError(f"{path} does not fit the text tower:\n{table}")
+        raise UserError(f"{path} does not fit the text tower:", *table.split("\n"))
 
 
 class HuggingFaceTower(nn.Module):

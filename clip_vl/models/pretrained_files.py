@@ -64,4 +64,4 @@ def load_tower(model, state, source, ignore=()):
     counters = {key: torch.tensor(0) for key in model.state_dict() if key.endswith("num_batches_tracked")}
     table = load_weights(model, counters | state, ignore=ignore, allow_partial=True, source=source)
     if table:
-        raise UserError(f"{source} does not fit:\n{table}")
+        raise UserError(f"{source} does not fit:", *table.split("\n"))

@@ -97,7 +97,7 @@ def load_weights(model, state, *, new=(), ignore=(), allow_partial=False, source
     required = [key for key in own if not key.startswith(tuple(new))]
     table = mismatch_table(state, own, required)
     if table and not allow_partial:
-        raise UserError(f"{source} does not fit the model (--allow_partial loads what does):\n{table}")
+        raise UserError(f"{source} does not fit the model (--allow_partial loads what does):", *table.split("\n"))
     model.load_state_dict(fitting, strict=False)
     return table
 
