@@ -20,7 +20,8 @@ from clip_vl.models.weights import load_weights
 
 OTHER_HEADS = ("answer_head.", "obj_predict_head.")  # of pre-training, not needed to judge pairs
 MATCHED = 1  # of the two classes of the matching head
-OF_SCORES = ("image_size_min", "image_size_max", "max_length", "mask_padding", "use_max_pooling")  # beside weights
+OF_SCORES = ("image_size_min", "image_size_max", "max_length", "mask_padding", "use_max_pooling",
+             "pooler_tanh")  # beside weights  # fmt: skip
 
 
 class FusedScorer(nn.Module):
