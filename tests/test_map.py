@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,43 @@ def test_every_flag_of_every_recipe_exists(path):
     parser = _build_parser(cls, "doc")
     for name in flags_of_script(path) + flags_of_script(script):
         assert _complete([name], parser), name
+
+
+PACKAGES = {"PIL": "pillow", "sklearn": "scikit-learn", "faiss": "faiss-cpu", "open_clip": "open-clip-torch",
+            "open_clip_train": "open-clip-torch", "yaml": "pyyaml"}  # fmt: skip
+NEVER_NEEDED = {"apex"}  # --apex uses it where it is installed
+OUTSIDE = {"adapters", "clip_benchmark"}  # one script makes golden files and one benchmark compares, as their heads say
+
+
+def packages(folder):
+    """What the files of a folder import beside the standard library and the repository, as pip spells it."""
+    files = sorted((ROOT / folder).rglob("*.py"))
+    ours = {"clip_vl"} | {path.stem for path in files}
+    found = set()
+    for node in (node for path in files for node in ast.walk(ast.parse(path.read_text()))):
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            found.add(node.module.partition(".")[0])
+        found |= {alias.name.partition(".")[0] for alias in node.names} if isinstance(node, ast.Import) else set()
+    found -= set(sys.stdlib_module_names) | ours | NEVER_NEEDED | OUTSIDE
+    return {PACKAGES.get(name, name.replace("_", "-")) for name in found}
+
+
+def pinned(path):
+    lines = [line for line in (ROOT / path).read_text().splitlines() if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w-]+==[\w.]+", line) for line in lines), f"{path} pins every package"
+    return {line.partition("==")[0] for line in lines}
+
+
+def test_every_import_is_named_in_the_requirements():
+    needed = packages("clip_vl")
+    assert needed <= pinned("requirements.txt")
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert pinned("requirements.txt") == {re.match(r"[\w-]+", line)[0] for line in declared}
+    benchmarks = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    beside = packages("tests") | packages("benchmarks")
+    assert {name for name in beside if name.replace("-", "_") not in benchmarks} <= pinned("requirements.txt") | pinned(
+        "tests/requirements.txt"
+    )
 
 
 @pytest.mark.parametrize("program", sorted(PROGRAMS))
