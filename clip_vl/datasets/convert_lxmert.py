@@ -12,13 +12,13 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clip_vl.datasets.answers import normalise_answer
+from clip_vl.datasets.coco import coco_captions
 from clip_vl.datasets.json_stream import iterate_json_list, iterate_json_object
 from clip_vl.datasets.official import (
     coco_image_id,
     expected_form,
     minival_rule,
     official_path,
-    read_official,
     write_list,
 )
 from clip_vl.engine.errors import DataError
@@ -75,8 +75,8 @@ def _add_captions(images, root):
     for split in ("train2014", "val2014"):
         path = official_path(root, f"captions_{split}")
         with expected_form(path):
-            for caption in read_official(path)["annotations"]:
-                _add(images, coco_image_id(split, caption["image_id"]), "mscoco", caption["caption"])
+            for number, caption in coco_captions(path):
+                _add(images, coco_image_id(split, number), "mscoco", caption)
 
 
 def _coco_names(images, root):
