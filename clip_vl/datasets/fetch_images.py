@@ -27,6 +27,10 @@ PAUSE = 0.5  # seconds between two requests to a host
 REDIRECTIONS = 3
 PORTS = {"http": 80, "https": 443}
 FAILURES = "failures.jsonl"
+# IPv4-mapped, IPv4-translated (RFC 2765), IPv4-compatible, NAT64 (RFC 6052): the last 32 bits are an IPv4 address.
+CARRIERS = [ipaddress.ip_network(net) for net in ("::ffff:0:0/96", "::ffff:0:0:0/96", "::/96", "64:ff9b::/96")]
+NAT64_LOCAL = ipaddress.ip_network("64:ff9b:1::/48")  # RFC 8215: a network's own translation
+ISATAP = (0x00005EFE, 0x02005EFE)  # the interface's upper 32 bits (RFC 5214)
 
 
 class Refused(Exception):
@@ -34,15 +38,23 @@ class Refused(Exception):
 
 
 def is_public(address):
-    """Whether an IP address is one of the open internet: not of this machine, a local network, or a special use."""
+    """Whether an IP address is one of the open internet: not of this machine, a local network, or a special use.
+
+    An IPv6 address that carries an IPv4 one (NAT64, 6to4, Teredo, mapped ...) leads there: both must be public.
+    """
     ip = ipaddress.ip_address(address)
-    ip = getattr(ip, "ipv4_mapped", None) or ip
-    embedded = [ip] + [part for name in ("sixtofour", "teredo") for part in _parts(getattr(ip, name, None))]
-    return all(part.is_global and not part.is_multicast for part in embedded)
+    if ip.version == 6:
+        last = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if any(ip in network for network in CARRIERS):
+            return _is_open(last)
+        carried = [ip.sixtofour, *(ip.teredo or ()), last if (int(ip) >> 32) & 0xFFFFFFFF in ISATAP else None]
+        if ip.is_site_local or ip in NAT64_LOCAL or not all(_is_open(part) for part in carried if part):
+            return False
+    return _is_open(ip)
 
 
-def _parts(value):
-    return [] if value is None else list(value) if isinstance(value, tuple) else [value]
+def _is_open(ip):
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
 def checked_address(url, allowed=is_public, ports=PORTS):
@@ -94,27 +106,39 @@ def _request(checked, max_bytes, end):
     scheme, host, port, address, path = checked
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
     left = max(end - time.monotonic(), 0.1)
-    connection.sock = plain = socket.create_connection((address, port), timeout=min(TIMEOUT, left))
-    alarm = threading.Timer(left, _hang_up, (plain,))  # a server that sends a byte now and then never times out
-    alarm.start()
+    sock = socket.create_connection((address, port), timeout=min(TIMEOUT, left))
+    alarm = None
     try:
+        if scheme == "https":  # wrapping takes the descriptor over: the alarm must know the new socket
+            context = ssl.create_default_context()
+            sock = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
+        left = max(end - time.monotonic(), 0.1)
+        alarm = threading.Timer(left, _hang_up, (sock,))  # a server that sends a byte now and then never times out
+        alarm.start()
         if scheme == "https":
-            connection.sock = ssl.create_default_context().wrap_socket(connection.sock, server_hostname=host)
+            sock.do_handshake()
+        connection.sock = sock
         connection.request("GET", path, headers={"User-Agent": AGENT, "Accept": "image/*", "Connection": "close"})
         response = connection.getresponse()
         if response.status in (301, 302, 303, 307, 308):
             return None, response.getheader("Location") or ""
         if response.status != 200:
             raise Refused(f"the server answers {response.status}")
-        return _body(response, max_bytes), None
+        body = _body(response, max_bytes)
+        if time.monotonic() >= end:  # the alarm ended it, and without a length it looks whole
+            raise Refused("not there within the time limit")
+        return body, None
     finally:
-        alarm.cancel()
+        if alarm:
+            alarm.cancel()
+        sock.close()
         connection.close()
 
 
 def _hang_up(sock):
+    """Whoever waits for the socket, in a handshake or for bytes, finds it closed."""
     with contextlib.suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # of the plain socket: TLS would first say goodbye
 
 
 def _body(response, max_bytes):

@@ -1,8 +1,10 @@
 """Downloads: only from the open internet, bounded, resumable; against a local server that misbehaves in known ways."""
 
+import contextlib
 import http.server
 import io
 import json
+import socket
 import threading
 import time
 
@@ -82,12 +84,33 @@ def test_an_image_comes_also_through_a_redirection(server):
 )  # fmt: skip
 def test_what_is_wrong_is_said(server, path, why):
     began = time.monotonic()
-    if path == "/drip":  # a byte now and then: the deadline ends it, and what came is no image
-        assert len(fetch(server + path, deadline=0.3, **HERE)) < 20
+    if path == "/drip":  # a byte now and then, and no length that says how many: the deadline ends it
+        with pytest.raises(Refused, match="not there within the time limit"):
+            fetch(server + path, deadline=0.3, **HERE)
     else:
         with pytest.raises(Refused, match=why):
             fetch(server + path, max_bytes=2000, **HERE)
     assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("sent", [b"", b"\x16\x03\x03\x40\x00"])
+def test_the_deadline_holds_in_a_tls_handshake(sent):
+    """A server that accepts, and then never finishes the handshake: silent, or a byte of a record now and then."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip():
+            connection, _ = listening.accept()
+            with contextlib.suppress(OSError), connection:
+                connection.sendall(sent)
+                for _ in range(100):
+                    time.sleep(0.05)
+                    connection.sendall(b"\x00" if sent else b"")
+
+        threading.Thread(target=drip, daemon=True).start()
+        began = time.monotonic()
+        with pytest.raises(Refused, match="no answer"):
+            fetch(f"https://127.0.0.1:{listening.getsockname()[1]}/a.jpg", deadline=0.3, **HERE)
+        assert time.monotonic() - began < 2
 
 
 @pytest.mark.parametrize(
@@ -97,7 +120,12 @@ def test_what_is_wrong_is_said(server, path, why):
      "http://0x7f.1/", "http://100.64.0.1/", "http://224.0.0.1/", "file:///etc/passwd", "ftp://93.184.216.34/",
      "http://user:pw@93.184.216.34/", "http://93.184.216.34:22/", "http://93.184.216.34:99999/", "http://", "", "x",
      "gopher://93.184.216.34/", "http://93.184.216.34/a b", "http://93.184.216.34/\r\nHost: x", "http://[::1",
-     "http://[2002:7f00:1::]/", "http://no-such-host.invalid/"],
+     "http://[2002:7f00:1::]/", "http://[64:ff9b::a00:1]/", "http://[64:ff9b::169.254.169.254]/",
+     "http://[64:ff9b:1::5db8:d822]/", "http://[fec0::1]/", "http://[feff::1]/", "http://[::10.0.0.1]/",
+     "http://[::192.168.1.1]/", "http://[::ffff:0:10.0.0.1]/", "http://[::ffff:a9fe:a9fe]/", "http://[::]/",
+     "http://[2002:c0a8:101::1]/", "http://[2001:0:4136:e378:8000:63bf:3fff:fdd2]/", "http://[fc00::1]/",
+     "http://[2606:4700::5efe:10.0.0.1]/", "http://[2606:4700::200:5efe:10.0.0.1]/", "http://240.0.0.1/",
+     "http://no-such-host.invalid/"],
 )  # fmt: skip
 def test_hostile_addresses_are_refused(url):
     with pytest.raises(Refused):
@@ -105,6 +133,7 @@ def test_hostile_addresses_are_refused(url):
 
 
 def test_a_public_address_is_connected_to_as_checked():
+    assert is_public("64:ff9b::93.184.216.34") and is_public("::ffff:93.184.216.34")  # of a network without IPv4
     assert is_public("93.184.216.34") and not is_public("127.0.0.1") and is_public("2606:4700::1111")
     checked = checked_address("https://93.184.216.34/a%20b?c=d")
     assert checked == ("https", "93.184.216.34", 443, "93.184.216.34", "/a%20b?c=d")
