@@ -10,7 +10,8 @@ import torch
 
 from clip_vl.datasets.class_set import ClassSet
 from clip_vl.datasets.classes_names import benchmark_key, metric_of
-from clip_vl.datasets.images import DamagedImage, to_rgb
+from clip_vl.datasets.images import DamagedImage
+from clip_vl.engine.colours import to_rgb
 from clip_vl.engine.errors import DataError, UserError
 
 SETS = ("CIFAR10", "CIFAR100", "Country211", "DTD", "FashionMNIST", "FER2013", "FGVCAircraft", "Flowers102", "Food101",

@@ -18,11 +18,11 @@ from PIL import Image
 
 from clip_vl.datasets.image_digests import LIST, DigestList
 from clip_vl.datasets.image_files import readable_formats
+from clip_vl.engine.colours import to_rgb
 from clip_vl.engine.errors import DataError, ProgramError
 
 COCO_FOLDERS = ("train2014", "val2014", "test2015")
 VG_FOLDER = "vg_raw_images/VG_100K"
-BITS_PER_SAMPLE = 258  # the TIFF tag
 MAX_PIXELS = 128 * 2**20  # 384 MiB of uint8 RGB: far above any photograph, far below a decompression bomb
 MAX_SCANNED = 20 * MAX_PIXELS  # pixels times scans of a JPEG, each of which libjpeg decodes over the whole image
 
@@ -159,25 +159,6 @@ def decode_image(data, name="image"):
             except RuntimeError:
                 pass  # most likely damaged: Pillow says in words how
         return torch.from_numpy(np.array(to_rgb(picture))).permute(2, 0, 1)
-
-
-def to_rgb(picture):
-    """A Pillow image of any mode -> one of mode RGB. Raises ValueError where the range of its values is not known.
-
-    Alpha is dropped before anything else is done with an image, so that a pixel keeps the colour that is stored for it
-    however transparent it is: no image is put on a background. Of 16-bit (and 12-bit) grey the upper 8 bits are kept.
-    """
-    if picture.mode == "F" or (picture.mode == "I" and picture.format == "TIFF"):
-        raise ValueError("its pixels are signed, of 32 bits or fractions; save it with 8 or 16 bits a channel")
-    if picture.mode.startswith("I"):  # Pillow's conversion would clip at 255
-        bits = picture.tag_v2.get(BITS_PER_SAMPLE, (16,))[0] if picture.format == "TIFF" else 16
-        picture = Image.fromarray((np.asarray(picture) >> (bits - 8)).astype(np.uint8))
-    if picture.mode == "La":
-        picture = picture.convert("LA")
-    if picture.mode == "P":
-        picture.load()
-        picture.info.pop("transparency", None)  # of which Pillow would warn that it drops it
-    return picture.convert("RGB")
 
 
 def _check_scans(data, pixels):

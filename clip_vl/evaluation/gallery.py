@@ -5,6 +5,7 @@ import io
 
 import numpy as np
 
+from clip_vl.engine.colours import to_rgb
 from clip_vl.engine.random import numpy_rng
 
 THUMBNAIL = 320  # pixels of the longer side
@@ -77,7 +78,7 @@ def thumbnail(data):
     from PIL import Image
 
     with Image.open(io.BytesIO(data)) as image:
-        image = image.convert("RGB")
+        image = to_rgb(image)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     return jpeg_uri(image)
 

@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 
+from clip_vl.engine.colours import to_rgb
 from clip_vl.engine.random import numpy_rng
 from clip_vl.evaluation.gallery import THUMBNAIL, jpeg_uri, thumbnail
 from clip_vl.evaluation.recall import WAYS
@@ -103,7 +104,7 @@ def strip(pictures):
     sheet = Image.new("RGB", (len(pictures) * side, side), "white")
     for place, data in enumerate(pictures):
         with Image.open(io.BytesIO(data)) as image:
-            image = image.convert("RGB")
+            image = to_rgb(image)
         image.thumbnail((side - 4, side - 4))
         sheet.paste(image, (place * side + (side - image.width) // 2, (side - image.height) // 2))
     return jpeg_uri(sheet)

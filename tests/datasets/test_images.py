@@ -242,6 +242,13 @@ def test_sixteen_bit_grey_keeps_its_upper_eight_bits(form):
     assert torch.equal(image, torch.from_numpy((grey >> 8).astype(np.uint8)).expand(3, 20, 30))
 
 
+def test_twelve_bit_grey_keeps_its_upper_eight_bits():
+    tags = [(256, 2), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, 3)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    data = b"II*\0" + struct.pack("<I", 12) + b"\xab\xc1\x23\0" + struct.pack("<H", len(tags)) + entries + bytes(4)
+    assert decode_image(data)[0].tolist() == [[0xAB, 0x12]]
+
+
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_pixels_without_a_known_range_are_refused(kind):
     with pytest.raises(DamagedImage, match="save it with 8 or 16 bits a channel"):

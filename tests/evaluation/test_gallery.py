@@ -4,9 +4,11 @@ import base64
 import io
 from types import SimpleNamespace
 
+import numpy as np
 from PIL import Image
 
-from clip_vl.evaluation.gallery import THUMBNAIL, build_gallery
+from clip_vl.evaluation.gallery import THUMBNAIL, build_gallery, thumbnail
+from clip_vl.evaluation.retrieval_gallery import strip
 
 ANSWERS = ["yes", "no", "red"]
 ANNOTATIONS = SimpleNamespace(
@@ -34,6 +36,14 @@ def test_half_of_the_cards_are_wrong_answers_where_there_are_enough():
     assert sum(card["correct"] for card in gallery([0.0] * 2 + [1.0] * 50)) == 22
     assert sum(card["correct"] for card in gallery([0.0] * 50 + [1.0] * 2)) == 2
     assert [len(gallery([0.0] * n)) for n in (3, 30)] == [3, 24]
+
+
+def test_a_thumbnail_has_the_colours_that_models_see():
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((8, 8), 100 << 8, dtype=np.uint16)).save(buffer, "TIFF")
+    for shown in (thumbnail(buffer.getvalue()), strip([buffer.getvalue()] * 5)):
+        pixels = np.array(Image.open(io.BytesIO(base64.b64decode(shown.split(",")[1]))))
+        assert np.abs(pixels.reshape(-1, 3).astype(int) - 100).max(1).min() < 3
 
 
 def test_a_card_holds_question_answers_and_a_small_picture():
