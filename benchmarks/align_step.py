@@ -170,7 +170,7 @@ def compare(args):
 
 def machine():
     """Cores, processor, and the load of the last minute, in which others may have had a part."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text().split("\n")
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")] or [platform.machine()]
     return f"{len(os.sched_getaffinity(0))} cores of {names[0]}, load {os.getloadavg()[0]:.1f}"
 

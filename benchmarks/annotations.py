@@ -34,7 +34,7 @@ def peak():
 
 def private():
     """Memory that is this process's alone, MB."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    lines = Path("/proc/self/smaps_rollup").read_text().split("\n")
     return sum(int(line.split()[1]) for line in lines if line.startswith("Private")) / 1024
 
 

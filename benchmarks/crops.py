@@ -33,7 +33,7 @@ S = 224
 
 
 def machine():
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = Path("/proc/cpuinfo").read_text().split("\n") if Path("/proc/cpuinfo").exists() else []
     name = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.processor())
     return f"{name}, one thread; torch {torch.__version__}, Pillow {Image.__version__}"
 

@@ -23,6 +23,7 @@ from clip_vl.engine.meters import Meters
 from clip_vl.engine.optim import Updater
 from clip_vl.engine.resume import save_training
 from clip_vl.engine.run import Run
+from clip_vl.engine.text import split_lines
 
 CPU = torch.device("cpu")
 
@@ -138,7 +139,7 @@ def save_on_a_full_disk(folder, rng, is_small):
     train()
     with no_room(folder, rng, is_small), contextlib.redirect_stdout(io.StringIO()) as said:
         save_training(run, model, updater, meters, args, epoch=1)
-    lines, step = said.getvalue().splitlines(), load_latest(run.checkpoints)[2]["position"]["epoch"]
+    lines, step = split_lines(said.getvalue()), load_latest(run.checkpoints)[2]["position"]["epoch"]
     reason = "No space left on device" if is_small else "File too large"
     clear = f"warning: no checkpoint at update 2: {reason}; older ones are whole"
     check((step, lines) in ((1, []), (0, [clear]), (1, [clear])), f"epoch {step}, {lines}")  # the last: it was LATEST

@@ -19,6 +19,7 @@ import torch
 from fault_check import Broken, check
 
 from clip_vl.engine.checkpoint import LATEST, load_latest
+from clip_vl.engine.text import split_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = """--random_init --clip_model_name RN-tiny --llayers 1 --use_positional_embedding --no-bf16 --resume
@@ -57,7 +58,7 @@ class Runs:
 
     def rows(self, name):
         path = self.folder / name / "log.jsonl"
-        return path.read_text().splitlines() if path.exists() else []
+        return split_lines(path.read_text()) if path.exists() else []
 
     def wait_for_rows(self, name, rows, process):
         while len(self.rows(name)) < rows and process.poll() is None:

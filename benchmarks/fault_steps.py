@@ -12,6 +12,7 @@ from fault_check import check
 from clip_vl.engine import dist
 from clip_vl.engine.job import Job
 from clip_vl.engine.optim import Updater
+from clip_vl.engine.text import split_lines
 
 POISONS = ("loss", "gradient", "input")
 
@@ -76,4 +77,4 @@ def train(steps, bad):
                 updater.backward(loss * float("nan") if poison == "loss" else loss, 1)
             Job.step(job, lambda: [f"sample {step}"])  # noqa: B023
     weights = {name: value for name, value in model.module.state_dict().items() if value.is_floating_point()}
-    return weights, updater.skipped, updater.update, said.getvalue().splitlines()
+    return weights, updater.skipped, updater.update, split_lines(said.getvalue())

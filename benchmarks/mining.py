@@ -128,7 +128,7 @@ def measure(way, path, results):
 
 
 def status(name):
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text().split("\n")
     return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 1024
 
 

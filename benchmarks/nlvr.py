@@ -43,6 +43,7 @@ sys.path.insert(0, str(ROOT))
 from clip_vl.datasets.convert_nlvr import convert_nlvr  # noqa: E402
 from clip_vl.datasets.images import COCO_VG, NLVR, image_path, read_image_size, relative_path, size_key  # noqa: E402
 from clip_vl.engine.random import derive_seed, numpy_rng  # noqa: E402
+from clip_vl.engine.text import read_lines  # noqa: E402
 
 MODEL = ["--random_init", "--clip_model_name", "RN-micro", "--llayers", "3", "--visualbert_style", "--input_raw_images",
          "--use_positional_embedding", "--warmup_ratio", "0.05", "--max_length", "32", "--keep_last", "1", "--resume",
@@ -186,7 +187,7 @@ def fine_tune(job):
 
 def judged(output, truth):
     """(N,) 1 where dev_predict.csv is right, in the order of the truth."""
-    said = dict(csv.reader((output / "dev_predict.csv").read_text().splitlines()))
+    said = dict(csv.reader(read_lines(output / "dev_predict.csv")))
     return np.array([(said[row["identifier"]] == "True") == row["label"] for row in truth], dtype=np.float64)
 
 

@@ -27,7 +27,7 @@ def samples_per_second(data_root, output, processes):
     command = ["bash", "scripts/pretrain.bash", "cpu", "unused", 0, processes, *FLAGS, "--data_root", data_root]
     command += ["--output", output, "--batchSize", BATCH // processes]
     subprocess.run([*map(str, command)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    rows = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (output / "log.jsonl").read_text().strip().split("\n")]
     return [row["samples"] / row["seconds"] for row in rows[WARM_ROWS:]]
 
 

@@ -76,7 +76,7 @@ FORMS = {"CLIP_benchmark": theirs, "clip_vl": ours}
 
 def status(key):
     """A figure of /proc/self/status in MiB."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    line = next(line for line in Path("/proc/self/status").read_text().split("\n") if line.startswith(key))
     return int(line.split()[1]) / 1024
 
 

@@ -28,13 +28,13 @@ class CompareFlags:
 FLAGS = parse(CompareFlags, __doc__) if __name__ == "__main__" else None
 
 import json
-import re
 from pathlib import Path
 
 from clip_vl.engine.errors import DataError, UserError, printable, run_alone
 from clip_vl.engine.files import atomic_json
 from clip_vl.engine.json_files import is_number, parse_json, read_bounded, read_object
 from clip_vl.engine.run import NOT_INPUTS, changed_flags
+from clip_vl.engine.text import id_of, split_lines
 from clip_vl.evaluation.comparison import compare
 
 SAMPLES = "samples.jsonl"
@@ -64,8 +64,8 @@ def read_rows(path):
     """{id: row} of a file: JSON lines, or a list as the servers of the answering tasks take it."""
     try:
         text = (read_bounded(path, MAX_ROWS_BYTES) or b"").decode("utf-8-sig")
-        lines = re.split("\r\n|\n|\r", text) if path.suffix == ".jsonl" else None
-        rows = [parse_json(line) for line in lines if line.strip()] if lines is not None else parse_json(text)
+        is_lines = path.suffix == ".jsonl"
+        rows = [parse_json(line) for line in split_lines(text) if line.strip()] if is_lines else parse_json(text)
     except ValueError as error:
         raise DataError(f"{path} is not a file of rows: {error}") from None
     found = {}
@@ -75,13 +75,17 @@ def read_rows(path):
             if isinstance(row, dict)
             else None
         )
-        if name is None or str(name) in found:
-            problem = "has no id" if name is None else f"has the id {name} of an earlier one"
+        try:
+            key = id_of(name)
+            problem = f"has the id {name} of an earlier one" if key in found else None
+        except ValueError as error:
+            problem = "has no id" if name is None else f"cannot be named: {error}"
+        if problem:
             raise DataError(f'{path}: row {number} {problem}; rows such as {{"id": ..., "correct": 1}} are expected')
         wrong = next((key for key in ("correct", "score", "rank") if not _is_score(row.get(key))), None)
         if wrong:
             raise DataError(f"{path}: row {number} has the {wrong} {row[wrong]!r:.40}; a number is expected")
-        found[str(name)] = row
+        found[key] = row
     return found
 
 

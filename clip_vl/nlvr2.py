@@ -59,6 +59,7 @@ from clip_vl.engine.job import Job
 from clip_vl.engine.optim import autocast
 from clip_vl.engine.random import seed_step
 from clip_vl.engine.report import write_report
+from clip_vl.engine.text import written
 from clip_vl.evaluation.answers import answer_report, consistency, headlines, majority_accuracy, predict, soft_scores_of
 from clip_vl.evaluation.gallery import build_gallery
 from clip_vl.losses.answering import single_answer_loss
@@ -204,7 +205,7 @@ def test(device, args):
     folder = Path(args.output)
     folder.mkdir(parents=True, exist_ok=True)
     lines = [f"{annotations.question_id(row)},{CLASSES[c[0]]}\n" for row, c, _ in predictions]
-    atomic_write(folder / f"{args.test}_predict.csv", "".join(lines).encode())
+    atomic_write(folder / f"{args.test}_predict.csv", written("".join(lines)))
     print(f"{len(lines)} judgements: {folder / args.test}_predict.csv")
     if annotations.answer_totals(len(CLASSES)).any():
         _, report = score(annotations, predictions, version)

@@ -30,6 +30,7 @@ from clip_vl.engine.errors import DataError, UserError, printable, run_alone
 from clip_vl.engine.files import atomic_json, atomic_write
 from clip_vl.engine.json_files import read_object
 from clip_vl.engine.report import headline, score_groups
+from clip_vl.engine.text import written
 
 HEAD = ("run", "program", "split", "metric", "score", "95 % interval", "n")
 LONG = ("run", "program", "split", "checkpoint", "group", "metric", "value", "low", "high", "n")
@@ -115,8 +116,8 @@ def main(args):
     output = Path(args.output or folders[0])
     try:
         output.mkdir(parents=True, exist_ok=True)
-        atomic_write(output / "results.md", as_markdown(rows).encode(errors="backslashreplace"))
-        atomic_write(output / "results.csv", as_csv(metrics(results)).encode(errors="backslashreplace"))
+        atomic_write(output / "results.md", written(as_markdown(rows)))
+        atomic_write(output / "results.csv", written(as_csv(metrics(results))))
         atomic_json(output / "results.json", dict(results))
     except OSError as error:
         raise UserError(f"cannot write to {output}: {error.strerror}") from None

@@ -61,6 +61,16 @@ def test_answers_without_scores_are_counted_and_shown(programs, tmp_path):
     assert "1 of 2 differ" in printed and '{"id": "1", "answer": ["red", "blue"]}' in printed
 
 
+def test_rows_are_read_as_evaluations_write_them(programs, runs, tmp_path):
+    """A caption may hold what str.splitlines takes for a line's end, and a file that was edited a byte-order mark."""
+    rows = [{"id": 1, "correct": 1, "query": "in\u2028the \x85 park \x1c"}, {"id": "2", "correct": 0}]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    for name, data in (("a", b"\xef\xbb\xbf" + text.encode()), ("b", text.replace('"2"', "2.0").encode())):
+        (tmp_path / f"{name}.jsonl").write_bytes(data)
+    programs.run_here("compare", tmp_path / "a.jsonl", tmp_path / "b.jsonl", "--output", tmp_path / "c.json")
+    assert json.loads((tmp_path / "c.json").read_text())["groups"]["all"]["n"] == 2
+
+
 @pytest.mark.parametrize(
     "content, sentence",
     [

@@ -177,7 +177,7 @@ def _sweep(root):
 def user_root(cache_root):
     """The user's own place for caches of a root that cannot be written."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "clip_vl" / hashlib.sha256(str(Path(cache_root).resolve()).encode()).hexdigest()[:16]
+    return home / "clip_vl" / hashlib.sha256(os.fsencode(Path(cache_root).resolve())).hexdigest()[:16]
 
 
 @functools.lru_cache

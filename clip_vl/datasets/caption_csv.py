@@ -1,140 +1,107 @@
 """Tables of image paths and captions: CSV and TSV with any separator, and the `image,caption` files of Flickr."""
 
-import contextlib
-import csv
 import re
 from pathlib import Path
 
 from clip_vl.datasets.caption_source import path_below
-from clip_vl.datasets.caption_table import CaptionTable, Record, build_table
+from clip_vl.datasets.caption_table import BLANK, CaptionTable, LeftOut, Record, build_table
 from clip_vl.datasets.digests import file_digest
+from clip_vl.datasets.tables import captions_in, column_of, number_in, read_header, table_rows
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.text import open_text, whole_text
 
-SEPARATORS = "\t,;|"
-NAMED_SEPARATORS = {"\\t": "\t", "tab": "\t", "comma": ","}
-FLICKR_HEADER = "image,caption"
-FLICKR_LINE = re.compile(r"(.+?\.jpg),(.*)", re.IGNORECASE)
+USUAL = {"csv_img_key": "image", "csv_caption_key": "caption"}  # in the place of the default names
+SPLIT = "split"
+FLICKR_COLUMNS = ["image", "caption"]
+FLICKR_LINE = re.compile(r"(.+?\.(?:jpe?g|jfif|png|webp|gif|bmp|tiff?|jp2|avif)),(.*)", re.IGNORECASE)
 
 
-def open_csv(path, settings, cache_root):
-    """The table of a CSV or TSV file, a row for each of its lines; in a Flickr file, for captions of one image that
-    follow each other. Raises UserError for a column that is not there, DataError ("file:line: ...") for the rest.
+def open_csv(path, settings, cache_root, splits=None):
+    """The table of a CSV or TSV file, a row for each of its lines; where the columns are `image` and `caption` alone, a
+    row for captions of one image that follow each other.
+
+    splits: those to keep, by the column `split`; None: all rows
+    Raises UserError for a column that is not there, DataError ("file:line: ...") for the rest.
     """
     path, images = Path(path), Path(settings.images_dir or Path(path).parent)
-    header = _header(path)
-    is_flickr = header.strip() == FLICKR_HEADER
-    separator, columns = None, {}
-    if not is_flickr:
-        separator = separator_of(header, settings)
-        columns = _columns(path, header, separator, settings)
+    wanted = {settings.csv_img_key, settings.csv_caption_key, *FLICKR_COLUMNS}
+    separator, names = read_header(path, settings.csv_separator, wanted)
+    columns = _columns(path, names, settings, splits)
+    inputs = {"csv": file_digest(path, cache_root), "images": str(images.absolute()), "separator": separator}
+    inputs |= {"columns": columns, "splits": splits}
 
     def records():
-        if is_flickr:
-            return grouped(_read_flickr(path, images))
-        return _read_rows(path, images, separator, columns)
+        if names != FLICKR_COLUMNS:
+            return _read_rows(path, images, separator, columns, splits)
+        is_plain = separator != "," or _is_plain(path)
+        return grouped(_read_rows(path, images, separator, columns, splits) if is_plain else _read_flickr(path, images))
 
-    inputs = {"csv": file_digest(path, cache_root), "images": str(images.absolute()), "separator": separator}
-    folder, digest = build_table(cache_root, path, inputs | {"columns": columns}, records)
+    what = f"{path}@{'+'.join(splits)}" if splits else path
+    folder, digest = build_table(cache_root, what, inputs, records, settings.max_left_out)
     return CaptionTable(folder, digest, images)
 
 
-@contextlib.contextmanager
-def _opened(path):
-    """The file as text; what is not UTF-8 is a DataError."""
-    try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            yield file
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path}: byte 0x{error.object[error.start]:02x} is not UTF-8; save the file as UTF-8"
-        ) from None
-
-
-def _header(path):
-    with _opened(path) as file:
-        header = file.readline(1 << 20).rstrip("\r\n")
-    if not header:
-        raise DataError(f"{path} is empty; a line with the names of the columns was expected")
-    return header
-
-
-def separator_of(header, settings):
-    """--csv_separator, or the one of tab, comma, semicolon and bar that gives the header most of the wanted columns."""
-    if settings.csv_separator:
-        separator = NAMED_SEPARATORS.get(settings.csv_separator, settings.csv_separator)
-        if len(separator) != 1:
-            raise UserError(f"--csv_separator {settings.csv_separator!r} must be one character")
-        return separator
-    wanted = {settings.csv_img_key, settings.csv_caption_key}
-    return max(SEPARATORS, key=lambda one: (len(wanted & set(_split(header, one))), header.count(one)))
-
-
-def _split(header, separator):
-    return next(csv.reader([header], delimiter=separator), [])
-
-
-def _columns(path, header, separator, settings):
-    """{meaning: place} of the wanted columns."""
-    found = _split(header, separator)
+def _columns(path, names, settings, splits):
+    """{meaning: index} of the wanted columns. A default name that is not there may be `image` or `caption`."""
     columns = {}
     for flag in ("csv_img_key", "csv_caption_key", "csv_label_key"):
         name = getattr(settings, flag)
-        if name is None:
-            continue
-        if name not in found:
-            raise UserError(f"{path} has no column {name!r} (--{flag}); its columns are {', '.join(map(repr, found))}")
-        columns[flag] = found.index(name)
+        if flag in USUAL and name not in names and name == type(settings).__dataclass_fields__[flag].default:
+            name = USUAL[flag] if USUAL[flag] in names else name
+        if name is not None:
+            columns[flag] = column_of(path, names, name, flag)
+    if splits:
+        if SPLIT not in names:
+            raise UserError(f"{path}@{'+'.join(splits)}: the table has no column {SPLIT!r}; leave out the @")
+        columns[SPLIT] = names.index(SPLIT)
     return columns
 
 
-def _read_rows(path, images, separator, columns):
-    with _opened(path) as file:
-        rows = csv.reader(file, delimiter=separator, strict=True)
-        width, line = len(next(rows)), 2
-        while True:
-            try:
-                row = next(rows, None)
-            except csv.Error as error:
-                reason = f"the row that starts here cannot be read ({error}); quotes in a quoted field are doubled"
-                raise DataError(f"{path}:{line}: {reason}") from None
-            if row is None:
-                return
-            if row:
-                yield _record(f"{path}:{line}", row, width, images, columns)
-            line = rows.line_num + 1
-
-
-def _record(place, row, width, images, columns):
-    if len(row) != width:
-        raise DataError(f"{place}: the row has {len(row)} columns, the header {width}")
-    caption = row[columns["csv_caption_key"]].strip()
-    label = row[columns["csv_label_key"]].strip() if "csv_label_key" in columns else "-1"
-    if not caption:
-        raise DataError(f"{place}: the caption is empty; remove the row")
-    if not re.fullmatch(r"-1|\d{1,9}", label):
-        raise DataError(f"{place}: the class {label!r:.40} must be an integer from 0, or -1 for none")
-    return Record(_checked_path(place, images, row[columns["csv_img_key"]]), [caption], int(label))
-
-
-def _checked_path(place, images, path):
+def _is_plain(path):
+    """Whether a file of two columns is a plain CSV file, and not one of Flickr's, whose captions have bare commas."""
     try:
-        return path_below(images, path.strip())
+        return all(True for _ in table_rows(path, ","))
+    except DataError:
+        return False
+
+
+def _read_rows(path, images, separator, columns, splits=None):
+    found = set()
+    for line, row in table_rows(path, separator):
+        if splits:
+            found.add(row[columns[SPLIT]].strip())
+            if row[columns[SPLIT]].strip() not in splits:
+                continue
+        yield from _records(f"{path}:{line}", row, images, columns)
+    if splits and not found & {*splits}:
+        there = ", ".join(sorted(found)) or "none"
+        raise UserError(f"{path} has no row of the split {'+'.join(splits)}; it has {there}")
+
+
+def _records(place, row, images, columns):
+    """The Record of a row, and a LeftOut for what is blank in it."""
+    try:
+        texts = [whole_text(text).strip() for text in captions_in(row[columns["csv_caption_key"]])]
+        label = number_in(row[columns["csv_label_key"]]) if "csv_label_key" in columns else -1
+        captions = [text for text in texts if text]
+        if len(captions) < max(len(texts), 1):
+            yield LeftOut(place, BLANK, max(len(texts), 1) - len(captions))
+        if captions:
+            yield Record(path_below(images, row[columns["csv_img_key"]].strip()), captions, label)
     except ValueError as error:
         raise DataError(f"{place}: {error}") from None
 
 
 def _read_flickr(path, images):
-    """Captions with commas and without quotes: a line is split at its first `.jpg,`."""
-    with _opened(path) as file:
+    """Captions with commas and without quotes: a line is split behind the first name of an image file."""
+    with open_text(path) as file:
         for number, line in enumerate(file, start=1):
             if number == 1 or not line.strip():
                 continue
             match = FLICKR_LINE.fullmatch(line.rstrip("\r\n"))
-            if match is None or not (caption := _unquoted(match[2])):
-                raise DataError(f"{path}:{number}: a name that ends in .jpg, a comma and a caption were expected")
-            yield Record(_checked_path(f"{path}:{number}", images, match[1]), [caption])
+            if match is None:
+                raise DataError(f"{path}:{number}: the name of an image file, a comma and a caption were expected")
+            yield from _records(f"{path}:{number}", [match[1], _unquoted(match[2])], images, dict(zip(USUAL, (0, 1))))
 
 
 def _unquoted(text):
@@ -145,14 +112,16 @@ def _unquoted(text):
 
 
 def grouped(records):
-    """Records of one image that follow each other, as one."""
+    """Records of one image that follow each other, as one; what is left out passes through."""
     last = None
     for record in records:
-        if last is not None and (last.path, last.label) == (record.path, record.label):
+        if isinstance(record, LeftOut):
+            yield record
+        elif last is not None and (last.path, last.label) == (record.path, record.label):
             last.captions.extend(record.captions)
-            continue
-        if last is not None:
-            yield last
-        last = record
+        else:
+            if last is not None:
+                yield last
+            last = record
     if last is not None:
         yield last

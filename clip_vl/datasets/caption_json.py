@@ -13,11 +13,12 @@ from urllib.parse import urlsplit
 
 from clip_vl.datasets.caption_csv import grouped
 from clip_vl.datasets.caption_source import path_below
-from clip_vl.datasets.caption_table import CaptionTable, Record, build_table
+from clip_vl.datasets.caption_table import BLANK, NO_CAPTION, CaptionTable, LeftOut, Record, build_table
 from clip_vl.datasets.columns import TextColumn
 from clip_vl.datasets.digests import file_digest
 from clip_vl.datasets.json_stream import iterate_json_lines, iterate_json_list, iterate_json_members
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.text import id_of, whole_text
 
 TRAIN_SPLITS = ("train", "restval")
 TRIED = 8  # images that are looked for to find their folder
@@ -33,12 +34,23 @@ def open_caption_json(path, splits, settings, cache_root, every=1):
     inputs = {"json": file_digest(path, cache_root), "name": path.stem, "splits": splits, "every": every}
 
     def records():
-        kept = grouped(_read(path, splits))
-        return (record for number, record in enumerate(kept) if number % every == 0)
+        return _every(grouped(_read(path, splits)), every)
 
-    folder, digest = build_table(cache_root, _what(path, splits), inputs, records)
+    folder, digest = build_table(cache_root, _what(path, splits), inputs, records, settings.max_left_out)
     images, strip = _find_images(path, TextColumn(folder, "path"), settings)
     return CaptionTable(folder, digest, images, strip)
+
+
+def _every(records, step):
+    """The records 0, step, 2 * step ..., and what is left out."""
+    number = 0
+    for record in records:
+        if isinstance(record, LeftOut):
+            yield record
+        else:
+            if number % step == 0:
+                yield record
+            number += 1
 
 
 def _what(path, splits):
@@ -65,20 +77,38 @@ def _find_images(path, paths, settings):
 
 def _read(path, splits):
     """Records of any of the forms. Of the official one all names and captions are held, of the others one entry."""
-    names, captions, classes = {}, {}, {}
+    names, captions, lines, classes = {}, {}, {}, {}
     for line, member, entry in _entries(path):
         try:
             if member == "annotations":
-                captions.setdefault(entry["image_id"], []).append(_caption(entry["caption"]))
+                found, number = _caption(entry["caption"]), id_of(entry["image_id"])
+                lines.setdefault(number, line)
+                captions.setdefault(number, [])
+                if found:
+                    captions[number].append(found)
+                else:
+                    yield LeftOut(f"{path}:{line}", BLANK)
             elif member == "images" and "file_name" in entry:
-                names[entry["id"]] = path_below(".", f"{path.stem.removeprefix('captions_')}/{entry['file_name']}")
+                _add_name(names, entry, path.stem.removeprefix("captions_"))
             elif member in ("", "images") and _is_wanted(entry, splits):
-                yield _record(entry, classes)
+                yield from _records(f"{path}:{line}", entry, classes)
         except KeyError as error:
             raise DataError(f"{path}:{line}: the entry has no {error}; is this a file of captions?") from None
         except (ValueError, TypeError) as error:
             raise DataError(f"{path}:{line}: {error}") from None
-    yield from (Record(name, captions[number]) for number, name in names.items() if number in captions)
+    for number, found in captions.items():
+        if number not in names:
+            yield LeftOut(f"{path}:{lines[number]}", "no image has their image_id", len(found))
+    for number, name in names.items():
+        found = captions.get(number)
+        yield Record(name, found) if found else LeftOut(f"{path}: {name}", NO_CAPTION)
+
+
+def _add_name(names, entry, folder):
+    """names[id] = path of an image of COCO's official form. ValueError where another image has the id."""
+    number, name = id_of(entry["id"]), path_below(".", f"{folder}/{entry['file_name']}")
+    if names.setdefault(number, name) != name:
+        raise ValueError(f"the id {number} of {entry['file_name']!r:.80} is the id of {names[number]!r:.80} already")
 
 
 def _entries(path):
@@ -106,18 +136,29 @@ def _is_wanted(entry, splits):
     return split is None or split in (splits or TRAIN_SPLITS)
 
 
-def _record(entry, classes):
+def _records(place, entry, classes):
+    """The Record of an entry, and a LeftOut for its blank captions."""
+    path, texts, label = _image_captions(entry, classes)
+    captions = [text for text in map(_caption, texts) if text]
+    if len(captions) < len(texts):
+        yield LeftOut(place, BLANK, len(texts) - len(captions))
+    if captions:
+        yield Record(path_below(".", path), captions, label)
+
+
+def _image_captions(entry, classes):
+    """(path, captions, class) of an entry."""
     if "wnid" in entry:
         label = classes.setdefault(entry["wnid"], len(classes))
-        parts = (entry.get("title"), *(entry.get("tags") or ()), entry.get("description"))
-        joined = _caption(" ".join(" ".join(str(part).split()) for part in parts if part))
-        return Record(path_below(".", f"{entry['wnid']}/{entry['filename']}"), [joined], label)
+        tags = entry.get("tags") or ()
+        parts = (entry.get("title"), *([tags] if isinstance(tags, str) else tags), entry.get("description"))
+        joined = " ".join(" ".join(str(part).split()) for part in parts if part)
+        return f"{entry['wnid']}/{entry['filename']}", [joined], label
     found = next((entry[key] for key in ("caption", "captions", "sentences") if key in entry), None)
     found = [found] if isinstance(found, str) else found
     if not isinstance(found, list) or not found:
         raise ValueError("the entry has no captions; 'caption', 'captions' or 'sentences' was expected")
-    captions = [_caption(text["raw"] if isinstance(text, dict) else text) for text in found]
-    return Record(path_below(".", _image(entry)), captions)
+    return _image(entry), [text["raw"] if isinstance(text, dict) else text for text in found], -1
 
 
 def _image(entry):
@@ -134,6 +175,6 @@ def _image(entry):
 
 
 def _caption(text):
-    if not isinstance(text, str) or not text.strip():
+    if not isinstance(text, str):
         raise ValueError(f"{text!r:.60} is no caption")
-    return text.strip()
+    return whole_text(text).strip()

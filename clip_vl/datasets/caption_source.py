@@ -5,8 +5,10 @@ import os
 import re
 
 from clip_vl.engine.errors import DataError
+from clip_vl.engine.text import raw_bytes
 
 REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+ESCAPED = re.compile("[\udc80-\udcff]")  # bytes of a name that is not UTF-8, as Python holds them
 
 
 class CaptionSource:
@@ -46,7 +48,7 @@ class CaptionSource:
 
     def image_id(self, row):
         """The same 63-bit number for the same image."""
-        return int.from_bytes(hashlib.blake2b(self.name(row).encode(), digest_size=8).digest(), "little") >> 1
+        return int.from_bytes(hashlib.blake2b(raw_bytes(self.name(row)), digest_size=8).digest(), "little") >> 1
 
     def caption_index(self, row, rng):
         """Which of its captions stands for the image this time; nothing is drawn where there is one."""
@@ -74,7 +76,7 @@ def path_below(root, path):
         raise ValueError(
             f"{path!r:.80} is a remote address, and training fetches nothing: download it and name the file"
         )
-    if not path or not path.isprintable():
+    if not path or not ESCAPED.sub("", path).isprintable():
         raise ValueError(f"{path!r:.80} is no path of an image")
     relative = os.path.normpath(path)
     if os.path.isabs(relative):  # noqa: PTH117 (text, not files)

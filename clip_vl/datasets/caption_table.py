@@ -12,10 +12,13 @@ from clip_vl.datasets.cache import build_once
 from clip_vl.datasets.caption_source import CaptionSource
 from clip_vl.datasets.columns import ColumnWriter, TextColumn, TextWriter, read_column
 from clip_vl.datasets.images import DamagedImage
+from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError
 
-FORMAT = 2  # counts up when the tables change their form or meaning, so that older ones are built again
+FORMAT = 3  # counts up when the tables change their form or meaning, so that older ones are built again
 BATCH = 8192  # records written at a time
+MAX_LEFT_OUT = 0.5
+BLANK, NO_CAPTION = "the caption is blank", "the image has no caption"  # reasons of `LeftOut`
 
 
 class Record(NamedTuple):
@@ -24,24 +27,61 @@ class Record(NamedTuple):
     label: int = -1
 
 
-def build_table(cache_root, what, settings, records, meta={}):  # noqa: B006 (never changed)
-    """The cache folder of the table of `records()`, an iterator of `Record`, and the digest it is kept under.
+class LeftOut(NamedTuple):
+    """A caption, or an image without one, that does not become a part of the table."""
 
-    what:     what messages call the input
-    settings: all that the records depend on, as JSON
-    meta:     what the table's `meta` says besides, as it is when the records are written
+    place: str  # "file:line"
+    reason: str
+    count: int = 1
+
+
+def build_table(cache_root, what, settings, records, max_left_out=MAX_LEFT_OUT):
+    """The cache folder of the table of `records()`, an iterator of `Record` and `LeftOut`, and the digest it has.
+
+    what:         what messages call the input
+    settings:     all that the records depend on, as JSON
+    max_left_out: the share of captions that may be left out; what is left out is said each time the table is opened
     """
     digest = digest_of({"format": FORMAT, "table": settings})
 
     def build(folder):
-        writer, iterator = TableWriter(folder), iter(records())
+        writer, left = TableWriter(folder), {}
+        iterator = _counted(records(), left)
         while batch := list(islice(iterator, BATCH)):
             writer.extend(batch)
         if not writer.rows:
-            raise DataError(f"{what} holds no captioned image")
-        writer.close(**meta)
+            reasons = "".join(f"; {reason}: {count:,}, first {place}" for reason, (count, place) in left.items())
+            raise DataError(f"{what} holds no captioned image{reasons}")
+        writer.close(left_out=left, texts=writer.texts)
 
-    return build_once(cache_root, "captions", digest, build), digest
+    folder = build_once(cache_root, "captions", digest, build)
+    meta = json.loads((folder / "meta.json").read_bytes())
+    check_left_out(what, meta["left_out"], meta["texts"] or meta["rows"], max_left_out)
+    return folder, digest
+
+
+def _counted(records, left):
+    """The records alone; `left` becomes {reason: [how many were left out, where the first is]}."""
+    for record in records:
+        if isinstance(record, LeftOut):
+            left.setdefault(record.reason, [0, record.place])[0] += record.count
+        else:
+            yield record
+
+
+def check_left_out(what, left, kept, most, noun="captions"):
+    """Say what was left out of a file; DataError where that is more than the share `most` of all there was.
+
+    left: {reason: (how many, where the first is)};  kept: how many of the same there are
+    """
+    count = sum(number for number, _ in left.values())
+    if not count:
+        return
+    reasons = "; ".join(f"{reason}: {number:,}, first {place}" for reason, (number, place) in left.items())
+    sentence = f"{what}: {count:,} of {count + kept:,} {noun} are left out ({reasons})"
+    if count > most * (count + kept):
+        raise DataError(f"{sentence}; --max_left_out {most:g} is the largest share that may be")
+    dist.print0(sentence)
 
 
 def digest_of(settings):
@@ -79,7 +119,7 @@ class TableWriter:
     def close(self, **meta):
         for writer in self.writers.values():
             writer.close()
-        meta = {"num_classes": self.num_classes, **meta}
+        meta = {"num_classes": self.num_classes, "rows": self.rows, **meta}
         (self.folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
 
 

@@ -3,7 +3,7 @@
     pairs.csv,more.tsv:0.5,mscoco_captions,classes/train     separated by commas; `:0.5` is the weight of the one before
 
 An entry is a path, or a name below --datasets_dir:
-  FILE.csv .tsv .txt         a table (`caption_csv`)
+  FILE.csv .tsv .txt[@SPLITS]  a table (`caption_csv`); with splits the rows that its column `split` gives to them
   FILE.json .jsonl[@SPLITS]  COCO, Flickr or ImageNet-Captions (`caption_json`); splits as in @val or @train+restval
   FILE-{000..099}.tar        WebDataset shards, several joined by `::` (`tar_shards`)
   FOLDER[@SPLIT]             a Hugging Face data set (`hub_folder`) or the built-in scenes
@@ -82,9 +82,7 @@ def open_entry(name, splits, settings):
         return open_caption_json(path, splits, settings, cache_root)
     if path.suffix.lower() not in TABLES:
         raise UserError(f"{path}: the form of its data is not known; tables, JSON, .tar shards and folders are")
-    if splits:
-        raise UserError(f"{path}@{'+'.join(splits)}: a table has no splits; name the table of the split")
-    return open_csv(path, settings, cache_root)
+    return open_csv(path, settings, cache_root, splits)
 
 
 def _located(name, settings):
@@ -114,7 +112,7 @@ def _open_folder(path, splits, settings, cache_root):
     found, others = find_sidecars(path)
     if are_pairs(path, found):
         _refuse_splits(path, splits, "of pairs")
-        return open_pairs(path, found, others, cache_root)
+        return open_pairs(path, found, others, cache_root, settings.max_left_out)
     if shards := sorted(map(str, path.glob("*.tar"))):
         _refuse_splits(path, splits, "of shards")
         return open_shards("::".join(shards), cache_root)

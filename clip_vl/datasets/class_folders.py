@@ -16,6 +16,7 @@ from clip_vl.datasets.image_files import is_hidden, is_image, list_images, natur
 from clip_vl.datasets.pair_folders import SIDECARS, are_pairs, find_sidecars
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.text import raw_bytes, read_lines
 
 ODD_NAMES = {"WordNet ids": r"n\d{8}", "bare numbers": r"[-+]?\d+(\.\d+)?"}
 TEMPLATES = (
@@ -48,7 +49,7 @@ def open_classes(folder, cache_root):
 
 
 def _listing_digest(names):
-    return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
+    return hashlib.sha256(raw_bytes("\n".join(names))).hexdigest()
 
 
 def read_class_folders(root):
@@ -110,10 +111,7 @@ def _lines_beside(folder, name):
     """(path, lines) of the file in the folder or beside it; (None, []) without one."""
     for path in (folder / name, folder.parent / name):
         if path.is_file():
-            try:
-                return path, [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-            except (OSError, UnicodeDecodeError) as error:
-                raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from None
+            return path, [line.strip(" ") for line in read_lines(path) if line.strip()]
     return None, []
 
 
@@ -131,7 +129,7 @@ def class_names(folder, classes):
     if len(lines) != len(classes):
         raise DataError(f"{path} has {len(lines)} names for the {len(classes)} subfolders of {folder}")
     warn_of_order(path, classes)
-    return lines
+    return [line.strip() for line in lines]
 
 
 def templates_beside(folder):

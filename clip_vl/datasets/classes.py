@@ -1,11 +1,11 @@
 """Classification sets of all forms -> `ClassSet`: image folders, tables, ELEVATER, torchvision, built-in scenes."""
 
-import csv
+import re
 from pathlib import Path
 
 import numpy as np
 
-from clip_vl.datasets.caption_csv import separator_of
+from clip_vl.datasets.caption_table import check_left_out
 from clip_vl.datasets.class_folders import class_names, read_class_folders, warn_of_order
 from clip_vl.datasets.class_set import ClassSet, FolderReader, check_same_classes, checked_path, held_out
 from clip_vl.datasets.classes_elevater import open_elevater
@@ -13,10 +13,12 @@ from clip_vl.datasets.classes_names import benchmark_key, metric_of, named, read
 from clip_vl.datasets.classes_scenes import open_scenes
 from clip_vl.datasets.classes_torchvision import open_torchvision
 from clip_vl.datasets.image_files import is_hidden
+from clip_vl.datasets.tables import MISSING, column_of, read_header, table_rows
 from clip_vl.engine.errors import DataError, UserError
 
 OPENERS = {"elevater": open_elevater, "torchvision": open_torchvision}
 VALIDATION = ("val", "valid", "validation")
+NUMBER, NO_CLASS = re.compile(r"\d{1,9}(\.0*)?"), re.compile(r"-1(\.0*)?")  # as pandas writes class numbers
 
 
 def key_of(args):
@@ -119,8 +121,8 @@ def _open_table(path, split, args):
     names = [checked_path(f"{path}:{line}", root, name) for line, name, _, _ in rows]
     texts, wanted = [text for *_, text, _ in rows], [mine for *_, mine in rows]
     given = read_list(args.classnames, key_of(args), "class names") if args.classnames else None
-    if all(text.isdecimal() for text in texts):
-        labels = [int(text) for text in texts]
+    if all(NUMBER.fullmatch(text) for text in texts):
+        labels = [int(float(text)) for text in texts]
         given = given or [str(label) for label in range(max(labels) + 1)]
     else:
         given = given or sorted(set(texts))
@@ -137,42 +139,19 @@ def _open_table(path, split, args):
 
 def _table_rows(path, split, args):
     """[(line, path of the image, class, whether it is of the split)] of all rows, so that all splits name one order."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline().rstrip("\r\n")
-            separator = _separator(header, args)
-            columns = next(csv.reader([header], delimiter=separator), [])
-            image, label = (
-                _column(path, columns, getattr(args, name), name) for name in ("csv_img_key", "csv_label_key")
-            )
-            own = "{split}" not in args.dataset
-            place = _column(path, columns, args.csv_split_key, "csv_split_key") if own else None
-            reader, rows = csv.reader(file, delimiter=separator, strict=True), []
-            for row in filter(None, reader):
-                if len(row) != len(columns):
-                    raise DataError(
-                        f"{path}:{reader.line_num + 1}: the row has {len(row)} columns, the header {len(columns)}"
-                    )
-                if not row[label].strip():
-                    raise DataError(f"{path}:{reader.line_num + 1}: the class is empty; remove the row")
-                mine = place is None or row[place].strip() == split
-                rows.append((reader.line_num + 1, row[image], row[label].strip(), mine))
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a table in UTF-8: {error}") from None
+    separator, columns = read_header(path, args.csv_separator, {args.csv_img_key, args.csv_label_key})
+    image, label = (column_of(path, columns, getattr(args, name), name) for name in ("csv_img_key", "csv_label_key"))
+    own = "{split}" not in args.dataset
+    of_split = column_of(path, columns, args.csv_split_key, "csv_split_key") if own else None
+    rows, without = [], []
+    for line, row in table_rows(path, separator):
+        if row[label].strip() in MISSING or NO_CLASS.fullmatch(row[label].strip()):
+            without.append(f"{path}:{line}")
+            continue
+        mine = of_split is None or row[of_split].strip() == split
+        rows.append((line, row[image], row[label].strip(), mine))
+    if without:
+        check_left_out(path, {"they have no class": (len(without), without[0])}, len(rows), args.max_left_out, "rows")
     if not any(mine for *_, mine in rows):
         raise UserError(f"{path} has no row of the split {split!r}")
     return rows
-
-
-def _separator(header, args):
-    args = type("Settings", (), {"csv_separator": args.csv_separator, "csv_img_key": args.csv_img_key,
-                                 "csv_caption_key": args.csv_label_key})  # fmt: skip
-    return separator_of(header, args)
-
-
-def _column(path, columns, name, flag):
-    if name not in columns:
-        raise UserError(f"{path} has no column {name!r} (--{flag}); its columns are {', '.join(map(repr, columns))}")
-    return columns.index(name)

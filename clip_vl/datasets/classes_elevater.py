@@ -19,6 +19,7 @@ from clip_vl.datasets.class_set import ClassSet, checked_path
 from clip_vl.datasets.classes_names import SQUASHED, benchmark_key, metric_of
 from clip_vl.datasets.images import DamagedImage
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.text import read_lines, whole_text
 
 MOST_BYTES = 128 << 20  # of one image file; a photograph of 100 megapixels has 50 MB
 MULTI_LABEL = "classification_multilabel"
@@ -131,14 +132,7 @@ def _json(path, kind):
 
 
 def _text(path):
-    try:
-        return path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read: {error.strerror}; --datasets_dir names the folder that holds classification/"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error})") from None
+    return read_lines(path, "--datasets_dir names the folder that holds classification/")
 
 
 def _lines(index, root, entry):
@@ -190,7 +184,7 @@ def _coco(index, root, entry):
         labels = {key: [] for key in ids}
         for annotation in value["annotations"]:
             labels[annotation["image_id"]].append(int(annotation["category_id"]) - 1)
-        names = {int(c["id"]) - 1: str(c["name"]) for c in value.get("categories", [])}
+        names = {int(c["id"]) - 1: whole_text(str(c["name"])) for c in value.get("categories", [])}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{index}: not of the COCO form ({type(error).__name__}: {error})") from None
     unlabelled = [ids[key] for key, found in labels.items() if not found]

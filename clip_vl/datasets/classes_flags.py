@@ -30,6 +30,7 @@ class ClassSetFlags:
     csv_img_key: str = flag("filepath", "Column of the image's path.")
     csv_label_key: str = flag("label", "Column of the class: its name, or its number from 0.")
     csv_split_key: str = flag("split", "Column of the split, in a table that holds several.")
+    max_left_out: float = flag(0.5, "Share of a table's rows that may be left out because they have no class.")
     elevater_metadata: str | None = flag(None, "ELEVATER's vision_datasets.json [DATASETS_DIR/vision_datasets.json].")
 
 

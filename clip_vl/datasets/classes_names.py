@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clip_vl.datasets.class_folders import TEMPLATES, warn_of_names
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.text import read_text, split_lines, whole_text
 
 # Names of ELEVATER, torchvision and folders, in lower-case letters and digits -> CLIP_benchmark's.
 KEYS = {
@@ -39,23 +40,28 @@ def metric_of(key):
 
 
 def read_list(path, key, what):
-    """A list of str from JSON (a list, or an object of lists, of which that of `key`) or a text file with lines."""
+    """A list of str from JSON (a list, or an object of lists, of which that of `key`) or a text file with lines.
+
+    Blank lines of a text file are passed over; JSON may hold an empty name, as CLIP_benchmark's list for
+    clevr_closest_object_distance does between "near" and "distant".
+    """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
-        value = json.loads(text) if path.suffix == ".json" else [line for line in text.splitlines() if line.strip()]
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise DataError(f"{path} is not {'JSON' if path.suffix == '.json' else 'UTF-8 text'} ({error})") from None
+        text = read_text(path)
+        value = json.loads(text) if path.suffix == ".json" else [line for line in split_lines(text) if line.strip()]
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON ({error})") from None
     if isinstance(value, dict):
         if key not in value:
             known = ", ".join(sorted(map(str, value)))
             raise UserError(f"{path} has no {what} of {key!r}: --benchmark_key says which to take, of {known}")
         value, path = value[key], f"{path}, {key}"
-    if not isinstance(value, list) or not value or not all(isinstance(item, str) and item.strip() for item in value):
+    if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
         raise DataError(f"{path}: a list of {what} was expected")
-    return [item.strip() for item in value]
+    try:
+        return [whole_text(item).strip() for item in value]
+    except ValueError as error:
+        raise DataError(f"{path}: {error}") from None
 
 
 def named(names, path, key, title):

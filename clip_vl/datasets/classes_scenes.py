@@ -1,13 +1,14 @@
 """The built-in scenes as a classification set: pictures of one thing, whose class is its colour and shape."""
 
-import csv
 import json
 import re
 
 from clip_vl.datasets.class_set import ClassSet, FolderReader, checked_path
 from clip_vl.datasets.images import relative_path
 from clip_vl.datasets.scenes import ATTRIBUTES
+from clip_vl.datasets.tables import column_of, read_header, table_rows
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.text import read_lines
 
 CLASSES = [f"{color} {shape}" for color in ATTRIBUTES["color"] for shape in ATTRIBUTES["shape"]]
 SPLITS = {"train": "mscoco_train", "val": "mscoco_nominival", "test": "mscoco_minival"}  # scenes/*.jsonl
@@ -32,19 +33,20 @@ def open_scenes(root, split):
 def _of_table(root, path):
     """Paths and classes of the descriptions that speak of one thing."""
     names, labels = [], []
-    with path.open(encoding="utf-8", newline="") as file:
-        for row in csv.DictReader(file, delimiter="\t"):
-            things = THING.findall(row["title"])
-            if len(things) == 1:
-                names.append(checked_path(path, root, row["filepath"]))
-                labels.append(CLASSES.index(" ".join(things[0])))
+    separator, columns = read_header(path, "tab", ())
+    image, title = (column_of(path, columns, name, "dataset") for name in ("filepath", "title"))
+    for _, row in table_rows(path, separator):
+        things = THING.findall(row[title])
+        if len(things) == 1:
+            names.append(checked_path(path, root, row[image]))
+            labels.append(CLASSES.index(" ".join(things[0])))
     return names, labels
 
 
 def _of_scenes(path):
     names, labels = [], []
     try:
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in read_lines(path):
             scene = json.loads(line)
             if len(scene["objects"]) == 1:
                 names.append(relative_path(scene["img_id"]))

@@ -76,10 +76,10 @@ class RaggedWriter:
 
 
 class TextWriter(RaggedWriter):
-    """Strings, as rows of UTF-8 bytes."""
+    """Strings, as rows of UTF-8 bytes; names of files that are not UTF-8 keep their bytes."""
 
     def extend(self, rows):
-        super().extend([text.encode("utf-8") for text in rows])
+        super().extend([text.encode("utf-8", "surrogateescape") for text in rows])
 
     def _joined(self, rows):
         return np.frombuffer(b"".join(rows), dtype=np.uint8)
@@ -109,4 +109,4 @@ class TextColumn(RaggedColumn):
     """What a TextWriter wrote: row i as a str."""
 
     def __getitem__(self, row):
-        return super().__getitem__(row).tobytes().decode("utf-8")
+        return super().__getitem__(row).tobytes().decode("utf-8", "surrogateescape")

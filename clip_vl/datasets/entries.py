@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from clip_vl.datasets.answers import label_scores
 from clip_vl.engine.errors import DataError
+from clip_vl.engine.text import whole_text
 
 
 class Item(NamedTuple):
@@ -114,10 +115,9 @@ def _text(value):
     if not isinstance(value, str):
         raise DataError(f"a sentence must be a string, not {_short(value)}")
     try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise DataError(f"{_short(value)} holds half of a surrogate pair, which is no character; it must go") from None
-    return value
+        return whole_text(value)
+    except ValueError as error:
+        raise DataError(str(error)) from None
 
 
 def _short(value):

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from clip_vl.datasets.images import DamagedImage, decode_image
 from clip_vl.engine.files import atomic_write
+from clip_vl.engine.text import read_lines
 
 AGENT = "clip_vl image fetcher"
 MAX_BYTES = 20 * 2**20
@@ -189,7 +190,7 @@ def fetch_all(addresses, folder, stop=lambda: False, say=print, pause=PAUSE, **h
 
 def _failed_before(path, addresses):
     failures = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in read_lines(path) if path.is_file() else ():
         try:
             entry = json.loads(line)
             if addresses.get(entry["image"]) == entry["url"]:

@@ -125,8 +125,8 @@ def _line(name, digest):
 def _entries(text):
     """{name: digest} of the whole lines at the start of a list."""
     entries = {}
-    for line in text.splitlines(keepends=True):
-        if (match := LINE.fullmatch(line)) is None:
+    for line in text.split(b"\n")[:-1]:
+        if (match := LINE.fullmatch(line + b"\n")) is None:
             break
         entries[match[2]] = match[1]
     return entries

@@ -23,6 +23,7 @@ from clip_vl.datasets.images import (
 from clip_vl.datasets.json_stream import iterate_json_list, read_json
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_write
+from clip_vl.engine.text import written
 
 UNREADABLE = "unreadable_images.txt"
 READERS = 16  # a header costs 0.05 ms of processor time and, on a network disk, several ms of waiting
@@ -174,9 +175,9 @@ def save_unreadable(root, unreadable, collection=COCO_VG):
     It lies in the root for COCO and Visual Genome, otherwise beside the sizes; returns its path.
     """
     path = Path(root, UNREADABLE) if collection == COCO_VG else Path(root, collection.sizes).with_name(UNREADABLE)
-    before = path.read_text() if path.exists() else ""
+    before = path.read_bytes() if path.exists() else b""
     text = "".join(f"{name}\t{' '.join(reason.split())}\n" for name, reason in sorted(unreadable.items()))
-    if text and text != before:
+    if text and written(text) != before:
         _replace(path, text)
     elif before and not text:
         path.unlink()
@@ -218,6 +219,6 @@ def _is_size(size):
 def _replace(path, text):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, text.encode())
+        atomic_write(path, written(text))
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror}; repeat this where it is writable") from error

@@ -97,11 +97,7 @@ def iterate_json_lines(lines, name):
 
     Empty lines are passed over. Raises DataError ("name:line: ...") for anything but one whole object in UTF-8.
     """
-    number = 0
-    while line := lines.readline(LONGEST_ITEM + 1):
-        number += 1
-        if len(line) > LONGEST_ITEM:
-            raise DataError(f"{name}:{number}: the line passes {LONGEST_ITEM:,} bytes; is this a file of JSON lines?")
+    for number, line in _lines_of(lines, name):
         if not line.strip():
             continue
         try:
@@ -111,6 +107,19 @@ def iterate_json_lines(lines, name):
         if not isinstance(value, dict):
             raise DataError(f"{name}:{number}: a JSON object was expected, not a {type(value).__name__}")
         yield number, value
+
+
+def _lines_of(file, name):
+    """(line number, line) of a binary file; a line ends at \\n, \\r\\n or \\r, none of which JSON text holds."""
+    number = 0
+    while line := file.readline(LONGEST_ITEM + 1):
+        if len(line) > LONGEST_ITEM:
+            raise DataError(
+                f"{name}:{number + 1}: the line passes {LONGEST_ITEM:,} bytes; is this a file of JSON lines?"
+            )
+        for part in line.rstrip(b"\r\n").split(b"\r"):
+            number += 1
+            yield number, part
 
 
 @contextlib.contextmanager

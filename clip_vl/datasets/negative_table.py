@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clip_vl.datasets import store
+from clip_vl.datasets.tables import read_header, table_rows
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_write
 
@@ -56,29 +57,18 @@ def read_tsv(path):
 
     raises: UserError where it cannot be read, DataError ("file:line: ...") for what is no such table
     """
-    try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter="\t")
-            header = next(reader, [])
-            if tuple(header) != COLUMNS:
-                raise DataError(f"{path}:1: the columns are {header}, not {list(COLUMNS)}")
-            rows, lines = [], []
-            for fields in reader:
-                rows.append(_parsed(path, reader.line_num, len(rows), fields))
-                lines.append(reader.line_num)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}; clip_vl.mine_negatives writes one") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: {error}") from None
+    header = read_header(path, "tab", ())[1]
+    if tuple(header) != COLUMNS:
+        raise DataError(f"{path}:1: the columns are {header}, not {list(COLUMNS)}")
+    rows, lines = [], []
+    for line, fields in table_rows(path, "\t"):
+        rows.append(_parsed(path, line, len(rows), fields))
+        lines.append(line)
     check_rows(path, rows, lines)
     return rows
 
 
 def _parsed(path, line, number, fields):
-    if len(fields) != len(COLUMNS):
-        raise DataError(f"{path}:{line}: {len(fields)} fields where {len(COLUMNS)} are expected")
     if fields[0] != str(number):
         raise DataError(f"{path}:{line}: row {fields[0]!r} stands where row {number} is expected: neighbours are row "
                         "numbers, so the file must not be cut or reordered")  # fmt: skip

@@ -8,6 +8,7 @@ from pathlib import Path
 from clip_vl.datasets.json_stream import iterate_json_list, read_json
 from clip_vl.engine.errors import DataError
 from clip_vl.engine.files import atomic_file
+from clip_vl.engine.text import read_text, whole_text
 
 OFFICIAL = "official"  # folder below the data root, flat, with the files' own names
 MINIVAL_PART = 8  # without a published list one val2014 image in eight is held out, about 5,060 of 40,504
@@ -20,12 +21,9 @@ def official_path(root, name):
 def read_official(path):
     """The content of a JSON file."""
     try:
-        with path.open(encoding="utf-8") as file:
-            return json.load(file)
+        return json.loads(read_text(path, "fetch it again"))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: {error.msg}; is the file whole? fetch it again") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error.reason}; fetch it again") from None
 
 
 @contextmanager
@@ -44,7 +42,7 @@ def text_of(entry, key):
     """entry[key], which must be a string; else KeyError or TypeError, for `expected_form`."""
     if not isinstance(entry[key], str):
         raise TypeError(f"{key!r} is a {type(entry[key]).__name__}, not a string")
-    return entry[key]
+    return whole_text(entry[key])
 
 
 def coco_image_id(split, number):

@@ -5,7 +5,15 @@ from itertools import islice
 from pathlib import Path
 
 from clip_vl.datasets.caption_source import checked_below
-from clip_vl.datasets.caption_table import CaptionTable, Record, build_table, digest_of
+from clip_vl.datasets.caption_table import (
+    MAX_LEFT_OUT,
+    NO_CAPTION,
+    CaptionTable,
+    LeftOut,
+    Record,
+    build_table,
+    digest_of,
+)
 from clip_vl.datasets.image_files import extension, is_image, say_left_out, walk
 from clip_vl.datasets.sidecars import MAX_TEXT, sidecar_captions
 from clip_vl.engine import dist
@@ -41,24 +49,20 @@ def are_pairs(folder, found):
     return any(any(map(str.isalpha, caption)) for caption in sample)
 
 
-def open_pairs(folder, found, others, cache_root):
+def open_pairs(folder, found, others, cache_root, max_left_out=MAX_LEFT_OUT):
     """The pairs of `find_sidecars`, in the order of their paths; says what is left out. Raises DataError."""
-    folder, counts = Path(folder), {"without_caption": 0}
+    folder = Path(folder)
     states = [(name, status.st_size, status.st_mtime_ns) for beside in found.values() for name in beside
               for status in [(folder / name).stat()]]  # fmt: skip
 
     def records():
         for image, beside in found.items():
-            captions = _captions(folder, beside)
-            counts["without_caption"] += not captions
-            if captions:
-                yield Record(checked_below(folder, image), captions)
+            captions, path = _captions(folder, beside), checked_below(folder, image)
+            yield Record(path, captions) if captions else LeftOut(f"{folder}/{image}", NO_CAPTION)
 
-    table, digest = build_table(cache_root, folder, {"pairs": digest_of([list(found), states])}, records, counts)
+    table, digest = build_table(cache_root, folder, {"pairs": digest_of([list(found), states])}, records, max_left_out)
     source = CaptionTable(table, digest, folder)
     dist.print0(f"{folder}: {len(source):,} images with captions beside them are read as pairs, not as classes")
-    if left_out := source.meta["without_caption"]:
-        dist.print0(f"warning: {folder}: {left_out:,} of {len(found):,} images have no caption and are left out")
     say_left_out(folder, others)
     return source
 

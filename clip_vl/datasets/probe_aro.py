@@ -48,7 +48,10 @@ def read_attribution(folder):
 
 
 def _pair_of_attributes(entry):
-    first, second = entry["attributes"]
+    attributes = entry["attributes"]
+    if not isinstance(attributes, list):
+        raise ValueError(f"attributes {attributes!r:.60} is no list of two")
+    first, second = attributes
     return f"{first}_{second}"
 
 

@@ -3,7 +3,6 @@ to what. Readers (probe_*.py) make them; annotation files are foreign, so litera
 """
 
 import ast
-import csv
 import hashlib
 from collections import Counter
 from contextlib import contextmanager
@@ -12,7 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from clip_vl.datasets.caption_source import path_below
+from clip_vl.datasets.tables import read_header, table_rows
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.text import whole_text
 
 MAX_FILE = 512 * 2**20  # bytes of one annotation file; the largest official one has 60 MB
 MAX_LITERAL = 200_000  # characters of one field with a list in it
@@ -91,20 +92,12 @@ def read_bytes(path, files=None):
 
 def read_table(path, columns, files):
     """Yield (place, row) of a CSV file with a header that has these columns; place: "file:line"."""
-    try:
-        lines = read_bytes(path, files).decode("utf-8-sig").splitlines(keepends=True)
-        reader = csv.DictReader(lines, strict=True)
-        missing = sorted(set(columns) - set(reader.fieldnames or []))
-        if missing:
-            raise DataError(f"{path}:1: no column {missing[0]}; it has {', '.join(reader.fieldnames or [])}")
-        for row in reader:
-            if any(row[name] is None for name in columns):
-                raise DataError(f"{path}:{reader.line_num}: fewer fields than columns")
-            yield f"{path}:{reader.line_num}", row
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8") from None
-    except csv.Error as error:
-        raise DataError(f"{path}: no CSV: {error}") from None
+    read_bytes(path, files)
+    _, names = read_header(path, ",", ())
+    if missing := sorted(set(columns) - set(names)):
+        raise DataError(f"{path}:1: no column {missing[0]}; it has {', '.join(names)}")
+    for line, row in table_rows(path, ","):
+        yield f"{path}:{line}", dict(zip(names, row))
 
 
 def literal_strings(text, place):
@@ -118,7 +111,7 @@ def literal_strings(text, place):
         values = [ast.literal_eval(element) for element in node.elts if isinstance(element, ast.Constant)]
         if len(values) < len(node.elts) or not all(isinstance(value, str) for value in values):
             raise ValueError("something in it is no string")
-        return values
+        return [whole_text(value) for value in values]
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise DataError(f"{place}: {text!r:.60} is no literal list of strings: {error}") from None
 
@@ -138,7 +131,7 @@ def text_of(entry, key):
     value = entry[key]
     if not isinstance(value, str) or len(value) > MAX_CAPTION:
         raise ValueError(f"{key} {value!r:.60} is no text of at most {MAX_CAPTION:,} characters")
-    return value
+    return whole_text(value)
 
 
 def box_of(left, top, width, height):

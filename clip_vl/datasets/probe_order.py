@@ -126,6 +126,8 @@ def read_order(name, paths):
             made_by.add((text_of(content, "tagger"), content["source"]))
             subset = f"seed {int(content['seed'])}"
             for entry in content["items"]:
+                if not isinstance(entry["options"], list):
+                    raise ValueError(f"options {entry['options']!r:.60} is no list")
                 options = tuple(text_of({"option": option}, "option") for option in entry["options"])
                 item = Item(f"{subset}/{int(entry['id'])}", (subset,), (Crop(text_of(entry, "image")),), options)
                 if len(options) < 2:

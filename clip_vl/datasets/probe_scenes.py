@@ -13,6 +13,7 @@ from clip_vl.datasets.scene_sentences import RELATIONS, article, plural
 from clip_vl.datasets.scenes import ATTRIBUTES
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.random import numpy_rng
+from clip_vl.engine.text import split_lines
 
 COLUMNS = ["filepath", "title", "attribute_swap", "relation_swap"]
 ORDER = ("size", "color", "texture", "shape")
@@ -30,7 +31,7 @@ def read_scenes(folder, seed=9595):
     if not path.is_file():
         raise UserError(f"{path} is not there; `python -m clip_vl.shapes --size pairs --output {path.parent}` draws it")
     probe = Probe("scenes", "captions", "wrong", [], [], ("{}",))
-    header, *lines = read_annotation(path, probe.files).decode().splitlines()
+    header, *lines = split_lines(read_annotation(path, probe.files).decode("utf-8-sig"))
     if header.split("\t") != COLUMNS:
         raise DataError(f"{path}:1: the columns are not {', '.join(COLUMNS)}")
     for number, line in enumerate(lines):

@@ -1,7 +1,8 @@
 """VL-CheckList (arXiv:2207.00221): objects, attributes and relations that are in a picture against some that are not.
 
 Files are lists of ["VG_100K/1.jpg", {"POS": ["small cup"], "NEG": ["large cup"]}]; of several paraphrases the first one
-counts. A YAML file per test says ANNO_PATH and IMG_ROOT; without any, names and folders say what a file is about.
+counts, and a text may stand there without a list. A YAML file per test says ANNO_PATH and IMG_ROOT; without any, names
+and folders say what a file is about.
 """
 
 import re
@@ -123,9 +124,14 @@ def _read(path, files, root):
     for number, entry in enumerate(content):
         with expected_form(f"{path}: entry {number}"):
             image, texts = entry
-            sides = [text_of({side: texts[side][0]}, side) for side in ("POS", "NEG")]
+            sides = [_first(texts, side) for side in ("POS", "NEG")]
             pairs.append((text_of({"image": image}, "image"), *sides))
     return pairs
+
+
+def _first(texts, side):
+    """The text of a side, or the first of its list of paraphrases."""
+    return text_of(texts, side) if isinstance(texts[side], str) else text_of({side: texts[side][0]}, side)
 
 
 def _rows(subsets):

@@ -1,5 +1,6 @@
 """Retrieval protocols by their names: which images, which captions, and how many at a time."""
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -62,12 +63,23 @@ class RetrievalPairs:
         return np.flatnonzero((self.image_of_text >= first) & (self.image_of_text < last))
 
     def names(self):
-        """(ids of the images, ids of the texts): file names, whole paths where those are not distinct, and #n."""
+        """(ids of the images, ids of the texts): file names, whole paths where those are not distinct, and #n.
+
+        A path that is there several times, as a key of a shard may be, is numbered from its second time on.
+        """
         paths = [self.source.name(int(row)) for row in self.rows]
         short = [path.rpartition("/")[2] for path in paths]
-        images = short if len(set(short)) == len(short) else paths
+        images = short if len(set(short)) == len(short) else _distinct(paths)
         places = _place_in_image(self.image_of_text)
         return images, [f"{images[i]}#{n}" for i, n in zip(self.image_of_text, places)]
+
+
+def _distinct(names):
+    seen = Counter()
+    for place, name in enumerate(names):
+        seen[name] += 1
+        names[place] = name if seen[name] == 1 else f"{name} ({seen[name]})"
+    return names
 
 
 def _check(protocol, images, texts):

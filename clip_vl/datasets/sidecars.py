@@ -3,6 +3,7 @@
 import json
 
 from clip_vl.engine.errors import DataError
+from clip_vl.engine.text import whole_text
 
 MAX_TEXT = 1 << 20  # bytes of a file
 
@@ -37,9 +38,7 @@ def sidecar_captions(name, data, extension):
 
 
 def _checked(name, text):
-    """JSON may write half of a character (`\\ud83d`), which no file can hold."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise DataError(f"{name}: the caption {text!r:.60} has half of a surrogate pair; remove it") from None
-    return text
+        return whole_text(text)
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from None

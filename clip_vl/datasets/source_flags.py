@@ -17,6 +17,9 @@ class SourceFlags:
     csv_img_key: str = flag("filepath", "Column of the image's path.")
     csv_caption_key: str = flag("title", "Column of the caption.")
     csv_label_key: str | None = flag(None, "Column of an integer class, for UniCL and CrossEntropy.")
+    max_left_out: float = flag(
+        0.5, "Share of a file's captions that may be left out, such as blank ones; they are counted and said."
+    )
     dataset_size: int | None = flag(None, "Only the first n rows.")
 
 

@@ -7,6 +7,8 @@ verbs, else from its suffix. Where several are possible the neighbours decide.
 import functools
 from pathlib import Path
 
+from clip_vl.engine.text import read_lines
+
 from clip_vl.datasets.tagger_forms import inflections
 from clip_vl.datasets.tagger_tokens import Parse, Token, split_tokens
 
@@ -86,7 +88,7 @@ def lexicon():
 def _lists():
     """The sections of tagger_words.txt."""
     lists = {}
-    for line in Path(__file__).with_name("tagger_words.txt").read_text(encoding="utf-8").splitlines():
+    for line in read_lines(Path(__file__).with_name("tagger_words.txt")):
         if line.startswith("["):
             section = lists.setdefault(line.strip("[]"), [])
         elif line and not line.startswith("#"):

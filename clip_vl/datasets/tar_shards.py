@@ -21,9 +21,11 @@ from clip_vl.datasets.columns import ColumnWriter, read_column
 from clip_vl.datasets.image_files import EXTENSIONS, is_hidden, readable_extensions
 from clip_vl.datasets.images import DamagedImage
 from clip_vl.datasets.sidecars import MAX_TEXT, sidecar_captions, sidecar_text
+from clip_vl.datasets.tables import number_in
 from clip_vl.datasets.tar_index import iterate_members
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.text import raw_bytes
 
 MAX_IMAGE = 1 << 28  # bytes
 MAX_SHARDS = 100_000
@@ -139,10 +141,11 @@ def _row(shard, key, members):
     if image.size > MAX_IMAGE:
         raise DataError(f"{shard}: {image.name!r:.80} has {image.size:,} bytes; an image may have {MAX_IMAGE:,}")
     captions = next(filter(None, (sidecar_captions(*_read(shard, members[each]), each) for each in texts)), None)
-    label = sidecar_text(*_read(shard, members[".cls"])) if ".cls" in members else "-1"
-    if not re.fullmatch(r"-1|\d{1,9}", label):
-        raise DataError(f"{shard}: {key!r:.80} has the class {label!r:.40}; an integer from 0 was expected")
-    return captions and (Record(image.name, captions, int(label)), image)
+    try:
+        label = number_in(sidecar_text(*_read(shard, members[".cls"]))) if ".cls" in members else -1
+    except ValueError as error:
+        raise DataError(f"{shard}: {key!r:.80}: {error}") from None
+    return captions and (Record(image.name, captions, label), image)
 
 
 def _read(shard, member):
@@ -173,7 +176,7 @@ class ShardSource(CaptionTable):
 
     def image_id(self, row):
         place = f"{self.shards[self.shard[row]]}:{self.offset[row]}"
-        return int.from_bytes(hashlib.blake2b(place.encode(), digest_size=8).digest(), "little") >> 1
+        return int.from_bytes(hashlib.blake2b(raw_bytes(place), digest_size=8).digest(), "little") >> 1
 
     def read(self, row):
         size = int(self.size[row])

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.text import read_lines
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -18,16 +19,8 @@ def load_tokenizer(folder):
     Lower-cases and strips accents unless a `tokenizer_config.json` beside it sets do_lower_case to false.
     """
     path = Path(folder) / "vocab.txt"
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except OSError as error:
-        raise UserError(
-            f"{path} cannot be read ({error.strerror}); fetch it from https://huggingface.co/google-bert/bert-base-uncased,"
-            " or point to another BERT folder"
-        ) from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
-    tokens = lines[:-1] if lines[-1] == "" else lines
+    hint = "fetch it from https://huggingface.co/google-bert/bert-base-uncased, or point to another BERT folder"
+    tokens = read_lines(path, hint)
     return Tokenizer(_index(tokens, path), lowercase=_is_uncased(path.parent))
 
 
@@ -50,7 +43,7 @@ def _is_uncased(folder):
     if not path.exists():
         return True
     try:
-        return bool(json.loads(path.read_text(encoding="utf-8")).get("do_lower_case", True))
+        return bool(json.loads(path.read_bytes()).get("do_lower_case", True))
     except (ValueError, AttributeError):
         raise DataError(f"{path} is not a JSON object") from None
 

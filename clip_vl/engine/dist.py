@@ -17,6 +17,7 @@ import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from clip_vl.engine.errors import ProgramError, claim_exit_file, printable
+from clip_vl.engine.text import split_lines
 
 PEER_FAILURE = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out waiting", "Socket closed")
 
@@ -222,7 +223,7 @@ def _is_peer_failure(error):
 
 
 def _last_line(error):
-    return printable((str(error).strip() or type(error).__name__).split("\n")[-1])
+    return printable(split_lines(str(error).strip() or type(error).__name__)[-1])
 
 
 def _leave(code, sentence, quiet=False):

@@ -84,7 +84,7 @@ def claim_exit_file(code, sentence):
     if not path:
         return True
     try:
-        with Path(path).open("x") as file:
+        with Path(path).open("x", encoding="utf-8", errors="backslashreplace") as file:
             file.write(f"{code} {sentence}\n")
         return True
     except OSError:

@@ -25,6 +25,7 @@ from clip_vl.engine.json_files import read_object
 from clip_vl.engine.report import write_report
 from clip_vl.engine.run import NOT_INPUTS, Run, finite
 from clip_vl.engine.signals import StopRequest
+from clip_vl.engine.text import written
 
 SAMPLES = "samples.jsonl"
 
@@ -102,7 +103,7 @@ class EvaluationRun:
         if dist.rank() == 0:
             try:
                 text = "".join(json.dumps(finite(row), ensure_ascii=False) + "\n" for row in rows)
-                atomic_write(self.folder / SAMPLES, text.encode())
+                atomic_write(self.folder / SAMPLES, written(text))
                 if gallery:
                     atomic_json(self.folder / "gallery.json", gallery)
                 atomic_json(

@@ -10,6 +10,8 @@ import secrets
 from contextlib import contextmanager
 from pathlib import Path
 
+from clip_vl.engine.text import written
+
 TEMPORARY = ".tmp-"  # how names begin while something is being written
 
 
@@ -59,5 +61,5 @@ def atomic_write(path, data, durable=True):
 
 
 def atomic_json(path, value):
-    """Write `value` as indented UTF-8 JSON; half a surrogate pair stays what it was, an escape."""
-    atomic_write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode(errors="backslashreplace"))
+    """Write `value` as indented UTF-8 JSON."""
+    atomic_write(path, written(json.dumps(value, indent=1, ensure_ascii=False) + "\n"))

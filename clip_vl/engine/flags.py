@@ -22,6 +22,7 @@ import types
 import typing
 
 from clip_vl.engine.errors import UserError, claim_exit_file
+from clip_vl.engine.text import split_lines
 
 
 def flag(default, help, *aliases, choices=None, positional=False, dead=None):
@@ -41,6 +42,8 @@ def flag(default, help, *aliases, choices=None, positional=False, dead=None):
 def parse(cls, doc, argv=None):
     """The command line as an instance of the dataclass `cls`; exits with 2 and one sentence on a mistake."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file name that is not UTF-8 ends no program
     parser = _build_parser(cls, doc)
     found = vars(parser.parse_args(_complete(argv, parser)))
     args = cls(**found)
@@ -82,7 +85,7 @@ def _build_parser(cls, doc):
     groups = {}
     for field in dataclasses.fields(cls):
         owner = next(c for c in cls.__mro__ if field.name in inspect.get_annotations(c))
-        title = (owner.__doc__ or "flags").splitlines()[0].rstrip(".")
+        title = split_lines(owner.__doc__ or "flags")[0].rstrip(".")
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         _add_flag(groups[title], field, hints[field.name])

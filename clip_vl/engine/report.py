@@ -13,6 +13,7 @@ from clip_vl.engine.curves import COMPANIONS, compact, panels_of, series_of
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_write
 from clip_vl.engine.json_files import is_number, parse_json, read_bounded, read_object
+from clip_vl.engine.text import written
 
 PICTURE = re.compile(r"data:image/(jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
 NOT_SCORES = ("step", "epoch", "update", "n")
@@ -204,7 +205,7 @@ def _render(template, **values):
 
 def _write(path, page):
     try:
-        atomic_write(path, page.encode(errors="backslashreplace"))  # half a surrogate pair, from a JSON escape
+        atomic_write(path, written(page))
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror}.") from error
     return path

@@ -114,7 +114,7 @@ class Run:
             print(f"Warning: {self._file.name} has lost rows since that checkpoint; they stay lost.", flush=True)
         kept = content[: content.rfind(b"\n", 0, position) + 1]
         self._file.truncate(len(kept))
-        self._tensorboard.rewrite(parse_json(line) for line in kept.splitlines())
+        self._tensorboard.rewrite(parse_json(line) for line in kept.split(b"\n") if line)
 
     def write_result(self, **values):
         """Write result.json: task, split, checkpoint, and metrics under the names the papers use."""
@@ -223,7 +223,7 @@ def _device_name(device):
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    models = [line.partition(":")[2].strip() for line in cpu.splitlines() if line.startswith("model name")]
+    models = [line.partition(":")[2].strip() for line in cpu.split("\n") if line.startswith("model name")]
     return f"CPU ({models[0] if models else platform.machine()})"
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from clip_vl.engine import dist
-from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.errors import UserError
+from clip_vl.engine.text import not_utf8, split_lines
 
 WORD = re.compile(r"\w+|[^\w\s]")
 WEIGHTS = (0.6, 0.3, 0.1)  # of trigrams, bigrams, words
@@ -73,11 +74,11 @@ class BlindScorer:
         if captions:
             try:
                 self.data = Path(captions).read_bytes()
-                self.likely = NGrams(self.data.decode().splitlines())
+                self.likely = NGrams(split_lines(self.data.decode("utf-8-sig")))
             except OSError as error:
                 raise UserError(f"--blind_captions {captions} cannot be read: {error.strerror}") from None
-            except UnicodeDecodeError as error:
-                raise DataError(f"{captions}: byte {error.start} is not UTF-8") from None
+            except UnicodeDecodeError:
+                raise not_utf8(captions, self.data) from None
 
     def inputs(self):
         return {"blind": hashlib.sha256(self.data).hexdigest() if self.data else "shorter"}

@@ -42,7 +42,7 @@ class BertConfig:
                 f"for example from https://huggingface.co/google-bert/bert-base-uncased. {hint}".rstrip()
             )
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(path.read_bytes())
         except ValueError as error:
             raise DataError(f"{path} is not valid JSON ({error}); fetch it again") from error
         if not isinstance(values, dict):

@@ -10,6 +10,7 @@ import torch
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.files import atomic_file, atomic_json, atomic_write, temporary_name
 from clip_vl.engine.report import score_groups
+from clip_vl.engine.text import written
 from clip_vl.models.clip_exchange import to_openclip, to_transformers
 from clip_vl.models.dual_build import open_dual_encoder
 from clip_vl.models.dual_flags import ImageTowerFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
@@ -34,7 +35,7 @@ def write_clip(source, target):
     state = {name: tensor.detach().contiguous().clone() for name, tensor in to_openclip(model.state_dict()).items()}
     record = json.loads((source.parent / "args.json").read_bytes())
     if target.suffix == ".pt":
-        atomic_write(target.with_suffix(".md"), card(source, record, "open_clip", model).encode())
+        atomic_write(target.with_suffix(".md"), written(card(source, record, "open_clip", model)))
         with atomic_file(target) as file:
             torch.save(state, file)
         return
@@ -67,7 +68,7 @@ def _write_folder(target, state, config, preprocessor, text):
         temporary.mkdir(parents=True)
         atomic_json(temporary / "config.json", config)
         atomic_json(temporary / "preprocessor_config.json", preprocessor)
-        atomic_write(temporary / "README.md", text.encode())
+        atomic_write(temporary / "README.md", written(text))
         save_file(state, temporary / "model.safetensors", metadata={"format": "pt"})
         temporary.rename(target)
     finally:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.text import read_lines
 
 START, END = "<start_of_text>", "<end_of_text>"
 MERGES = 49152 - 256 - 2  # what CLIP uses of its file of merges
@@ -139,12 +140,7 @@ class WordPieceTokenizer:
 def _wordpiece(path):
     from tokenizers import BertWordPieceTokenizer
 
-    try:
-        tokens = Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); give a folder with a BERT vocabulary") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    tokens = read_lines(path, "give a folder with a BERT vocabulary")
     missing = {"[PAD]", "[UNK]", "[CLS]", "[SEP]"} - set(tokens)
     if missing:
         raise DataError(f"{path}: the token {min(missing)} is missing; is this a BERT vocabulary?")

@@ -51,7 +51,7 @@ def _read_config(name, tag):
     path = Path(name) / "open_clip_config.json"
     if path.is_file():
         try:
-            config = json.loads(path.read_text(encoding="utf-8"))
+            config = json.loads(path.read_bytes())
             return config["model_cfg"], config.get("preprocess_cfg", {}), name
         except (ValueError, KeyError) as error:
             raise DataError(f"{path} is not open_clip's configuration: it has no model_cfg ({error})") from error

@@ -45,7 +45,7 @@ def _read_config(name):
     path = Path(name) / "open_clip_config.json"
     if path.is_file():
         try:
-            return json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+            return json.loads(path.read_bytes())["model_cfg"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not open_clip's configuration: it has no model_cfg ({error})") from error
     spelt = openclip_name(name)

@@ -32,7 +32,7 @@ def _check(folder):
         *((p, "tokenizer_class") for p in folder.rglob("*_config.json")),
     ):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_bytes())
         except ValueError as error:
             raise DataError(f"{path} is not valid JSON ({error}); fetch it again") from error
         for entry in content if isinstance(content, list) else [content]:

@@ -103,14 +103,21 @@ def test_a_flickr_file_is_split_at_its_first_jpg(tmp_path):
     source = opened(tmp_path, text)
     assert source.captions(0) == ["A man, a dog", 'Two "big" dogs, too']
     assert source.captions(1) == ["says a.jpg, twice"]
-    assert "pairs.csv:2: a name that ends in .jpg" in told(tmp_path, "image,caption\n1.png,a cat\n")
+    source = opened(tmp_path, "image,caption\n1.png,a cat, and a dog\nb.tiff,a dog, and a cat\n")
+    assert [source.captions(row) for row in (0, 1)] == [["a cat, and a dog"], ["a dog, and a cat"]]
+    assert "pairs.csv:2: the name of an image file" in told(tmp_path, "image,caption\n1.xyz,a cat, and\n")
+
+
+def test_image_and_caption_may_be_plain_csv_of_any_extension(tmp_path):
+    source = opened(tmp_path, 'image,caption\r\na.xyz,"a red car, parked"\r\na.xyz,"two\r\nlines"\r\nb.png,x\r\n')
+    assert [source.captions(row) for row in (0, 1)] == [["a red car, parked", "two\r\nlines"], ["x"]]
+    assert opened(tmp_path, "image\tcaption\na.png\tx\n").captions(0) == ["x"]
 
 
 @pytest.mark.parametrize(
     "line, sentence",
     [
         ("a.jpg,one,two", "DIR/pairs.csv:3: the row has 3 columns, the header 2"),
-        ("a.jpg,", "DIR/pairs.csv:3: the caption is empty; remove the row"),
         (",a dog", "DIR/pairs.csv:3: '' is no path of an image"),
         ('a.jpg,"cut short', "DIR/pairs.csv:3: the row that starts here cannot be read"),
         ('a.jpg,"a" dog', "DIR/pairs.csv:3: the row that starts here cannot be read"),
@@ -131,10 +138,33 @@ def test_an_absolute_path_below_the_folder_of_the_images_is_the_same_image(tmp_p
     assert source.name(0) == source.name(1) == str(images / "a.jpg")
 
 
+def test_a_blank_caption_is_left_out_and_a_list_is_several_captions(tmp_path, capsys):
+    source = opened(tmp_path, HEADER + 'a.jpg,"[""one"", ""two"", "" ""]"\nb.jpg, \nc.jpg,three\n')
+    assert [source.captions(row) for row in range(len(source))] == [["one", "two"], ["three"]]
+    assert "2 of 5 captions are left out (the caption is blank: 2, first " in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"2 of 3 captions are left out .*--max_left_out 0\.5 is the largest share"):
+        opened(tmp_path, HEADER + "a.jpg,\nb.jpg, \nc.jpg,three\n")
+    assert len(opened(tmp_path, HEADER + "a.jpg,\nb.jpg, \nc.jpg,three\n", max_left_out=0.7)) == 1
+    assert "half of a surrogate" in told(tmp_path, HEADER + 'a.jpg,"[""party \\ud83c""]"\n')
+
+
+def test_splits_pick_rows_by_their_column(tmp_path):
+    (tmp_path / "pairs.csv").write_text("filepath,title,split\na.jpg,one,train\nb.jpg,two,test\nc.jpg,three,val\n")
+
+    def captions(splits):
+        source = open_csv(tmp_path / "pairs.csv", SourceFlags(), tmp_path / "cache", splits)
+        return [source.captions(row)[0] for row in range(len(source))]
+
+    assert captions(["test"]) == ["two"] and captions(["train", "val"]) == ["one", "three"] and len(captions(None)) == 3
+    with pytest.raises(UserError, match="has no row of the split dev; it has test, train, val"):
+        captions(["dev"])
+
+
 def test_wrong_columns_and_classes_are_answered_with_what_is_there(tmp_path):
     sentence = told(tmp_path, "path,text\na.jpg,one\n", UserError)
     assert sentence == "DIR/pairs.csv has no column 'filepath' (--csv_img_key); its columns are 'path', 'text'"
     sentence = told(tmp_path, "filepath,title,y\na.jpg,one,cat\n", csv_label_key="y")
+    assert "2 columns 'title'" in told(tmp_path, "filepath,title,title\na.jpg,one,two\n", UserError)
     assert sentence == "DIR/pairs.csv:2: the class 'cat' must be an integer from 0, or -1 for none"
     assert "must be one character" in told(tmp_path, HEADER, UserError, csv_separator="::")
     assert "is empty" in told(tmp_path, "")

@@ -98,6 +98,39 @@ def test_the_official_file_joins_captions_to_images_in_any_order(tmp_path, order
     assert rows(source) == list(zip(files, (["one", "two"], ["three"])))
 
 
+def official(root, images, annotations):
+    images = [{"id": number, "file_name": f"{name}.jpg"} for number, name in images]
+    annotations = [{"image_id": number, "caption": caption} for number, caption in annotations]
+    files = [f"mscoco/train2014/{image['file_name']}" for image in images]
+    value = {"images": images, "annotations": annotations}
+    return opened(root, value, name="official/captions_train2014.json", images=files)
+
+
+def test_ids_join_captions_to_images_as_numbers_and_as_texts(tmp_path):
+    source = official(tmp_path, [(7, "a"), ("8", "b"), (9.0, "c")], [("7", "x"), (7.0, "y"), (8, "z"), ("9", "w")])
+    assert [captions for _, captions in rows(source)] == [["x", "y"], ["z"], ["w"]]
+    for images, annotations, sentence in (
+        ([(7, "a"), ("7", "b")], [(7, "x")], r"json:1: the id 7 of 'b.jpg' is the id of 'train2014/a.jpg' already"),
+        ([(True, "a")], [(1, "x")], r"an id must be a number or a text, not True"),
+        (
+            [(1, "a")],
+            [(1, "x"), (2, "y"), ("01", "z")],
+            r"2 of 3 captions are left out \(no image has their image_id: 2",
+        ),
+    ):
+        with pytest.raises(DataError, match=sentence):
+            official(tmp_path, images, annotations)
+
+
+def test_what_is_left_out_is_counted_and_said_at_every_opening(tmp_path, capsys):
+    for _ in range(2):
+        source = official(tmp_path, [(1, "a"), (2, "b"), (3, "c")], [(1, "x"), (1, " "), (1, "z"), (2, "y"), (9, "w")])
+        assert [captions for _, captions in rows(source)] == [["x", "z"], ["y"]]
+        printed = capsys.readouterr().out
+        assert "3 of 6 captions are left out" in printed and "the caption is blank: 1, first" in printed
+        assert "no image has their image_id: 1, first" in printed and "the image has no caption: 1, first" in printed
+
+
 def test_imagenet_captions_are_joined_and_classed(tmp_path):
     entry = {
         "wnid": "n01",
@@ -128,7 +161,9 @@ def test_every_tenth_and_one_caption_at_random(tmp_path):
         ([{"image": "../a.jpg", "caption": "x"}], None, "'../a.jpg' leaves the folder of the images"),
         ([{"image": "/a.jpg", "caption": "x"}], None, "'/a.jpg' is not below"),
         ([{"caption": "x"}], None, "the entry has no 'url'"),
-        ([{"image": "a.jpg", "caption": [" "]}], None, "' ' is no caption"),
+        ([{"image": "a.jpg", "caption": [" "]}], None, "holds no captioned image; the caption is blank: 1"),
+        ([{"image": "a.jpg", "caption": "a \ud83c"}], None, "json:1: 'a \\ud83c' holds half of a surrogate"),
+        ([{"image": "a.jpg", "caption": [3]}], None, "3 is no caption"),
         ([{"image": "a.jpg", "caption": "x"}], ["val"], "the entry names no split"),
         ([3], None, "an entry must be an object, not 3"),
         (KARPATHY, ["dev"], "(splits dev) holds no captioned image"),

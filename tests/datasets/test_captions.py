@@ -120,7 +120,7 @@ def test_what_cannot_be_opened_is_a_sentence(root):
     assert told("x.csv", root) == f"x.csv is not there, neither as a path nor below --datasets_dir {root}"
     assert "mscoco_captions_2017 is not known" in told("mscoco_captions_2017", root)
     assert "karpathy/dataset_coco.json, which is not there" in told("mscoco_captions", root / "pets")
-    assert "a table has no splits" in told("a.csv@val", root)
+    assert "the table has no column 'split'" in told("a.csv@val", root)
     assert "a folder of classes has no splits" in told("pets@val", root)
     assert "the weight must be above 0" in told("a.csv:0", root)
     assert "--train_data names no data" in told(" , ", root)

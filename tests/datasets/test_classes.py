@@ -23,7 +23,7 @@ def settings(dataset, tmp_path, **changes):
              "metric": None,
              "images_dir": None, "csv_separator": None, "csv_img_key": "filepath", "csv_label_key": "label",
              "csv_split_key": "split", "elevater_metadata": None, "train_split": "train", "test_split": "test",
-             "valid_split": None}  # fmt: skip
+             "valid_split": None, "max_left_out": 0.5}  # fmt: skip
     return SimpleNamespace(**(given | changes))
 
 
@@ -74,6 +74,10 @@ def test_a_table_names_or_numbers_its_classes(folder, tmp_path):
     (tmp_path / "names.txt").write_text("c\nb\na\n")
     found = open_class_set(settings(folder / "t.csv", tmp_path, classnames=str(tmp_path / "names.txt")), "test")
     assert found.labels.tolist() == [2, 0]
+    rows = ["filepath,label,split", *(f"test/ant/{i}.png,{y},test" for i, y in enumerate(("1.0", "0.0", "nan")))]
+    (folder / "t.csv").write_text("\n".join([*rows, "test/ant/0.png,-1,test", "test/ant/1.png,2.0,train"]))
+    found = open_class_set(settings(folder / "t.csv", tmp_path), "test")
+    assert found.labels.tolist() == [1, 0] and len(found.class_names) == 3  # as pandas writes numbers beside blanks
     (folder / "test.tsv").write_text("filepath\tlabel\ntest/ant/0.png\t1\n")
     found = open_class_set(settings(folder / "{split}.tsv", tmp_path), "test")
     assert found.labels.tolist() == [1] and found.class_names == ["0", "1"]
@@ -82,7 +86,8 @@ def test_a_table_names_or_numbers_its_classes(folder, tmp_path):
 @pytest.mark.parametrize(
     "line, sentence",
     [("../x.png,a,test", "t.csv:2: .*leaves the folder"), ("test/ant/0.png,a", "t.csv:2: the row has 2 columns"),
-     ("test/ant/0.png,,test", "t.csv:2: the class is empty"), ("test/none.png,a,test", "none.png: cannot be read")],
+     ("test/ant/0.png,,test", "no class: 1, first .*t.csv:2.; --max_left_out"),
+     ("test/none.png,a,test", "none.png: cannot be read")],
 )  # fmt: skip
 def test_a_bad_row_of_a_table_is_named(folder, tmp_path, line, sentence):
     (folder / "t.csv").write_text(f"filepath,label,split\n{line}\n")
@@ -238,6 +243,8 @@ def test_class_names_and_templates_of_clip_benchmark(real_data):
         assert len(found) == count and all("{}" in template for template in found)
     assert read_templates(templates, "cifar10")[0] == "a photo of a {}."
     assert len(read_list(folder / "en_classnames.json", "flowers", "class names")) == 102
+    names = read_list(folder / "en_classnames.json", "clevr_closest_object_distance", "class names")
+    assert len(names) == 6 and names.count("") == 1  # as published: between "near" and "distant" it says nothing
     with pytest.raises(UserError, match="has no templates of 'nothing': --benchmark_key says which"):
         read_templates(templates, "nothing")
 

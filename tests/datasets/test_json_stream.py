@@ -197,3 +197,11 @@ def test_lists_that_are_members_of_an_object_come_item_by_item(tmp_path, monkeyp
     for broken in ('{"a": [1, 2', '{"a": [1 2]}', '{"a": [1]} x', "{1: [2]}", "[1]"):
         with pytest.raises(DataError, match=r"items\.json:1: "):
             list(iterate_json_members(write(tmp_path, broken)))
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_json_lines_end_as_text_lines_do(end):
+    objects = [{"a": "in\u2028the \x85 park"}, {"b": 1}]
+    first, second = (json.dumps(value, ensure_ascii=False).encode() for value in objects)
+    lines = [b"\xef\xbb\xbf" + first, b"", second]
+    assert list(iterate_json_lines(io.BytesIO(end.join(lines) + end), "x")) == [(1, objects[0]), (3, objects[1])]

@@ -59,7 +59,7 @@ GOOD = "0\ta\ta.jpg\t['b']\t[1]"
         ("1\ta\ta.jpg\t['b']\t[1]", r"t.tsv:3: the row is its own neighbour"),
         ("1\ta\ta.jpg\t['b']\t[0, 0]", r"t.tsv:3: a neighbour stands there twice: \[0, 0\]"),
         ("5\ta\ta.jpg\t['b']\t[0]", r"t.tsv:3: row '5' stands where row 1 is expected"),
-        ("1\ta\ta.jpg\t['b']", r"t.tsv:3: 4 fields where 5 are expected"),
+        ("1\ta\ta.jpg\t['b']", r"t.tsv:3: the row has 4 columns, the header 5"),
         ("1\ta\ta.jpg\t__import__('os').system('true')\t[0]", r"t.tsv:3: neg_caption is not a list of str"),
         ("1\ta\ta.jpg\t['b', 3]\t[0]", r"t.tsv:3: neg_caption is not a list of str"),
         ("1\ta\ta.jpg\t['b']\t[True]", r"t.tsv:3: neg_image is not a list of int"),
@@ -79,7 +79,7 @@ def test_other_files_are_refused(tmp_path):
     with pytest.raises(DataError, match=r"x.tsv:1: the columns are \['title', 'filepath'\]"):
         read_tsv(tmp_path / "x.tsv")
     (tmp_path / "y.tsv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match=r"y\.tsv is not UTF-8 text"):
+    with pytest.raises(DataError, match=r"y\.tsv:1: byte 0xff is not UTF-8"):
         read_tsv(tmp_path / "y.tsv")
 
 

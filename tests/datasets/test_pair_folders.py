@@ -70,7 +70,7 @@ def test_sidecars_of_all_forms(tmp_path, capsys):
         "e.webp": ["from json"],
     }
     said = capsys.readouterr().out
-    assert "2 of 7 images have no caption and are left out" in said and "1 .heic" in said
+    assert "2 of 8 captions are left out (the image has no caption: 2, first " in said and "1 .heic" in said
     pairs(tmp_path)
     assert capsys.readouterr().out == said  # from the cache as well
 

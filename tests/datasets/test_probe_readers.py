@@ -227,6 +227,23 @@ def test_vlchecklist_defects_and_cleaned_view(tmp_path):
     assert len(itc.items) == 5 and [item.captions for item in cleaned.items] == [("a", "b"), ("c", "d")]
 
 
+def test_vlchecklist_takes_a_text_in_the_place_of_a_list(tmp_path):
+    entries = [["1.jpg", {"POS": "small cup", "NEG": ["large cup", "x"]}], ["1.jpg", {"POS": ["a"], "NEG": "b\u2028c"}]]
+    (tmp_path / "Attribute/vg").mkdir(parents=True)
+    (tmp_path / "Attribute/vg/size.json").write_text(json.dumps(entries))
+    assert [item.captions for item in read_vlchecklist(tmp_path)[0].items] == [
+        ("small cup", "large cup"),
+        ("a", "b\u2028c"),
+    ]
+
+
+def test_tables_of_probes_are_split_where_a_csv_file_ends_its_lines(tmp_path):
+    texts = ["two\nlines", "U+2028 \u2028 and \x85 \v", 'a "quote"', "plain"]
+    rows = [crepe_row("['x']", caption=text) for text in texts]
+    write_csv(tmp_path / "prod_vg_hard_negs_swap_complexity_4.csv", rows)
+    assert [item.captions[0] for item in read_productivity(tmp_path).items] == texts
+
+
 def test_vlchecklist_means_over_files_then_sources_then_cells(tmp_path):
     for name in ("Attribute/vg/color", "Attribute/vaw/color", "Attribute/vg/size"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -324,6 +341,19 @@ def test_no_picture_outside_its_folder_is_found(tmp_path, name):
         (read_vlchecklist, "t.yaml", "!!python/object/apply:os.system ['true']", "no YAML"),
         (read_svo, "svo_probes.csv", "sentence\n", ":1: no column neg_image_id"),
         (read_winoground, "examples.jsonl", '{"id": 1}\n', "image_0 is missing"),
+        (
+            read_sugarcrepe,
+            "swap_obj.json",
+            '{"0": {"filename": "a.jpg", "caption": "b \\ud83c", "negative_caption": "c"}}',
+            "entry '0': .*half of a surrogate pair",
+        ),
+        (
+            read_attribution,
+            "visual_genome_attribution.json",
+            '[{"image_path": "a.jpg", "bbox_x": 0, "bbox_y": 0, "bbox_w": 9, "bbox_h": 9, "true_caption": "a",'
+            ' "false_caption": "b", "attributes": "ab"}]',
+            "attributes 'ab' is no list of two",
+        ),
     ],
 )
 def test_a_wrong_file_is_named(tmp_path, read, name, content, sentence):

@@ -121,10 +121,10 @@ def test_what_is_no_bert_vocabulary_is_refused(tmp_path, lines, words):
 
 
 def test_a_missing_or_unreadable_vocabulary_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"vocab.txt cannot be read .*huggingface.co/google-bert/bert-base-uncased"):
+    with pytest.raises(UserError, match=r"vocab.txt cannot be read: .*huggingface.co/google-bert/bert-base-uncased"):
         load_tokenizer(tmp_path)
     (tmp_path / "vocab.txt").write_bytes(b"[PAD]\n\xff\n")
-    with pytest.raises(DataError, match="is not UTF-8 text"):
+    with pytest.raises(DataError, match=r"vocab\.txt:2: byte 0xff is not UTF-8"):
         load_tokenizer(tmp_path)
     vocabulary(tmp_path, ["dog"])
     (tmp_path / "tokenizer_config.json").write_text("[]")

@@ -76,7 +76,7 @@ def test_word_pieces_are_those_of_the_datasets(tmp_path):
 
 
 def test_no_vocabulary_and_a_wrong_one_are_told(tmp_path):
-    with pytest.raises(UserError, match=r"vocab\.txt cannot be read \(No such file"):
+    with pytest.raises(UserError, match=r"vocab\.txt cannot be read: No such file"):
         WordPieceTokenizer(tmp_path)
     path = tmp_path / "vocab.txt"
     path.write_text("[UNK]\n[PAD]\n[CLS]\n[SEP]\n")
