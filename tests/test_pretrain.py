@@ -65,10 +65,11 @@ def test_stage_two_takes_over_the_weights_and_adds_the_answer_head(programs, sha
 
 
 def test_lxmerts_optimizer_resumes_to_the_same_bits_and_is_handed_on(programs, shapes_root, tmp_path):
-    short = ["--optim", "bert", "--epochs", "2", "--max_train_samples", "32", "--valid", ""]
+    short = ["--optim", "bert", "--apex", "--epochs", "2", "--max_train_samples", "32", "--valid", ""]
     run = flags(programs, shapes_root, "", *short)
     for name, more in (("whole", []), ("parts", ["--stop_after_epoch", "1"]), ("parts", ["--resume"])):
-        programs.run("pretrain", *run, "--output", str(tmp_path / name), *more)
+        done = programs.run("pretrain", *run, "--output", str(tmp_path / name), *more)
+    assert "--apex: apex's kernels are for GPUs" in done.stdout
     same_run(tmp_path / "whole", tmp_path / "parts", programs)
     more = ["--load", str(tmp_path / "whole/Epoch01"), "--start_epoch", "1"]
     programs.run("pretrain", *run, "--output", str(tmp_path / "on"), *more)

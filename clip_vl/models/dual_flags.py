@@ -109,6 +109,7 @@ class DualOptimFlags:
     )
     compile: bool = flag(False, "torch.compile the towers.")
     use_bn_sync: bool = flag(False, "Batch statistics over all processes (GPUs).")
+    apex: bool = flag(False, "NVIDIA apex's fused Adam and layer norm, on GPUs where apex is installed; the run says which.")
     max_skipped: int = flag(50, "Updates with a non-finite loss or gradient after which the run stops.")
 
     @property

@@ -3,6 +3,7 @@
 import torch
 
 from clip_vl.engine import dist
+from clip_vl.engine.apex_kernels import use_apex
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.optim import Updater, autocast_dtype, say_long_warmup, warmup_cosine
 from clip_vl.models.layers import layer_of_parameters
@@ -22,6 +23,8 @@ def build_updater(model, args, schedules, device, beside=()):
             optimizers[side] = (build_optimizer(groups, args), schedules[side])
     if not optimizers:
         raise UserError("everything is frozen: unlock a tower, or give one a head (--text_head_n_layers 1)")
+    if args.apex:
+        optimizers = use_apex(model, optimizers, device)
     return Updater(
         model,
         optimizers,

@@ -59,7 +59,10 @@ def _take_over(optimizer, names_of, path, stem):
     except UserError as reason:
         anew = "pass --not_load_adam_optimizer" if "Adam" in path.name else "remove the file"
         raise UserError(f"{path} {reason}; {anew} to start the optimizer anew") from None
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    groups = optimizer.state_dict()["param_groups"]
+    if getattr(optimizer, "counts_by_group", False):
+        groups = [group | {"step": max(int(entry.get("step", 0)) for entry in entries.values())} for group in groups]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
 
 
 def read_optimizer(path):
@@ -69,6 +72,9 @@ def read_optimizer(path):
         sizes = [len(group["params"]) for group in saved["param_groups"]]
         state = saved["state"].items()
         entries = {i: {OURS.get(k, k): v for k, v in entry.items() if v is not None} for i, entry in state}
+        for group in saved["param_groups"]:
+            for i in entries.keys() & set(group["params"]) if "step" in group else ():  # apex counts by group
+                entries[i].setdefault("step", group["step"])
     except (TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path} is not the state of a torch optimizer (state, param_groups)") from error
     if any(not isinstance(i, int) or not 0 <= i < sum(sizes) for i in entries):

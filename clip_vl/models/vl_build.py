@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from clip_vl.engine import dist
+from clip_vl.engine.apex_kernels import use_apex
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.optim import Updater, autocast_dtype
 from clip_vl.models import vl_settings
@@ -125,9 +126,12 @@ def compile_parts(model):
 
 def build_updater(model, args, updates_per_epoch, device):
     """The `Updater` of a model, wrapped or not, with its optimizers, precision and limits from the flags."""
+    optimizers = build_optimizers(model, args.optimizers(), updates_per_epoch)
+    if args.apex:
+        optimizers = use_apex(model, optimizers, device)
     return Updater(
         model,
-        build_optimizers(model, args.optimizers(), updates_per_epoch),
+        optimizers,
         device=device,
         dtype=autocast_dtype(device, args.bf16, args.fp16),
         max_grad_norm=args.max_grad_norm,

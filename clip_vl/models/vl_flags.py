@@ -160,6 +160,7 @@ class OptimFlags:
     fp16: bool = flag(False, "float16 autocast with a gradient scaler; on a CPU it means bfloat16.")
     fp16_opt_level: str = flag("O1", "Published flag.", dead="native autocast has no levels")
     compile: bool = flag(False, "torch.compile the visual tower and the transformer layers.")
+    apex: bool = flag(False, "NVIDIA apex's fused Adam and layer norm, on GPUs where apex is installed; the run says which.")
     max_skipped: int = flag(50, "Updates with a non-finite loss or gradient after which the run stops.")
     reduce_counts: bool = flag(
         False, "Divide each loss by the number of targets over all processes, not by each one's own."
