@@ -12,10 +12,10 @@ from pathlib import Path
 
 from clip_vl.datasets.caption_source import checked_below
 from clip_vl.datasets.caption_table import CaptionTable, Record, build_table
-from clip_vl.datasets.image_files import is_hidden, is_image, list_images, natural_key, ordered, say_left_out
+from clip_vl.datasets.image_files import NAMED, is_hidden, is_image, list_images, natural_key, ordered, say_left_out
 from clip_vl.datasets.pair_folders import SIDECARS, are_pairs, find_sidecars
 from clip_vl.engine import dist
-from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.errors import DataError, UserError, printable
 from clip_vl.engine.text import raw_bytes, read_lines
 
 ODD_NAMES = {"WordNet ids": r"n\d{8}", "bare numbers": r"[-+]?\d+(\.\d+)?"}
@@ -70,10 +70,10 @@ def read_class_folders(root):
     say_left_out(root, others)
     if loose:
         dist.print0(f"warning: {root}: {len(loose):,} images are left out, since they are in no class folder; "
-                    f"the first: {min(loose)}")  # fmt: skip
+                    f"the first: {printable(min(loose))}")  # fmt: skip
     if empty:
         dist.print0(f"warning: {root}: {len(empty):,} of {len(names):,} classes have no image: "
-                    f"{', '.join(map(repr, empty[:8]))}{', ...' * (len(empty) > 8)}")  # fmt: skip
+                    f"{', '.join(map(repr, empty[:NAMED]))}{', ...' * (len(empty) > NAMED)}")  # fmt: skip
     return {name: images for name, (images, _) in found.items()}
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from itertools import chain
 
 from clip_vl.engine import dist
-from clip_vl.engine.errors import DataError
+from clip_vl.engine.errors import DataError, printable
 
 # Pillow's formats that are read, and their extensions in any case. Pillow also knows formats that start other programs.
 FORMATS = {
@@ -23,6 +23,7 @@ FORMATS = {
 }
 EXTENSIONS = tuple(chain.from_iterable(FORMATS.values()))
 CODECS = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}  # what an installed Pillow may lack
+NAMED = 8  # kinds of files or classes that a message names
 NO_DATA = ("__MACOSX", "Thumbs.db", "desktop.ini")  # what systems leave in folders and archives
 
 
@@ -102,6 +103,7 @@ def say_left_out(folder, others):
     """Say how many files were left out for their extension. others: Counter {extension: number}"""
     if others:
         ranked = sorted(others.items(), key=lambda item: (-item[1], item[0]))
-        counts = ", ".join(f"{count:,} {name}" for name, count in ranked)
+        counts = ", ".join(f"{count:,} {printable(name)}" for name, count in ranked[:NAMED])
+        more = ", ..." * (len(ranked) > NAMED)
         dist.print0(f"warning: {folder}: {others.total():,} files are left out, since their extensions are of no image "
-                    f"format that is read here: {counts}")  # fmt: skip
+                    f"format that is read here: {counts}{more}")  # fmt: skip

@@ -9,7 +9,6 @@ import ast
 import csv
 import hashlib
 import io
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,12 +16,12 @@ from clip_vl.datasets import store
 from clip_vl.datasets.tables import read_header, table_rows
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_write
+from clip_vl.engine.json_files import read_object
 
 COLUMNS = ("", "title", "filepath", "neg_caption", "neg_image")
 LONGEST_LIST = 100_000  # characters of a list literal; a published one has some hundreds
 META_KEY, FORMAT = b"\0negatives", b"mined negatives, format 1"
 IMAGES_DIR = "images_dir"  # in a report: the folder in which the paths of images begin, relative to that of the table
-LARGEST_REPORT = 1 << 20  # bytes
 COMMIT_EVERY = 10_000  # rows per transaction
 
 
@@ -111,11 +110,11 @@ def recorded_images_dir(path):
     """The folder in which the paths of a table begin: as the report beside it says, else the table's own."""
     path = Path(path)
     try:
-        with report_of(path).open("rb") as file:
-            report = json.loads(file.read(LARGEST_REPORT))
-        return path.parent / report[IMAGES_DIR]
-    except (OSError, ValueError, RecursionError, KeyError, TypeError):
-        return path.parent  # a published table, or one of an earlier version
+        report = read_object(report_of(path)) or {}
+    except DataError:  # another file of that name
+        report = {}
+    folder = report.get(IMAGES_DIR)
+    return path.parent / folder if isinstance(folder, str) else path.parent
 
 
 def subset(rows, kept):

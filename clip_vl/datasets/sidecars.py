@@ -1,8 +1,7 @@
 """Captions beside an image, NAME.txt or NAME.json, as img2dataset writes them: in folders and in tar shards alike."""
 
-import json
-
 from clip_vl.engine.errors import DataError
+from clip_vl.engine.json_files import parse_json
 from clip_vl.engine.text import whole_text
 
 MAX_TEXT = 1 << 20  # bytes of a file
@@ -27,8 +26,8 @@ def sidecar_captions(name, data, extension):
     if extension != ".json":
         return [text] if text else []
     try:
-        about = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        about = parse_json(text)
+    except ValueError as error:
         raise DataError(f"{name} is not valid JSON: {error}") from None
     about = about if isinstance(about, dict) else {}
     found = about.get("caption") or about.get("captions") or []

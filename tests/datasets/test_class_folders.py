@@ -1,5 +1,6 @@
 """Classification sets as captioned images."""
 
+import os
 import pickle
 import shutil
 
@@ -101,6 +102,15 @@ def test_every_image_extension_is_read_and_what_is_not_read_is_counted(tmp_path,
     assert "5 files are left out" in said and "2 .heic, 1 .md, 1 .svg, 1 without an extension" in said
     assert "1 of 3 classes have no image: 'empty'" in said
     assert "1 images are left out, since they are in no class folder; the first: bare.png" in said
+
+
+def test_names_of_files_are_printed_without_control_characters(tmp_path, capsys):
+    make(tmp_path, "a/x.\x1b[31m", "\x1b]0;b.png", *(f"a/1.{n}" for n in range(9)))
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    read_class_folders(tmp_path)
+    said = capsys.readouterr().out
+    said.encode()
+    assert "\x1b" not in said and "\\x1b]0;b.png" in said and "1 .6, ..." in said
 
 
 def test_what_pillow_cannot_decode_here_is_counted_as_not_read(tmp_path, capsys, monkeypatch):
