@@ -38,7 +38,6 @@ class ConvertFlags:
 
 FLAGS = parse(ConvertFlags, __doc__) if __name__ == "__main__" else None
 
-import json
 import re
 import shutil
 import sys
@@ -52,6 +51,7 @@ from clip_vl.datasets.regions import convert_regions
 from clip_vl.engine.dist import run_program
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.files import atomic_file, atomic_json, temporary_name
+from clip_vl.engine.json_files import read_object
 from clip_vl.models.torchscript import is_archive
 from clip_vl.models.bert import BertConfig
 from clip_vl.models.clip_exchange import from_openclip, from_transformers
@@ -106,7 +106,7 @@ def write_folder(state, target, bert, architecture, values):
     temporary = temporary_name(target)
     try:
         temporary.mkdir(parents=True)
-        values = json.loads((Path(bert) / "config.json").read_text()) | values
+        values = (read_object(Path(bert) / "config.json") or {}) | values
         atomic_json(temporary / "config.json", values | {"architectures": [architecture]})
         shutil.copyfile(Path(bert) / "vocab.txt", temporary / "vocab.txt")
         write_safetensors(state, temporary / "model.safetensors")
@@ -188,9 +188,8 @@ def _rename(name, prefixes):
 def has_quick_gelu(source):
     """Whether CLIP weights are of OpenAI's GELU: its own archives, and transformers' folders that say so or nothing."""
     if source.is_dir():
-        path = source / "config.json"
-        config = json.loads(path.read_bytes()) if path.is_file() else {}
-        return config.get("vision_config", {}).get("hidden_act", "quick_gelu") == "quick_gelu"
+        vision = (read_object(source / "config.json") or {}).get("vision_config", {})
+        return not isinstance(vision, dict) or vision.get("hidden_act", "quick_gelu") == "quick_gelu"
     return is_archive(source)
 
 

@@ -53,6 +53,7 @@ from clip_vl.datasets.text import SPECIAL_TOKENS
 from clip_vl.engine.dist import run_program
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.files import temporary_name
+from clip_vl.engine.json_files import read_object
 from clip_vl.engine.random import derive_seed, numpy_rng
 from clip_vl.evaluation.vqa_score import soft_scores
 
@@ -261,7 +262,7 @@ def build(output, size="full", seed=0, workers=2):
     made_as = {"seed": seed, "size": size, "version": VERSION}
     if output.exists():
         description = output / "shapes.json"
-        before = json.loads(description.read_text()) if description.is_file() else {}
+        before = read_object(description) or {}
         if made_as.items() <= before.items():
             print(f"{output} is there already")
             return

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
+from clip_vl.engine.json_files import parse_json
 
 MANIFEST = "MANIFEST.json"
 UNFINISHED = ".building"  # temporary folders are called .<name>-<key>.<random>.building
@@ -92,7 +93,7 @@ def _write_manifest(folder):
 def is_whole(folder):
     """Whether every file of the manifest is there in its size and, when small, with its digest."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         return all(_is_intact(folder / name, entry) for name, entry in files.items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return False

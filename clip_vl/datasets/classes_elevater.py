@@ -7,7 +7,6 @@ Some sets have COCO-style JSON for an index. Nothing is unpacked; archives and i
 not leave their folder, and no member is read beyond `MOST_BYTES`, whatever its header says.
 """
 
-import json
 import os
 import zipfile
 import zlib
@@ -19,6 +18,7 @@ from clip_vl.datasets.class_set import ClassSet, checked_path
 from clip_vl.datasets.classes_names import SQUASHED, benchmark_key, metric_of
 from clip_vl.datasets.images import DamagedImage
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.json_files import parse_json
 from clip_vl.engine.text import read_lines, whole_text
 
 MOST_BYTES = 128 << 20  # of one image file; a photograph of 100 megapixels has 50 MB
@@ -121,7 +121,7 @@ def _check_count(index, found, expected):
 
 def _json(path, kind):
     try:
-        value = json.loads(path.read_bytes())
+        value = parse_json(path.read_bytes())
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; --datasets_dir names its folder") from None
     except ValueError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clip_vl.datasets.class_folders import TEMPLATES, warn_of_names
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.json_files import parse_json
 from clip_vl.engine.text import read_text, split_lines, whole_text
 
 # Names of ELEVATER, torchvision and folders, in lower-case letters and digits -> CLIP_benchmark's.
@@ -48,7 +49,7 @@ def read_list(path, key, what):
     path = Path(path)
     try:
         text = read_text(path)
-        value = json.loads(text) if path.suffix == ".json" else [line for line in split_lines(text) if line.strip()]
+        value = parse_json(text) if path.suffix == ".json" else [line for line in split_lines(text) if line.strip()]
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error})") from None
     if isinstance(value, dict):

@@ -1,6 +1,5 @@
 """The built-in scenes as a classification set: pictures of one thing, whose class is its colour and shape."""
 
-import json
 import re
 
 from clip_vl.datasets.class_set import ClassSet, FolderReader, checked_path
@@ -8,6 +7,7 @@ from clip_vl.datasets.images import relative_path
 from clip_vl.datasets.scenes import ATTRIBUTES
 from clip_vl.datasets.tables import column_of, read_header, table_rows
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.json_files import parse_json
 from clip_vl.engine.text import read_lines
 
 CLASSES = [f"{color} {shape}" for color in ATTRIBUTES["color"] for shape in ATTRIBUTES["shape"]]
@@ -47,10 +47,10 @@ def _of_scenes(path):
     names, labels = [], []
     try:
         for line in read_lines(path):
-            scene = json.loads(line)
+            scene = parse_json(line)
             if len(scene["objects"]) == 1:
                 names.append(relative_path(scene["img_id"]))
                 labels.append(CLASSES.index("{color} {shape}".format(**scene["objects"][0])))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read as scenes: {error}; `python -m clip_vl.shapes` writes them") from None
     return names, labels

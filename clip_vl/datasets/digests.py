@@ -7,6 +7,7 @@ from pathlib import Path
 
 from clip_vl.datasets.cache import locked, sha256, user_root, writable_root
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.json_files import parse_json
 
 MEMORY = "digests.json"
 RACY_SECONDS = 2.0  # a file changed this recently may change again within one tick of its modification time
@@ -45,7 +46,7 @@ def _state(path):
 def _remembered(memory):
     """The entries of the digest file that have the right form; none when it is missing or damaged."""
     try:
-        entries = json.loads(memory.read_text(encoding="utf-8")).items()
+        entries = parse_json(memory.read_text(encoding="utf-8")).items()
         return {path: entry for path, entry in entries if len(entry) == 4 and len(entry[3]) == 64}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

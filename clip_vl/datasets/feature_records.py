@@ -5,7 +5,6 @@ Arrays are encoded as the msgpack-numpy package does it. Files may come from any
 """
 
 import hashlib
-import json
 import math
 import re
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ import numpy as np
 
 from clip_vl.datasets.images import DamagedImage, relative_path
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.json_files import parse_json
 
 FORMAT = 1
 MAX_RECORD = 2**30  # bytes of a record: what claims more is damaged
@@ -189,7 +189,7 @@ def check_meta(path, found, wanted):
 def parsed_meta(path, text):
     """The meta of a store, checked."""
     try:
-        meta = json.loads(text)
+        meta = parse_json(text)
         meta["format"], meta["complete"]
     except (ValueError, TypeError, KeyError):
         raise DataError(f"{path} does not say what it holds: its meta record is damaged; write it anew") from None

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from clip_vl.datasets.images import DamagedImage, decode_image
 from clip_vl.engine.files import atomic_write
+from clip_vl.engine.json_files import parse_json
 from clip_vl.engine.text import read_lines
 
 AGENT = "clip_vl image fetcher"
@@ -192,7 +193,7 @@ def _failed_before(path, addresses):
     failures = {}
     for line in read_lines(path) if path.is_file() else ():
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             if addresses.get(entry["image"]) == entry["url"]:
                 failures[entry["image"]] = str(entry["why"])
         except (ValueError, KeyError, TypeError):

@@ -7,7 +7,6 @@ RowImage(folder, 7, "image_0").read_bytes()  the bytes of the image file in a ro
 
 import bisect
 import functools
-import json
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from typing import NamedTuple
 from clip_vl.datasets.cache import sha256
 from clip_vl.datasets.caption_source import path_below
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.json_files import parse_json
 
 
 class RowImage(NamedTuple):
@@ -81,12 +81,12 @@ def files_of(folder):
     folder = Path(folder)
     try:
         if (folder / "dataset_dict.json").is_file():
-            splits = json.loads((folder / "dataset_dict.json").read_bytes())["splits"]
+            splits = parse_json((folder / "dataset_dict.json").read_bytes())["splits"]
             if len(splits) > 1 and "test" not in splits:
                 raise UserError(f"{folder} has the splits {', '.join(splits)} and no test: name the folder of one")
             folder = folder / path_below(folder, "test" if "test" in splits else splits[0])
         if (folder / "state.json").is_file():
-            names = [entry["filename"] for entry in json.loads((folder / "state.json").read_bytes())["_data_files"]]
+            names = [entry["filename"] for entry in parse_json((folder / "state.json").read_bytes())["_data_files"]]
             return [folder / path_below(folder, name) for name in names]
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise DataError(f"{folder} is no data set as `save_to_disk` writes it: {error}") from None

@@ -24,6 +24,8 @@ def read_official(path):
         return json.loads(read_text(path, "fetch it again"))
     except json.JSONDecodeError as error:
         raise DataError(f"{path}:{error.lineno}: {error.msg}; is the file whole? fetch it again") from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise DataError(f"{path} is not valid JSON ({error}); fetch it again") from None
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.json_files import parse_json
 from clip_vl.engine.text import read_lines
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -43,7 +44,7 @@ def _is_uncased(folder):
     if not path.exists():
         return True
     try:
-        return bool(json.loads(path.read_bytes()).get("do_lower_case", True))
+        return bool(parse_json(path.read_bytes()).get("do_lower_case", True))
     except (ValueError, AttributeError):
         raise DataError(f"{path} is not a JSON object") from None
 

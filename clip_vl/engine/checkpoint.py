@@ -30,6 +30,7 @@ import torch
 
 from clip_vl.engine.errors import DataError
 from clip_vl.engine.files import TEMPORARY, atomic_file, atomic_write, sync_folder, temporary_name
+from clip_vl.engine.json_files import parse_json
 from clip_vl.engine.tensor_files import read_safetensors
 
 FORMAT = 1
@@ -289,8 +290,8 @@ def _read_json(path):
     if path.stat().st_size > MAX_JSON_BYTES:
         raise _Damage(f"{path.name} is larger than {MAX_JSON_BYTES:,} bytes")
     try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        return parse_json(path.read_bytes())
+    except ValueError as error:
         raise _Damage(f"{path.name} is not JSON") from error
 
 

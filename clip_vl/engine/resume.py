@@ -6,7 +6,7 @@ Weights, optimizers, counters, position. Random numbers need no saving, because 
 
 from clip_vl.engine import dist
 from clip_vl.engine.checkpoint import flatten_optimizer, load_latest, restore_optimizer, save_checkpoint
-from clip_vl.engine.errors import UserError
+from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.run import changed_flags
 
 # Flags that may differ between a run and its continuation without changing what it computes.
@@ -46,6 +46,7 @@ def restore_training(run, model, updater, meters, args, beside=None):
         run.truncate(0)
         return None
     path, tensors, state = found
+    _check_form(path, tensors, state, updater)
     _check_same_run(state, args)
     dist.bare(model).load_state_dict(tensors["model"])
     for name, module in (beside or {}).items():
@@ -57,6 +58,17 @@ def restore_training(run, model, updater, meters, args, beside=None):
     run.truncate(state["log_position"])
     dist.print0(f"resumed from {path} (update {updater.update})")
     return state["position"]
+
+
+def _check_form(path, tensors, state, updater):
+    """DataError unless a checkpoint, whole as its digests may be, has the parts that `save_training` writes."""
+    parts = {"position": dict, "updater": dict, "optimizers": dict, "meters": list, "world_size": int, "flags": dict,
+             "log_position": int}  # fmt: skip
+    wrong = [name for name, kind in parts.items() if not isinstance(state, dict) or type(state.get(name)) is not kind]
+    wrong += [name for name in ("model", *(f"optim_{name}" for name in updater.optimizers)) if name not in tensors]
+    if wrong or len(state["meters"]) != state["world_size"] or state["log_position"] < 0:
+        raise DataError(f"{path} is not a checkpoint of this program ({', '.join(wrong) or 'meters'}): remove it, or "
+                        "start again with --overwrite")  # fmt: skip
 
 
 def _check_same_run(state, args):

@@ -1,7 +1,6 @@
 """BERT (arXiv:1810.04805): embeddings, post-norm layers and pooler, under the published parameter names."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.json_files import parse_json
 from clip_vl.models.attention import attend
 from clip_vl.models.dropout import Dropout
 
@@ -42,7 +42,7 @@ class BertConfig:
                 f"for example from https://huggingface.co/google-bert/bert-base-uncased. {hint}".rstrip()
             )
         try:
-            values = json.loads(path.read_bytes())
+            values = parse_json(path.read_bytes())
         except ValueError as error:
             raise DataError(f"{path} is not valid JSON ({error}); fetch it again") from error
         if not isinstance(values, dict):

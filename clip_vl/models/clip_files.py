@@ -1,6 +1,5 @@
 """Writes a trained dual encoder of CLIP's towers for open_clip or transformers, with a card that says what it is."""
 
-import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +8,7 @@ import torch
 
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.files import atomic_file, atomic_json, atomic_write, temporary_name
+from clip_vl.engine.json_files import read_object
 from clip_vl.engine.report import score_groups
 from clip_vl.engine.text import written
 from clip_vl.models.clip_exchange import to_openclip, to_transformers
@@ -33,7 +33,7 @@ def write_clip(source, target):
     check_dual_flags(args)
     model = open_dual_encoder(args, torch.device("cpu"))
     state = {name: tensor.detach().contiguous().clone() for name, tensor in to_openclip(model.state_dict()).items()}
-    record = json.loads((source.parent / "args.json").read_bytes())
+    record = read_object(source.parent / "args.json")
     if target.suffix == ".pt":
         atomic_write(target.with_suffix(".md"), written(card(source, record, "open_clip", model)))
         with atomic_file(target) as file:
@@ -78,7 +78,7 @@ def _write_folder(target, state, config, preprocessor, text):
 def card(source, record, library, model):
     """Markdown: what the model is, what it was trained on, what it scored, and how it is opened."""
     path = source.parent / "result.json"
-    result = json.loads(path.read_bytes()) if path.is_file() else {}
+    result = read_object(path) or {}
     flags = [(name, record["args"].get(name)) for name in TOLD if record["args"].get(name) is not None]
     rows = [row for group in score_groups(result) for row in group["rows"]][:SCORES]
     scores = [f"| {row['label']} | {row['value']:.2f} | {_interval(row)} | {row['n'] or ''} |" for row in rows]

@@ -221,16 +221,16 @@ def adopt_flags(args):
     """With --load, take what the command line leaves open from the args.json beside the checkpoint: the towers and
     heads it was trained with, and how its images were cropped. Weights that were pretrained then are in it now.
     """
-    import json
     from pathlib import Path
 
     from clip_vl.engine.errors import DataError
+    from clip_vl.engine.json_files import parse_json
 
     path = Path(args.load).parent / "args.json" if args.load else None
     if path is None or not path.is_file():
         return
     try:
-        recorded = dict(json.loads(path.read_bytes())["args"])
+        recorded = dict(parse_json(path.read_bytes())["args"])
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{path} does not hold the flags of a run; move it away, and give the towers' flags") from None
     names = [f.name for cls in (ImageTowerFlags, TextTowerFlags, SharedTowerFlags) for f in dataclasses.fields(cls)]

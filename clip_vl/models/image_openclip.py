@@ -1,10 +1,10 @@
 """The visual half of any open_clip architecture; the text half is never built."""
 
-import json
 from pathlib import Path
 from types import SimpleNamespace
 
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.json_files import parse_json
 from clip_vl.models.activations import openclip_tag, resolve_quick_gelu
 from clip_vl.models.pixels import Pixels, describe, measure_width
 from clip_vl.models.pooled_tower import PooledTower
@@ -51,9 +51,9 @@ def _read_config(name, tag):
     path = Path(name) / "open_clip_config.json"
     if path.is_file():
         try:
-            config = json.loads(path.read_bytes())
+            config = parse_json(path.read_bytes())
             return config["model_cfg"], config.get("preprocess_cfg", {}), name
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path} is not open_clip's configuration: it has no model_cfg ({error})") from error
     name = name.replace("/", "-").replace("@336px", "-336")
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None

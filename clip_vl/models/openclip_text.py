@@ -1,12 +1,12 @@
 """The text half of any open_clip architecture: CLIP's own kind as in clip_text.py, the others open_clip's modules."""
 
-import json
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.json_files import parse_json
 from clip_vl.models.activations import openclip_name, resolve_quick_gelu
 from clip_vl.models.clip_text import build_clip_text, is_plain, load_text_weights, plain_config
 from clip_vl.models.clip_tokenizer import ClipTokenizer
@@ -45,7 +45,7 @@ def _read_config(name):
     path = Path(name) / "open_clip_config.json"
     if path.is_file():
         try:
-            return json.loads(path.read_bytes())["model_cfg"]
+            return parse_json(path.read_bytes())["model_cfg"]
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path} is not open_clip's configuration: it has no model_cfg ({error})") from error
     spelt = openclip_name(name)

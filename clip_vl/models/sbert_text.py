@@ -1,12 +1,12 @@
 """Text towers of sentence-transformers: a folder of modules, of a transformer or of word vectors such as GloVe's."""
 
 import copy
-import json
 
 import torch
 from torch import nn
 
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.json_files import parse_json
 from clip_vl.models.hf_attention import cheapen_dropout, use_own_attention
 from clip_vl.models.hf_files import local_folder, reading
 from clip_vl.models.hf_tokens import HuggingFaceTokenizer
@@ -32,7 +32,7 @@ def _check(folder):
         *((p, "tokenizer_class") for p in folder.rglob("*_config.json")),
     ):
         try:
-            content = json.loads(path.read_bytes())
+            content = parse_json(path.read_bytes())
         except ValueError as error:
             raise DataError(f"{path} is not valid JSON ({error}); fetch it again") from error
         for entry in content if isinstance(content, list) else [content]:

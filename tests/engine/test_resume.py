@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from clip_vl.engine.errors import UserError
+from clip_vl.engine.checkpoint import load_latest
+from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.meters import Meters
 from clip_vl.engine.optim import Updater
 from clip_vl.engine.resume import restore_training, save_training
@@ -61,4 +62,16 @@ def test_another_number_of_processes_is_refused(tmp_path, monkeypatch):
     save_training(run, model, updater, meters, args, epoch=0, batch=0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="started with 1 processes and is resumed with 2"):
+        restore_training(run, model, updater, meters, args)
+
+
+@pytest.mark.parametrize("state", [[], {}, {"position": []}, {"meters": []}, {"world_size": "1"}, {"log_position": -1}])
+def test_a_whole_checkpoint_of_another_form_is_refused_in_one_sentence(tmp_path, monkeypatch, state):
+    model, updater, meters, run = training(tmp_path / "run")
+    args = SimpleNamespace(keep_last=2, lr=0.01)
+    save_training(run, model, updater, meters, args, epoch=0, batch=0)
+    path, tensors, whole = load_latest(run.checkpoints)
+    state = whole | state if state else state
+    monkeypatch.setattr("clip_vl.engine.resume.load_latest", lambda *_, **__: (path, tensors, state))
+    with pytest.raises(DataError, match="is not a checkpoint of this program"):
         restore_training(run, model, updater, meters, args)
