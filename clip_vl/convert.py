@@ -17,7 +17,8 @@ has not: hidden states and masked words are the same, its pooled vector is not. 
 regions that was trained with --no-pooler_tanh cannot be told from it.
 
 Regions (.tsv, .h5, .lmdb) become a store of float16 features (.lmdb, .h5), for --features; a second file may be added
-to it. That may be interrupted and run again.
+to it. That may be interrupted and run again. --instances official/instances_train2014.json labels boxes with COCO's
+categories, for --taskObjPredict with regions whose detector left no objects.
 """
 
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ class ConvertFlags:
         "", "A .pth or .safetensors file or a folder, not there yet; for regions a store.", positional=True
     )
     bert: str = flag("data/bert-base-uncased", "For a folder: where config.json and vocab.txt come from.")
+    instances: str | None = flag(
+        None, "For regions: COCO instances files, separated by commas, whose categories label the boxes they overlap."
+    )
 
 
 FLAGS = parse(ConvertFlags, __doc__) if __name__ == "__main__" else None
@@ -47,6 +51,7 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
+from clip_vl.datasets.coco import BoxLabels
 from clip_vl.datasets.regions import convert_regions
 from clip_vl.engine.dist import run_program
 from clip_vl.engine.errors import UserError
@@ -199,9 +204,14 @@ def main(args):
     target = Path(args.target)
     if target.suffix in STORES:
         with tqdm(unit="image", disable=not sys.stderr.isatty()) as bar:
-            count = convert_regions(args.source, target, bar.update)
+            relabel = [BoxLabels(args.instances.split(","))] if args.instances else []
+            count = convert_regions(args.source, target, bar.update, *relabel)
         print(f"{target}: the regions of {count:,} images added")
+        for labels in relabel:
+            print(f"boxes of {labels.relabelled:,} images labelled; {labels.kept:,} images are not listed and stay")
         return
+    if args.instances:
+        raise UserError("--instances labels the boxes of regions, whose target ends in .lmdb or .h5")
     if target.exists():
         raise UserError(f"{target} exists already; remove it or choose another target")
     state = read_source(args.source)

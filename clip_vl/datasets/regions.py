@@ -293,10 +293,10 @@ def open_regions(path):
     return StoredRegions(path)
 
 
-def convert_regions(source_path, target_path, advance=lambda count: None):
+def convert_regions(source_path, target_path, advance=lambda count: None, relabel=lambda img_id, record: record):
     """Write the region features at `source_path` into our store at `target_path`, as float16; resumable.
 
-    `advance(1)` is called for every image.
+    `advance(1)` is called for every image, `relabel(img_id, record)` for those that are written.
     returns: the number of images written
     raises:  UserError, DataError, DamagedImage for the first record that cannot be used
     """
@@ -307,7 +307,7 @@ def convert_regions(source_path, target_path, advance=lambda count: None):
     with write_features(target_path, {"kind": "regions", "width": width}) as writer:
         for img_id, record in _records(source_path, skip=writer.done):
             if record is not None:
-                writer.put(img_id, _halved(f"{source_path}/{img_id}", record, width))
+                writer.put(img_id, _halved(f"{source_path}/{img_id}", relabel(img_id, record), width))
                 count += 1
             advance(1)
     return count

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from clip_vl.datasets.images import relative_path, size_key
+from clip_vl.datasets.scenes import ATTRIBUTES
 from clip_vl.datasets.scene_tasks import ENTAILMENTS, FOLDERS
 
 KARPATHY = {"mscoco_train": "train", "mscoco_nominival": "restval", "mscoco_minival": "test"}
@@ -89,6 +90,21 @@ def karpathy_split(records):
     return {"dataset": "coco", "images": images}
 
 
+def instances(records):
+    """COCO's official instances of the pictures: the category is the shape, counted from 1."""
+    images, annotations = [], []
+    for record in records:
+        number, scene, regions = image_number(record), record["scene"], record["regions"]
+        images.append({"id": number, "file_name": Path(relative_path(record["img_id"])).name,
+                       "height": scene["height"], "width": scene["width"]})  # fmt: skip
+        for (left, top, right, bottom), shape in zip(regions["boxes"].tolist(), regions["objects_id"].tolist()):
+            box = [left, top, right - left, bottom - top]
+            annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": shape + 1,
+                                "bbox": box, "area": box[2] * box[3], "iscrowd": 0})  # fmt: skip
+    categories = [{"id": place + 1, "name": name} for place, name in enumerate(ATTRIBUTES["shape"])]
+    return {"images": images, "annotations": annotations, "categories": categories}
+
+
 def answer_tables(records):
     """(all_ans.json, the VQA answers in order): every answer of the labels and the sources that it occurs in."""
     sources = {}
@@ -130,6 +146,8 @@ def picture_files(records):
         "mscoco/width_heigths.json": sizes(scenes),
         "karpathy/dataset_coco.json": karpathy_split(records),
     }
+    for year, names in (("train2014", ["mscoco_train"]), ("val2014", ["mscoco_nominival", "mscoco_minival"])):
+        files[f"official/instances_{year}.json"] = instances([r for name in names for r in records[name]])
     for name, split in records.items():
         if name != "test":
             files[f"lxmert/{name}.json"] = lxmert_rows(split)

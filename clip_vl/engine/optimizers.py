@@ -43,7 +43,7 @@ class BertAdam(torch.optim.Optimizer):
     def _update(self, parameters, step, group):
         """One call of torch's fused kernel; after a thousand million updates its own bias correction is 1."""
         lr, decay = effective_rates(group, step)
-        many = torch.tensor(1e9, device=parameters[0].device)
+        many = torch.full((), 1e9, device=parameters[0].device)
         torch._fused_adamw_(
             parameters,
             [p.grad for p in parameters],
