@@ -18,6 +18,7 @@ from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError, printable
 from clip_vl.engine.text import raw_bytes, read_lines
 
+SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
 ODD_NAMES = {"WordNet ids": r"n\d{8}", "bare numbers": r"[-+]?\d+(\.\d+)?"}
 TEMPLATES = (
     "a photo of a {}.",
@@ -61,6 +62,8 @@ def read_class_folders(root):
     names = ordered([entry.name for entry in entries if entry.is_dir()])
     if not names:
         raise UserError(f"{root} has no subfolders; a folder for each class was expected")
+    if len(names) > 1 and SPLITS.issuperset(map(str.lower, names)):
+        raise UserError(f"{root} has a folder for each split ({', '.join(names)}) and none for classes; name one")
     found = {name: list_images(Path(root, name)) for name in names}
     others = sum((counts for _, counts in found.values()), Counter())
     loose = [entry.name for entry in entries if is_image(entry.name) and not entry.is_dir()]

@@ -134,6 +134,14 @@ def test_links_to_folders_are_followed_and_end(tmp_path):
     assert read_class_folders(root / "set") == {"a": ["1.jpg", "more/2.jpg"], "b": ["2.jpg"]}
 
 
+def test_folders_of_splits_are_no_classes(tmp_path):
+    make(tmp_path, "train/ant/1.jpg", "test/ant/1.jpg")
+    with pytest.raises(UserError, match=r"a folder for each split \(test, train\) and none for classes"):
+        read_class_folders(tmp_path)
+    make(tmp_path, "car/1.jpg")
+    assert list(read_class_folders(tmp_path)) == ["car", "test", "train"]
+
+
 def test_names_that_are_no_words_are_warned_about(capsys):
     warn_of_names(["n01440764", "n01443537", "tench", "7", "3.5"])
     said = capsys.readouterr().out
