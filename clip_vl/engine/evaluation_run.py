@@ -94,6 +94,9 @@ class EvaluationRun:
     def _load(self, name, part):
         try:
             with np.load(self._path(name, part), allow_pickle=False) as arrays:
+                size = sum(entry.file_size for entry in arrays.zip.infolist())
+                if size > self._path(name, part).stat().st_size:
+                    raise ValueError(f"it unpacks to {size:,} bytes, more than it has")
                 return dict(arrays)
         except Exception as error:  # zipfile, zlib and NumPy have their own
             raise DataError(f"{self._path(name, part)} is damaged ({error}): remove it and start again") from None

@@ -1,0 +1,39 @@
+"""An evaluation goes on from what is on disk, and refuses what was not written there by one."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from clip_vl.engine.errors import DataError
+from clip_vl.engine.evaluation_run import EvaluationRun
+
+
+@dataclass
+class Flags:
+    output: str
+    overwrite: bool = False
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = EvaluationRun(Flags(str(tmp_path / "e")), "retrieval", "cpu")
+    run.begin({"weights": "a"})
+    return run
+
+
+def test_parts_on_disk_are_not_computed_again_and_a_compressed_one_is_refused(run):
+    parts = run.in_parts("images", 2, lambda part: {"a": np.full(3, part)})
+    assert [part["a"].tolist() for part in parts] == [[0, 0, 0], [1, 1, 1]]
+    again = run.in_parts("images", 2, lambda part: pytest.fail("is computed again"))
+    assert [part["a"].tolist() for part in again] == [[0, 0, 0], [1, 1, 1]]
+    np.savez_compressed(run.work / "images_00001.npz", a=np.zeros(10**6))
+    with pytest.raises(DataError, match=r"images_00001\.npz is damaged \(it unpacks to 8,000,\d+ bytes, more than"):
+        run.in_parts("images", 2, lambda part: pytest.fail("is computed again"))
+
+
+@pytest.mark.parametrize("text", ['{"inputs":' * 100_000, '{"inputs": 1e400}', "[]"])
+def test_a_bomb_in_the_inputs_is_one_sentence(run, text):
+    (run.work / "inputs.json").write_text(text)
+    with pytest.raises(DataError, match=r"inputs\.json .*--overwrite"):
+        run.begin({"weights": "a"})
