@@ -54,6 +54,7 @@ from clip_vl.engine.job import Job
 from clip_vl.engine.optim import autocast
 from clip_vl.engine.random import seed_step
 from clip_vl.engine.report import write_report
+from clip_vl.engine.text import id_of
 from clip_vl.evaluation.answers import (
     answer_report,
     batch_accuracy,
@@ -192,11 +193,11 @@ def test(device, args):
 
 def official_report(args, rows):
     """{"official_accuracy": percent} by the official evaluator, where the split's official annotations are on disk."""
-    given = {row["question_id"]: row["answer"] for row in rows}
+    given = {id_of(row["question_id"]): row["answer"] for row in rows}
     for name in (f"v2_mscoco_{args.test}2014_annotations.json", "v2_mscoco_val2014_annotations.json"):
         path = Path(args.data_root) / "vqa" / name
         if path.is_file():
-            annotations = [a for a in json.loads(path.read_bytes())["annotations"] if a["question_id"] in given]
+            annotations = [a for a in json.loads(path.read_bytes())["annotations"] if id_of(a["question_id"]) in given]
             overall = official_accuracy(given, annotations)["overall"]
             print(f"official evaluator: {overall:.2f}")
             return {"official_accuracy": overall}

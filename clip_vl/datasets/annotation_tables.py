@@ -13,6 +13,7 @@ from clip_vl.datasets.columns import ColumnWriter, RaggedWriter, TextWriter, Wor
 from clip_vl.datasets.images import COCO_VG, relative_path, size_key
 from clip_vl.datasets.json_stream import iterate_json_list, read_json
 from clip_vl.engine.errors import DataError
+from clip_vl.engine.text import id_of
 
 BATCH = 8192  # sentences tokenised and written at a time
 EXAMPLES = 5  # names kept of what was left out
@@ -44,7 +45,7 @@ class TableBuilder:
         self.pending = {name: [] for name in columns}
         self.images, self.image_sizes = {}, []  # image id -> row, or None when it is dropped
         self.counts = dict.fromkeys(("items", "labelled", "unknown_answers", "dropped_items", "skipped"), 0)
-        self.skipped_examples = []
+        self.skipped_examples, self.question_ids = [], set()
 
     def read_file(self, path, skip_bad=False):
         """Add the items of a JSON list. An entry of the wrong form raises DataError, or is counted with `skip_bad`."""
@@ -54,6 +55,7 @@ class TableBuilder:
         for number, (line, entry) in enumerate(progress, start=1):
             try:
                 img_ids, items, unknown = self.read(entry)
+                self._check_ids(items)
                 images = self._images(img_ids) if items else None
             except DataError as error:
                 self._complain(f"{path}:{line}: entry {number:,}{_name(entry)}: {error}", skip_bad)
@@ -66,6 +68,15 @@ class TableBuilder:
                 for image in images:
                     self._add(image, item)
         self._flush()
+
+    def _check_ids(self, items):
+        """Raise DataError for the identifier of an earlier question, be it written as a number or as a text."""
+        for item in items:
+            if "question_id" in item.columns:
+                number = id_of(json.loads(item.columns["question_id"]))
+                if number in self.question_ids:
+                    raise DataError(f"the question id {number} is the id of an earlier question")
+                self.question_ids.add(number)
 
     def _complain(self, sentence, skip_bad):
         if not skip_bad:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_vl.datasets.official import expected_form, read_official
+from clip_vl.datasets.official import expected_form, read_official, text_of
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.text import id_of
 
 MAX_BYTES = 1 << 30  # the largest official file, the instances of train2017, has 450 MB
 
@@ -29,6 +30,9 @@ def open_coco(path):
         coco.dataset = read_official(path)
         for number, annotation in enumerate(coco.dataset["annotations"], start=1):
             annotation.setdefault("id", -number)  # COCO's own are positive
+            annotation["image_id"] = int(id_of(annotation["image_id"]))
+        for image in coco.dataset.get("images", ()):
+            image["id"] = int(id_of(image["id"]))
         doubled = [i for i, n in Counter(a["id"] for a in coco.dataset["annotations"]).items() if n > 1]
         if doubled:
             raise DataError(f"{path} has two annotations of the id {doubled[0]!r:.40}; fetch it again")
@@ -40,7 +44,7 @@ def coco_captions(path):
     """(image id, caption) of each annotation of a captions file, in its order."""
     coco = open_coco(path)
     with expected_form(path):
-        return [(entry["image_id"], entry["caption"]) for entry in coco.loadAnns(coco.getAnnIds())]
+        return [(entry["image_id"], text_of(entry, "caption")) for entry in coco.loadAnns(coco.getAnnIds())]
 
 
 class BoxLabels:

@@ -7,6 +7,7 @@ from tqdm import tqdm
 from clip_vl.datasets.json_stream import iterate_json_list, iterate_json_object
 from clip_vl.datasets.official import expected_form, official_path, text_of, write_label_tables, write_list
 from clip_vl.engine.errors import DataError
+from clip_vl.engine.text import id_of
 
 OFFICIAL_NAMES = {
     "train": "train_balanced_questions",
@@ -37,7 +38,7 @@ def _rows(path):
     """Rows in LXMERT's form, with the structural type as question type and the semantic one as answer type."""
     for line, question_id, entry in tqdm(iterate_json_object(path), path.stem, unit="question", disable=None):
         with expected_form(f"{path}:{line}: question {question_id!r:.40}"):
-            row = {"question_id": question_id, "img_id": text_of(entry, "imageId"), "sent": text_of(entry, "question")}
+            row = {"question_id": question_id, "img_id": id_of(entry["imageId"]), "sent": text_of(entry, "question")}
             if "answer" in entry:
                 types = entry["types"]
                 row |= {"question_type": text_of(types, "structural"), "answer_type": text_of(types, "semantic")}

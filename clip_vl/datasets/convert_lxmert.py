@@ -19,9 +19,11 @@ from clip_vl.datasets.official import (
     expected_form,
     minival_rule,
     official_path,
+    text_of,
     write_list,
 )
 from clip_vl.engine.errors import DataError
+from clip_vl.engine.text import id_of
 
 FILES = ("mscoco_train", "mscoco_nominival", "mscoco_minival", "vgnococo")
 TRAINING_FILES = ("mscoco_train", "mscoco_nominival", "vgnococo")
@@ -85,16 +87,16 @@ def _coco_names(images, root):
     path = official_path(root, "image_data")
     with expected_form(path):
         return {
-            str(image["image_id"]): captioned[image["coco_id"]]
+            id_of(image["image_id"]): captioned[number]
             for _, image in iterate_json_list(path)
-            if image["coco_id"] in captioned
+            if image["coco_id"] is not None and (number := int(id_of(image["coco_id"]))) in captioned
         }
 
 
 def _vg_images(path, filed_as):
     """(img_id, entry) of each image of a Visual Genome file."""
     for _, image in tqdm(iterate_json_list(path), path.stem, unit="image", disable=None):
-        number = str(image["id"] if "id" in image else image["image_id"])  # the key differs between releases
+        number = id_of(image["id"] if "id" in image else image["image_id"])  # the key differs between releases
         yield filed_as.get(number, number), image
 
 
@@ -102,21 +104,22 @@ def _add_regions(images, filed_as, path):
     with expected_form(path):
         for img_id, image in _vg_images(path, filed_as):
             for region in image["regions"]:
-                _add(images, img_id, "vg", region["phrase"])
+                _add(images, img_id, "vg", text_of(region, "phrase"))
 
 
 def _add_vg_questions(images, filed_as, path):
     with expected_form(path):
         for img_id, image in _vg_images(path, filed_as):
             for qa in image["qas"]:
-                _add(images, img_id, "visual7w", qa["question"], _certain(qa["answer"]))
+                _add(images, img_id, "visual7w", text_of(qa, "question"), _certain(text_of(qa, "answer")))
 
 
 def _add_gqa(images, filed_as, path):
     with expected_form(path):
         for _, _, entry in tqdm(iterate_json_object(path), path.stem, unit="question", disable=None):
-            number = entry["imageId"]
-            _add(images, filed_as.get(number, number), "gqa", entry["question"], _certain(entry["answer"]))
+            number = id_of(entry["imageId"])
+            label = _certain(text_of(entry, "answer"))
+            _add(images, filed_as.get(number, number), "gqa", text_of(entry, "question"), label)
 
 
 def _add_vqa(images, path):

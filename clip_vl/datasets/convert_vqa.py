@@ -16,11 +16,13 @@ from clip_vl.datasets.official import (
     minival_rule,
     official_path,
     read_official,
+    text_of,
     write_label_tables,
     write_list,
     write_value,
 )
 from clip_vl.engine.errors import DataError
+from clip_vl.engine.text import id_of
 
 LABEL_OCCURRENCES = 9  # an answer is a class if it is the agreed one of at least this many questions
 
@@ -45,7 +47,7 @@ def convert_vqa(root, normalise, soft_scores):
         for row in rows:
             row["label"] = {answer: score for answer, score in row["label"].items() if answer in classes}
         written += write_list(Path(root, "vqa", f"{name}.json"), rows)
-    return written + _write_official_minival(root, {row["question_id"] for row in splits["minival"]})
+    return written + _write_official_minival(root, {id_of(row["question_id"]) for row in splits["minival"]})
 
 
 def convert_vqa_test(root):
@@ -54,17 +56,20 @@ def convert_vqa_test(root):
 
 
 def _questions(root, split):
-    """Rows by question id: question_id, img_id, sent."""
+    """Rows by question id, in the form of `id_of`: question_id, img_id, sent."""
     path = official_path(root, f"v2_OpenEnded_mscoco_{split}_questions")
+    rows = {}
     with expected_form(path):
-        return {
-            question["question_id"]: {
+        for question in read_official(path)["questions"]:
+            number = id_of(question["question_id"])
+            if number in rows:
+                raise ValueError(f"the question id {number} is there twice")
+            rows[number] = {
                 "question_id": question["question_id"],
-                "img_id": coco_image_id(split, question["image_id"]),
-                "sent": question["question"],
+                "img_id": coco_image_id(split, int(id_of(question["image_id"]))),
+                "sent": text_of(question, "question"),
             }
-            for question in read_official(path)["questions"]
-        }
+    return rows
 
 
 def _labelled_rows(root, split, normalise, soft_scores, agreed):
@@ -73,11 +78,14 @@ def _labelled_rows(root, split, normalise, soft_scores, agreed):
     path = official_path(root, f"v2_mscoco_{split}_annotations")
     with expected_form(path):
         annotations = read_official(path)["annotations"]
-        if {annotation["question_id"] for annotation in annotations} != rows.keys():
+        ids = [id_of(annotation["question_id"]) for annotation in annotations]
+        if len(set(ids)) < len(ids):
+            raise ValueError("a question id is there twice")
+        if set(ids) != rows.keys():
             raise DataError(f"{path} is not about the questions of {split}; both files must be of the same release")
         for annotation in tqdm(annotations, f"vqa {split}", unit="question", disable=None):
             agreed[normalise(annotation["multiple_choice_answer"])] += 1
-            rows[annotation["question_id"]] |= {
+            rows[id_of(annotation["question_id"])] |= {
                 "question_type": annotation["question_type"],
                 "answer_type": annotation["answer_type"],
                 "label": soft_scores([normalise(given["answer"]) for given in annotation["answers"]]),
@@ -101,6 +109,6 @@ def _write_official_minival(root, question_ids):
         if not path.exists():
             content = read_official(official_path(root, form.format("val2014")))
             content["data_subtype"] = "minival2014"
-            content[key] = [row for row in content[key] if row["question_id"] in question_ids]
+            content[key] = [row for row in content[key] if id_of(row["question_id"]) in question_ids]
             written += write_value(path, content)
     return written

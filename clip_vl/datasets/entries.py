@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from clip_vl.datasets.answers import label_scores
 from clip_vl.engine.errors import DataError
-from clip_vl.engine.text import whole_text
+from clip_vl.engine.text import id_of, whole_text
 
 
 class Item(NamedTuple):
@@ -47,7 +47,7 @@ def read_vqa_entry(entry, find):
     img_id, question_id = _field(entry, "img_id", str), _field(entry, "question_id", int | str)
     ids, scores, unknown = _label(_field(entry, "label", dict, {}), find)
     columns = {name: _text(_field(entry, name, str, "")) for name in ("question_type", "answer_type")}
-    columns["question_id"] = json.dumps(question_id)
+    columns["question_id"] = json.dumps(_id(question_id))
     return img_id, [Item(_text(_field(entry, "sent", str)), ids, scores, columns)], unknown
 
 
@@ -109,6 +109,15 @@ def _label(label, find):
     if not isinstance(label, dict):
         raise DataError(f"a label must be an object of answers and scores, not {_short(label)}")
     return label_scores(label, find)
+
+
+def _id(value):
+    """The identifier as it is, once it can be one."""
+    try:
+        id_of(value)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    return value
 
 
 def _text(value):

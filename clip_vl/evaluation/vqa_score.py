@@ -6,6 +6,7 @@ import re
 from collections import Counter, defaultdict
 
 from clip_vl.engine.errors import DataError
+from clip_vl.engine.text import id_of
 
 ARTICLES = {"a", "an", "the"}
 NUMBER_WORDS = "zero one two three four five six seven eight nine ten".split()
@@ -81,10 +82,12 @@ def official_accuracy(predictions, annotations):
     returns:     {"overall", "n", "per_answer_type": {type: percent}, "per_question_type": {type: percent}}
     errors:      DataError unless both are of the same questions, for the score of a subset is another number
     """
+    predictions = {id_of(number): answer for number, answer in predictions.items()}
     _check_same_questions(predictions, annotations)
     accuracies = defaultdict(list)
     for row in annotations:
-        accuracy = question_accuracy(predictions[row["question_id"]], [each["answer"] for each in row["answers"]])
+        prediction = predictions[id_of(row["question_id"])]
+        accuracy = question_accuracy(prediction, [each["answer"] for each in row["answers"]])
         for group in ("overall", ("answer", row["answer_type"]), ("question", row["question_type"])):
             accuracies[group].append(accuracy)
     percent = {group: 100 * sum(values) / len(values) for group, values in accuracies.items()}
@@ -107,7 +110,7 @@ def soft_scores(answers):
 
 
 def _check_same_questions(predictions, annotations):
-    asked = {row["question_id"] for row in annotations}
+    asked = {id_of(row["question_id"]) for row in annotations}
     if not asked:
         raise DataError("there are no annotations to score against")
     for fault, ids in (("have no prediction", asked - predictions.keys()), ("are unknown", predictions.keys() - asked)):

@@ -163,3 +163,19 @@ def test_a_download_cut_short_is_named_with_its_line(root):
     path.write_text(path.read_text()[:1000])
     with pytest.raises(DataError, match=r"val2014_annotations.json:1: .*fetch it again"):
         convert_vqa(root, normalise, soft_scores)
+
+
+def test_ids_are_the_same_as_numbers_and_as_texts_and_none_is_there_twice(root):
+    path = root / "official" / "v2_mscoco_train2014_annotations.json"
+    content = json.loads(path.read_text())
+    for row in content["annotations"]:
+        row["question_id"] = str(row["question_id"])
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(content).encode())
+    convert_vqa(root, normalise, soft_scores)
+    first = rows(root, "train")[0]
+    assert first["question_id"] == 10 and first["label"] == {"2 dogs": 1.0, "cat": 0.9}
+    path = root / "official" / "v2_OpenEnded_mscoco_test2015_questions.json"
+    questions = [{"question_id": number, "image_id": 1, "question": "Who?"} for number in (1, "1")]
+    path.write_text(json.dumps({"questions": questions}))
+    with pytest.raises(DataError, match=r"test2015_questions\.json .*the question id 1 is there twice"):
+        convert_vqa_test(root)
