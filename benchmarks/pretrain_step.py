@@ -30,6 +30,7 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from clip_vl.engine.optim import Updater, param_groups, warmup_linear  # noqa: E402
+from clip_vl.engine.optimizers import build_optimizer  # noqa: E402
 from clip_vl.losses.pretraining import answer_loss, masked_lm_loss, matched_loss  # noqa: E402
 from clip_vl.models.bert import BertConfig  # noqa: E402
 from clip_vl.models.clip import GRID_ENCODERS  # noqa: E402
@@ -68,7 +69,7 @@ def ours(precision, tower="RN50", size=BATCH, device="cpu", compiled=False):
         compile_parts(model)
     named = list(model.named_parameters())
     others = [(n, p) for n, p in named if "visual_model." not in n]
-    adamw = torch.optim.AdamW(param_groups(others, 0.01), lr=5e-5, fused=True)
+    adamw = build_optimizer("hf_adamw", param_groups(others, 0.01), lr=5e-5)
     sgd = torch.optim.SGD([p for n, p in named if "visual_model." in n], lr=3e-3, weight_decay=4e-4, fused=True)
     flat = warmup_linear(10**9, 0)
     dtype = torch.bfloat16 if precision == "bf16" else None
