@@ -9,7 +9,7 @@ and 10 of held-out pairs. CLIP (arXiv:2103.00020), LiT (2111.07991), SEED (2101.
 (2206.10996), SigLIP (2303.15343) and the others of `--loss` differ in flags alone; scripts/recipes/ has them.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from clip_vl.datasets.source_flags import PairFlags
 from clip_vl.engine.flags import flag, parse
@@ -23,6 +23,7 @@ from clip_vl.models.dual_flags import (
     TextTowerFlags,
     check_dual_flags,
     name_output,
+    setting_names,
     tower_readers,
     warn_of_name,
     warn_of_unused,
@@ -103,6 +104,8 @@ from clip_vl.models.dual_build import (
 )
 from clip_vl.models.dual_encoder import CachedTower
 from clip_vl.models.dual_optim import build_updater, protoclip_schedules
+from clip_vl.models.dual_settings import dual_settings
+from clip_vl.models.settings import as_record
 from clip_vl.models.sides import ImageSide
 
 MODEL_INPUTS = ("images", "images_2", "tokens", "teacher_features")
@@ -322,7 +325,8 @@ def train(device, args):
         if dist.rank() == 0 and (is_last or (epoch + 1) % args.save_frequency == 0):
             weights = {name: tensor.cpu().contiguous() for name, tensor in measured.state_dict().items()}
             content = {"epoch": epoch + 1, "name": job.run.folder.name, "state_dict": weights}
-            save_plain(job.run.folder / f"epoch_{epoch + 1}.pt", content)
+            settings = dual_settings(asdict(args), measured, setting_names())
+            save_plain(job.run.folder / f"epoch_{epoch + 1}.pt", content, as_record(settings))
         job.save(epoch=epoch + 1, batch=0, best=best)
 
     job.run.write_result(task="retrieval", split=args.valid_data, checkpoint=f"epoch_{last_epoch}.pt", **best)

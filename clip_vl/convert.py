@@ -21,7 +21,7 @@ to it. That may be interrupted and run again. --instances official/instances_tra
 categories, for --taskObjPredict with regions whose detector left no objects.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from clip_vl.engine.flags import flag, parse
 
@@ -53,6 +53,7 @@ from tqdm import tqdm
 
 from clip_vl.datasets.coco import BoxLabels
 from clip_vl.datasets.regions import convert_regions
+from clip_vl.engine.checkpoint import write_plain
 from clip_vl.engine.dist import run_program
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.files import atomic_file, atomic_json, temporary_name
@@ -61,8 +62,11 @@ from clip_vl.models.torchscript import is_archive
 from clip_vl.models.bert import BertConfig
 from clip_vl.models.clip_exchange import from_openclip, from_transformers
 from clip_vl.models.clip_files import write_clip
+from clip_vl.models.clip_processor import pixels_of_processor
+from clip_vl.models.settings import as_metadata, as_record, assumed, read_settings
 from clip_vl.models.weights import detect_layers, read_state_dict
 
+CASED = "tokenizer_config.json"  # says whether the words are cased
 STORES = (".lmdb", ".h5", ".hdf5")
 BOX_WEIGHT = "encoder.visn_fc.box_fc.weight"
 TOWER = "encoder.visual_model."  # CLIP-ViL's own files hold unused weights for boxes beside it
@@ -76,30 +80,29 @@ TEXT_PARTS = re.compile(
 )
 
 
-def write_published(state, target):
+def write_published(state, target, settings):
     """torch.save under the published names."""
     prefix = "module." if all(name.startswith(PRETRAINED) for name in state) else ""
     with atomic_file(target) as file:
-        torch.save({f"{prefix}{name}": tensor for name, tensor in state.items()}, file)
+        write_plain(file, {f"{prefix}{name}": tensor for name, tensor in state.items()}, as_record(settings))
 
 
-def write_safetensors(state, target):
+def write_safetensors(state, target, settings):
     """Every tensor in memory of its own: the format knows no ties."""
     temporary = temporary_name(target)
     try:
-        save_file(
-            {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}, temporary
-        )
+        state = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+        save_file(state, temporary, as_metadata(settings))
         temporary.rename(target)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_folder(state, target, bert, architecture, values):
+def write_folder(state, target, bert, architecture, values, settings):
     """config.json, vocab.txt and model.safetensors, whole or not at all.
 
     bert:   folder of the BERT that the model was built from; its sizes must be those of the checkpoint
-    values: what config.json says beside that BERT's own
+    values: what config.json says beside that BERT's own;  settings: those of the checkpoint
     """
     words = state[next(name for name in state if name.endswith("word_embeddings.weight"))]
     config = BertConfig.from_folder(bert, hint="--bert points to the folder that the model was built from.")
@@ -114,22 +117,24 @@ def write_folder(state, target, bert, architecture, values):
         values = (read_object(Path(bert) / "config.json") or {}) | values
         atomic_json(temporary / "config.json", values | {"architectures": [architecture]})
         shutil.copyfile(Path(bert) / "vocab.txt", temporary / "vocab.txt")
-        write_safetensors(state, temporary / "model.safetensors")
+        if (Path(bert) / CASED).is_file():
+            shutil.copyfile(Path(bert) / CASED, temporary / CASED)
+        write_safetensors(state, temporary / "model.safetensors", settings)
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def write_bert_folder(state, target, bert):
+def write_bert_folder(state, target, bert, settings):
     """The text half of `state` as transformers' BertForPreTraining."""
     text = {match[2]: tensor for name, tensor in state.items() if (match := TEXT_PARTS.fullmatch(name))}
     if "bert.embeddings.word_embeddings.weight" not in text:
         raise UserError("the checkpoint holds no BERT embeddings, so there is no text half to convert")
     layers = detect_layers(state)["num_layers"]
-    write_folder(text, target, bert, "BertForPreTraining", {"num_hidden_layers": layers})
+    write_folder(text, target, bert, "BertForPreTraining", {"num_hidden_layers": layers}, settings)
 
 
-def write_lxmert_folder(state, target, bert):
+def write_lxmert_folder(state, target, bert, settings):
     """A two-stream model of regions as transformers' LxmertForPreTraining, or fine-tuned LxmertForQuestionAnswering."""
     if not any(BOX_WEIGHT in name for name in state) or any(TOWER in name for name in state):
         raise UserError(
@@ -144,6 +149,7 @@ def write_lxmert_folder(state, target, bert):
         bert,
         "LxmertForQuestionAnswering" if tuned else "LxmertForPreTraining",
         {"model_type": "lxmert"} | _lxmert_sizes(state),
+        settings,
     )
 
 
@@ -190,12 +196,19 @@ def _rename(name, prefixes):
     return prefixes.get(old, "") + name.removeprefix(old)
 
 
-def has_quick_gelu(source):
-    """Whether CLIP weights are of OpenAI's GELU: its own archives, and transformers' folders that say so or nothing."""
-    if source.is_dir():
-        vision = (read_object(source / "config.json") or {}).get("vision_config", {})
-        return not isinstance(vision, dict) or vision.get("hidden_act", "quick_gelu") == "quick_gelu"
-    return is_archive(source)
+def settings_of(source):
+    """The settings of a file, or of a transformers folder: those that we wrote, or what its configurations say."""
+    if not source.is_dir():
+        values = read_settings(source).values
+        return values | {"quick_gelu": [1, 1]} if is_archive(source) else values
+    if (source / "model.safetensors").is_file() and (found := read_settings(source / "model.safetensors")).found:
+        return found.values
+    config, processor = (read_object(source / name) or {} for name in ("config.json", "preprocessor_config.json"))
+    if config.get("model_type") != "clip":
+        return {}
+    parts = [config.get(f"{part}_config") for part in ("vision", "text")]
+    quick = [int(not isinstance(p, dict) or p.get("hidden_act", "quick_gelu") == "quick_gelu") for p in parts]
+    return {"quick_gelu": quick} | ({"pixels": asdict(pixels_of_processor(processor))} if processor else {})
 
 
 def main(args):
@@ -214,7 +227,7 @@ def main(args):
         raise UserError("--instances labels the boxes of regions, whose target ends in .lmdb or .h5")
     if target.exists():
         raise UserError(f"{target} exists already; remove it or choose another target")
-    state = read_source(args.source)
+    state, settings = read_source(args.source), settings_of(Path(args.source))
     target.parent.mkdir(parents=True, exist_ok=True)
     if any(name.startswith("image_tower.") for name in state):
         if target.suffix not in (".pt", ""):
@@ -225,18 +238,21 @@ def main(args):
     elif any(name.startswith("visual.") for name in state):
         if target.suffix != ".pt":
             raise UserError(f"CLIP's weights become a .pt for --load, not {target}")
+        if "quick_gelu" not in settings:
+            print(assumed(args.source, {"activation": "gelu"}))
+        quick = settings.get("quick_gelu", [0, 0])
         with atomic_file(target) as file:
-            torch.save({"state_dict": from_openclip(state, has_quick_gelu(Path(args.source)))}, file)
+            write_plain(file, {"state_dict": from_openclip(state, quick)}, as_record(settings))
     elif target.suffix == ".pth":
-        write_published(state, target)
+        write_published(state, target, settings)
     elif target.suffix == ".safetensors":
-        write_safetensors(state, target)
+        write_safetensors(state, target, settings)
     elif target.suffix:
         raise UserError(f"{target} ends in {target.suffix}; .pth, .safetensors, .lmdb, .h5 or a folder can be written")
     elif detect_layers(state)["cross_layers"]:
-        write_lxmert_folder(state, target, args.bert)
+        write_lxmert_folder(state, target, args.bert, settings)
     else:
-        write_bert_folder(state, target, args.bert)
+        write_bert_folder(state, target, args.bert, settings)
     print(f"{target}: {len(state)} tensors read")
 
 

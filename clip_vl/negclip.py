@@ -9,7 +9,7 @@ caption of each, which is one more column for every image and a query for none. 
 recall of --valid_data, resumable checkpoints, log.jsonl, result.json and report.html.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from clip_vl.datasets.source_flags import PairFlags
 from clip_vl.engine.flags import flag, parse
@@ -22,6 +22,7 @@ from clip_vl.models.dual_flags import (
     TextTowerFlags,
     check_dual_flags,
     name_output,
+    setting_names,
     tower_readers,
     warn_of_unused,
 )
@@ -69,7 +70,9 @@ from clip_vl.evaluation.recall import evaluate_retrieval
 from clip_vl.losses.hard_negatives import hard_negative_loss
 from clip_vl.models.dual_build import build_dual_encoder, prepare_training
 from clip_vl.models.dual_optim import build_updater
+from clip_vl.models.dual_settings import dual_settings
 from clip_vl.models.lora import add_lora, merged_state
+from clip_vl.models.settings import as_record
 
 
 def train_one_epoch(job, epoch, start, best, args):
@@ -140,7 +143,7 @@ def train(device, args):
         if is_best:
             best = metrics | {"epoch": epoch + 1}
             job.write_gallery(lambda: retrieval_gallery(valid, *found))  # noqa: B023
-        save_epoch(job, model, epoch, is_best, epoch + 1 == last_epoch or (epoch + 1) % args.save_frequency == 0)
+        save_epoch(job, model, epoch, args, is_best, epoch + 1 == last_epoch or (epoch + 1) % args.save_frequency == 0)
         job.save(epoch=epoch + 1, batch=0, best=best)
 
     checkpoint = "best.pt" if best else f"epoch_{last_epoch}.pt"
@@ -149,14 +152,15 @@ def train(device, args):
         print(f"report: {write_report(job.run.folder)}")
 
 
-def save_epoch(job, model, epoch, is_best, is_due):
+def save_epoch(job, model, epoch, args, is_best, is_due):
     """Rank 0 writes epoch_N.pt and best.pt, LoRA's updates added to the weights."""
     if dist.rank() == 0 and (is_best or is_due):
         weights = {name: tensor.cpu().contiguous() for name, tensor in merged_state(model).items()}
         content = {"epoch": epoch + 1, "name": job.run.folder.name, "state_dict": weights}
+        settings = as_record(dual_settings(asdict(args), model, setting_names()))
         for name, wanted in ((f"epoch_{epoch + 1}.pt", is_due), ("best.pt", is_best)):
             if wanted:
-                save_plain(job.run.folder / name, content)
+                save_plain(job.run.folder / name, content, settings)
 
 
 def main(args):

@@ -57,3 +57,18 @@ def openclip_tag(name, tag):
         known = ", ".join(list_pretrained_tags_by_model(name)) or "none"
         raise UserError(f"{name} has no published weights tagged {tag!r}; its tags: {known}")
     return entry
+
+
+def published_preprocessing(name, tag="", weights=None):
+    """What open_clip says of the images of published weights: mean, std, interpolation, resize_mode, where it does.
+
+    Of a file without a tag it is what all tags of the architecture agree on: SigLIP's differs from CLIP's. A tower from
+    scratch has nobody's.
+    """
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+
+    if tag:
+        return openclip_tag(name, tag)
+    entries = [get_pretrained_cfg(name, known) for known in list_pretrained_tags_by_model(name)] if weights else []
+    first = entries[0] if entries else {}
+    return {key: value for key, value in first.items() if all(entry.get(key) == value for entry in entries)}

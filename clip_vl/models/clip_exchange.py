@@ -42,29 +42,29 @@ def to_openclip(state):
     return {names[name]: tensor for name, tensor in state.items()}
 
 
-def from_openclip(state, quick_gelu=False):
-    """open_clip's or OpenAI's names -> ours, for --load. quick_gelu: both towers have OpenAI's GELU."""
+def from_openclip(state, quick_gelu=(0, 0)):
+    """open_clip's or OpenAI's names -> ours, for --load. quick_gelu: whether the towers have OpenAI's GELU."""
     unused = ("input_resolution", "context_length", "vocab_size", "attn_mask")
     state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     ours = {
         name if name == "logit_scale" else f"image_tower.{name.removeprefix('visual.')}" if name.startswith("visual.")
         else f"text_tower.{name}": tensor for name, tensor in state.items() if name not in unused
     }  # fmt: skip
-    return ours | {"quick_gelu": torch.full((2,), int(quick_gelu), dtype=torch.uint8)}
+    return ours | {"quick_gelu": torch.tensor(quick_gelu, dtype=torch.uint8)}
 
 
-def to_transformers(state, heads, activation, resolution):
+def to_transformers(state, heads, activation, resolution, ids=None):
     """open_clip's state dict of two transformers -> (transformers' one, its config.json).
 
     heads: (of the image tower, of the text tower);  activation: "gelu" or "quick_gelu"
+    ids:   {"bos", "eos", "pad": id} of the tokenizer, where it is not CLIP's
     """
     if "visual.class_embedding" not in state:
         raise UserError("transformers' CLIP has vision transformers alone: this image tower is none")
     words = len(state["token_embedding.weight"])
-    if words != BPE_WORDS:
-        raise UserError(
-            f"the text tower has {words:,} words and transformers' CLIP the {BPE_WORDS:,} of its byte pairs"
-        )
+    if ids is None and words != BPE_WORDS:
+        raise UserError(f"the text tower has {words:,} words and CLIP's byte pairs are {BPE_WORDS:,}: name its tokens")
+    ids = ids or {"bos": words - 2, "eos": words - 1, "pad": words - 1}
     found = {}
     for name, tensor in state.items():
         found |= _to_transformers(name, tensor)
@@ -74,7 +74,7 @@ def to_transformers(state, heads, activation, resolution):
         "model_type": "clip_vision_model"}  # fmt: skip
     text = _sizes(state, "", heads[1], activation) | {
         "projection_dim": embed_dim, "vocab_size": words, "max_position_embeddings": len(state["positional_embedding"]),
-        "bos_token_id": words - 2, "eos_token_id": words - 1, "model_type": "clip_text_model"}  # fmt: skip
+        **{f"{name}_token_id": number for name, number in ids.items()}, "model_type": "clip_text_model"}  # fmt: skip
     config = {"architectures": ["CLIPModel"], "model_type": "clip", "projection_dim": embed_dim,
               "vision_config": vision, "text_config": text}  # fmt: skip
     return found, config

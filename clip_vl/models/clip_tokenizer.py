@@ -86,10 +86,7 @@ def _vocabulary():
     from tokenizers.models import BPE
 
     letters = _letters_of_bytes()
-    lines = gzip.decompress(_merges_file().read_bytes()).decode("utf-8").split("\n")[1 : MERGES + 1]
-    merges = [tuple(line.split()) for line in lines]
-    names = [*letters.values(), *(letter + "</w>" for letter in letters.values()), *map("".join, merges)]
-    index = {name: row for row, name in enumerate(names)}
+    index, merges = byte_pairs()
     model = BPE(vocab=index, merges=merges, end_of_word_suffix="</w>")
     special = dict(zip((START, END), ([row] for row in special_ids())))
 
@@ -99,6 +96,15 @@ def _vocabulary():
         return [token.id for token in model.tokenize("".join(letters[byte] for byte in word.encode("utf-8")))]
 
     return regex.compile(WORDS, regex.IGNORECASE), {}, tokens_of
+
+
+def byte_pairs():
+    """({token: id} without start and end, [pairs of tokens that are merged, in order]) of CLIP's vocabulary."""
+    lines = gzip.decompress(_merges_file().read_bytes()).decode("utf-8").split("\n")[1 : MERGES + 1]
+    merges = [tuple(line.split()) for line in lines]
+    letters = _letters_of_bytes().values()
+    names = [*letters, *(letter + "</w>" for letter in letters), *map("".join, merges)]
+    return {name: row for row, name in enumerate(names)}, merges
 
 
 def _merges_file():
@@ -118,32 +124,51 @@ def _letters_of_bytes():
 
 
 class WordPieceTokenizer:
-    """BERT's WordPiece over a folder's vocab.txt: [CLS] ... [SEP], padded with [PAD], which must be its first token.
+    """BERT's WordPiece over a vocabulary: [CLS] ... [SEP], padded with [PAD], which must be its first token.
 
     A small vocabulary makes a small table of embeddings: the built-in scenes' has 186 words, CLIP's 49,408.
+
+    vocab: a folder with a vocab.txt, or its list of tokens
     """
 
-    def __init__(self, folder, context_length=77):
+    def __init__(self, vocab, context_length=77):
         if context_length < 2:
             raise UserError(f"a context of {context_length} tokens has no room for [CLS] and [SEP]; use 2 or more")
-        self.path, self.context_length = str(Path(folder) / "vocab.txt"), context_length
-        self.vocab_size = _wordpiece(self.path).get_vocab_size()
+        self.tokens, self.context_length = tuple(read_vocabulary(vocab)), context_length
+        self.vocab_size = _wordpiece(self.tokens).get_vocab_size()
 
     def __call__(self, texts, rng=None):
         """B texts -> {"input_ids": (B, L)}; rng is not used."""
-        pipeline = _wordpiece(self.path)
+        pipeline = _wordpiece(self.tokens)
         pipeline.enable_truncation(self.context_length)
         return {"input_ids": pad_ids([encoding.ids for encoding in pipeline.encode_batch(list(texts))])}
 
+    def pipeline(self):
+        """A tokenizers.Tokenizer of its own, without truncation."""
+        from tokenizers import Tokenizer
 
-@lru_cache(maxsize=4)
-def _wordpiece(path):
-    from tokenizers import BertWordPieceTokenizer
+        own = Tokenizer.from_str(_wordpiece(self.tokens).to_str())
+        own.no_truncation()
+        return own
 
-    tokens = read_lines(path, "give a folder with a BERT vocabulary")
+
+
+def read_vocabulary(vocab):
+    """The tokens of a folder's vocab.txt, or those that are given as a list, which must be a BERT vocabulary."""
+    tokens, path = vocab, "the checkpoint's vocabulary"
+    if not isinstance(vocab, list | tuple):
+        path = Path(vocab) / "vocab.txt"
+        tokens = read_lines(path, "give a folder with a BERT vocabulary")
     missing = {"[PAD]", "[UNK]", "[CLS]", "[SEP]"} - set(tokens)
     if missing:
         raise DataError(f"{path}: the token {min(missing)} is missing; is this a BERT vocabulary?")
     if tokens[0] != "[PAD]":
         raise DataError(f"{path}: [PAD] must be the first token, because 0 is padding here")
-    return BertWordPieceTokenizer(path, lowercase=True)
+    return list(tokens)
+
+
+@lru_cache(maxsize=4)
+def _wordpiece(tokens):
+    from tokenizers import BertWordPieceTokenizer
+
+    return BertWordPieceTokenizer({token: row for row, token in enumerate(tokens)}, lowercase=True)

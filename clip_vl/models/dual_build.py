@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -11,10 +12,20 @@ from clip_vl.engine.errors import UserError
 from clip_vl.engine.random import derive_seed
 from clip_vl.models.torchscript import is_archive
 from clip_vl.models.dual_encoder import CachedTower, DualEncoder
+from clip_vl.models.dual_settings import (
+    check_tokens,
+    read_dual_settings,
+    restore_pixels,
+    say_assumed,
+    vocabulary_of,
+)
+from clip_vl.models.image_clip import resolution_of
 from clip_vl.models.image_towers import build_image_tower
 from clip_vl.models.locks import lock, lock_partial
 from clip_vl.models.projection_heads import PrototypeLayer, build_head, joint_dim
+from clip_vl.models.settings import Settings
 from clip_vl.models.text_towers import build_text_tower
+from clip_vl.models.vit import resize_positions
 from clip_vl.models.weights import load_weights, read_state_dict
 
 SIGLIP_SCALE, SIGLIP_BIAS = 10.0, -10.0  # where the pairwise sigmoid starts (arXiv:2303.15343, section 3.2)
@@ -29,14 +40,15 @@ def build_dual_encoder(args, needs=frozenset(), cached=None, teacher=None):
     teacher: side that a one-way loss gives no gradient
     """
     state = read_dual_encoder(args.load) if args.load else {}
-    quick = dict(zip(("image", "text"), state.get("quick_gelu", torch.zeros(2)).tolist()))
-    towers = {
-        side: (cached or {}).get(side) or build_tower(side, args, bool(quick[side])) for side in ("image", "text")
-    }
+    settings = read_dual_settings(args.load) if args.load else Settings({})
+    towers = {side: (cached or {}).get(side) or build_tower(side, args, state, settings) for side in ("image", "text")}
     heads = _build_heads(towers, args)
     model = DualEncoder(towers["image"], towers["text"], *heads, **_extras(towers, heads, args, needs))
     if args.load:
         load_dual_encoder(model, state, args.load, args)
+        check_tokens(model, settings)
+        if not settings.found:
+            say_assumed(args.load, model.image_tower, model.text_tower)
     _freeze(model, args, teacher)
     model.two_texts = "two_texts" in needs
     return model
@@ -47,32 +59,40 @@ def open_dual_encoder(args, device):
     return build_dual_encoder(args, {"scale"}).to(device, memory_format=torch.channels_last).eval()
 
 
-def build_tower(side, args, quick_gelu=False):
+def build_tower(side, args, state=None, settings=None):
     """The image or the text tower that the flags describe; its first weights depend on --seed and on nothing else.
 
-    quick_gelu: a checkpoint says that it was trained with OpenAI's GELU
+    state, settings: of the checkpoint that will be loaded, which say what the flags do not
     """
     torch.manual_seed(derive_seed(args.seed, f"{side} tower"))
+    state, settings, given = state or {}, settings or Settings({}), getattr(args, "given", frozenset())
     builder, name = getattr(args, f"{side}_model_builder"), getattr(args, f"{side}_model")
     pretrained, weights = getattr(args, f"pretrained_{side}_model"), getattr(args, f"{side}_weights")
     tag = getattr(args, f"{side}_model_tag") or ("openai" if pretrained and builder in ("clip", "openclip") else "")
+    of_weights = read_dual_settings(weights) if weights and Path(weights).is_file() else Settings({})
+    recorded = state.get("quick_gelu", of_weights.values.get("quick_gelu", (0, 0)))
+    quick = "force_quick_gelu" not in given and bool(recorded[int(side == "text")])
     common = {
         "tag": tag if pretrained or weights else "",  # a tower from scratch has nobody's statistics or activation
         "pretrained": pretrained,
         "weights": weights,
         "cache_dir": args.cache_dir,
-        "quick_gelu": args.force_quick_gelu or quick_gelu,
+        "quick_gelu": args.force_quick_gelu or quick,
     }
     if side == "image":
-        return build_image_tower(
-            builder, name, resolution=args.image_resolution, checkpointing=args.grad_checkpointing, **common
-        )
+        resolution = args.image_resolution or (resolution_of(name, state) if builder == "clip" else None)
+        tower = build_image_tower(builder, name, resolution=resolution, checkpointing=args.grad_checkpointing, **common)
+        for found in (of_weights, settings):
+            tower = restore_pixels(tower, found) if "pixels" in found.values else tower
+        if weights and not (tag or of_weights.found or is_archive(weights)):
+            say_assumed(weights, tower)
+        return tower
     tower = build_text_tower(
         builder,
         name,
         pooler=args.text_pooler,
         max_length=args.max_seq_length,
-        vocab=args.text_vocab,
+        vocab=vocabulary_of(settings, args.text_vocab, "text_vocab" in given) or args.text_vocab,
         prompt=args.prompt,
         n_prompt=args.n_prompt,
         adapter=args.adapter,
@@ -120,15 +140,20 @@ def read_dual_encoder(path):
     state = read_state_dict(path, "--load takes a whole dual encoder, such as snap/align/NAME/epoch_32.pt")
     if any(name.startswith("visual.") for name in state):
         state = dict(_our_name(name, tensor) for name, tensor in state.items() if name not in CLIP_CONSTANTS)
-        state["quick_gelu"] = torch.full((2,), int(is_archive(path)), dtype=torch.uint8)
+        quick = read_dual_settings(path).values.get("quick_gelu", [int(is_archive(path))] * 2)
+        state["quick_gelu"] = torch.tensor(quick, dtype=torch.uint8)
     if not any("_tower." in name for name in state):
-        raise UserError(f"{path} is no dual encoder's: it has no weight named image_tower. or text_tower., nor visual.")
+        found = ", ".join(ascii(name[:60])[1:-1] for name in list(state)[:3])
+        raise UserError(
+            f"{path} is no dual encoder's: it has no weight named image_tower. or text_tower., nor visual., but "
+            f"{found} ..."
+        )
     return state
 
 
 def load_dual_encoder(model, state, path, args):
     """Load what `read_dual_encoder` read; OpenAI's GELU where --force_quick_gelu asks for it stays."""
-    state = dict(state, quick_gelu=model.quick_gelu)
+    state = fit_positions(dict(state, quick_gelu=model.quick_gelu), model, path)
     absent = []
     for side in ("image", "text"):
         if not any(name.startswith(f"{side}_tower.") for name in state):  # trained from a cache of a frozen tower
@@ -151,7 +176,21 @@ def load_dual_encoder(model, state, path, args):
         "logit_bias",
     )
     unwanted = tuple(key for key in state if key.startswith(new) and key not in model.state_dict())
-    load_weights(model, state, new=new, ignore=(*cached, *unwanted), source=path)
+    hint = "--image_model, --text_model and --image_resolution say what is built"
+    load_weights(model, state, new=new, ignore=(*cached, *unwanted), source=path, hint=hint)
+
+
+def fit_positions(state, model, path):
+    """The state with its image tower's table of positions resized to the model's grid, which is said."""
+    own = model.state_dict()
+    for name in ("image_tower.positional_embedding", "image_tower.attnpool.positional_embedding"):
+        cells, wanted = len(state.get(name, ())), len(own.get(name, ()))
+        if cells and wanted and cells != wanted:
+            side = round((wanted - 1) ** 0.5)
+            dist.print0(f"{path}: positions of {cells - 1} cells resized to the {side} x {side} of --image_resolution "
+                        f"{model.image_tower.resolution}")  # fmt: skip
+            state[name] = resize_positions(state[name].float(), side, side)
+    return state
 
 
 def _our_name(name, tensor):

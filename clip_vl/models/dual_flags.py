@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from clip_vl.engine.flags import flag
+from clip_vl.engine.flags import flag, given
 
 BUILDERS_IMAGE = ("openclip", "torchvision", "timm", "clip")
 BUILDERS_TEXT = ("openclip", "huggingface", "sbert", "clip")
@@ -193,10 +193,10 @@ class PublishedRunFlags:
 
 
 def check_dual_flags(args):
-    """Adopt a checkpoint's flags, lower-case builder names, and refuse what cannot work, before anything is built."""
+    """Take over a checkpoint's settings, lower-case builder names, and refuse what cannot work, before anything is built."""
     from clip_vl.engine.errors import UserError
 
-    adopt_flags(args)
+    recall_flags(args)
     for side, builders in (("image", BUILDERS_IMAGE), ("text", BUILDERS_TEXT)):
         name = f"{side}_model_builder"
         setattr(args, name, getattr(args, name).lower())
@@ -217,36 +217,21 @@ def check_dual_flags(args):
         raise UserError(f"--logit_scale {args.logit_scale} is a temperature: it must be above 0")
 
 
-def adopt_flags(args):
-    """With --load, take what the command line leaves open from the args.json beside the checkpoint: the towers and
-    heads it was trained with, and how its images were cropped. Weights that were pretrained then are in it now.
-    """
-    from pathlib import Path
+def setting_names():
+    """The flags that say how the towers and heads of a checkpoint are built, and how its images are cropped."""
+    every = [f.name for cls in (ImageTowerFlags, TextTowerFlags, SharedTowerFlags) for f in dataclasses.fields(cls)]
+    others = ("pretrained_", "lock_", "unlock_", "load", "grad_", "cache_")  # of a run, not of what it makes
+    return [name for name in (*every, "image_crop") if not name.startswith(others) and not name.endswith("_weights")]
 
-    from clip_vl.engine.errors import DataError
-    from clip_vl.engine.json_files import parse_json
 
-    path = Path(args.load).parent / "args.json" if args.load else None
-    if path is None or not path.is_file():
-        return
-    try:
-        recorded = dict(parse_json(path.read_bytes())["args"])
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"{path} does not hold the flags of a run; move it away, and give the towers' flags") from None
-    names = [f.name for cls in (ImageTowerFlags, TextTowerFlags, SharedTowerFlags) for f in dataclasses.fields(cls)]
-    ours = [
-        name
-        for name in (*names, "image_crop")
-        if not name.startswith(("pretrained_", "lock_", "unlock_", "load", "grad_", "cache_"))
-    ]
-    ours = [name for name in ours if not name.endswith("_weights")]
-    if recorded.get("cache_teacher"):  # the locked tower is not in the checkpoint
-        side = "text" if recorded["lock_text_model"] else "image"
-        ours += [f"pretrained_{side}_model", f"{side}_weights"]
-    defaults = {field.name: field.default for field in dataclasses.fields(args)}
-    for name in ours:
-        if name in recorded and getattr(args, name, None) == defaults.get(name):
-            setattr(args, name, recorded[name])
+def recall_flags(args):
+    """Take what the command line leaves open from the settings of the checkpoint of --load."""
+    from clip_vl.models.dual_settings import read_dual_settings, recall_dual
+
+    if args.load:
+        settings = read_dual_settings(args.load)
+        for name, value in recall_dual(settings, dataclasses.asdict(args), given(args), setting_names()).items():
+            setattr(args, name, value)
 
 
 def warn_of_unused(args, readers):

@@ -105,7 +105,7 @@ def _check_head(state, path, more=""):
         raise UserError(f"{path} has no matching head: pass a checkpoint of `pretrain` with --taskMatched{more}")
 
 
-def _recorded_flags(stem, bert):
+def _recorded_flags(stem, bert=None):
     """The flags that the settings of a checkpoint stand for; what it does not say is that of a stream over images."""
     flags = FusedEncoderFlags(visualbert_style=True, input_raw_images=True, bert=bert)
     given = {"bert"} if bert else set()

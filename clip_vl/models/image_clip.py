@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from clip_vl.engine.errors import UserError
-from clip_vl.models.activations import openclip_name, resolve_quick_gelu
+from clip_vl.models.activations import openclip_name, published_preprocessing, resolve_quick_gelu
 from clip_vl.models.attention import attend
 from clip_vl.models.clip import GridConfig, ModifiedResNet
-from clip_vl.models.pixels import Pixels, describe
+from clip_vl.models.pixels import describe, published_pixels
 from clip_vl.models.pretrained_files import load_tower, openclip_file
 from clip_vl.models.vit import HEAD_WIDTH, PooledVisionTransformer, ViTConfig, resize_positions
 from clip_vl.models.weights import read_state_dict
@@ -50,6 +50,16 @@ def image_config(name):
     return ImageConfig(grid, head_width, embed_dim, side, quick_gelu)
 
 
+def resolution_of(name, state):
+    """The side of the images of a checkpoint's clip tower, from its table of positions; None where it has none.
+
+    state: our names, with "image_tower." before those of the tower
+    """
+    names = ("image_tower.positional_embedding", "image_tower.attnpool.positional_embedding")
+    cells = next((len(state[table]) - 1 for table in names if table in state), 0)
+    return round(cells**0.5) * image_config(name).grid.stride or None
+
+
 def _vision_config(name):
     if name in SMALL:
         return SMALL[name], SMALL_EMBED_DIM, False
@@ -83,7 +93,8 @@ def build_clip_tower(name, *, tag="", pretrained=False, resolution=None, cache_d
         state = _visual_state(read_state_dict(weights))
         load_tower(tower, _fit_positions(state, tower.state_dict()), f"{weights} (image tower {name})")
     tower.activation = "quick_gelu" if quick_gelu else "gelu"
-    return describe(tower, config.embed_dim, Pixels(resolution))
+    entry = {} if name in SMALL else published_preprocessing(openclip_name(name), tag, weights)
+    return describe(tower, config.embed_dim, published_pixels(entry, resolution))
 
 
 def _build(config, resolution, quick_gelu, checkpointing):

@@ -5,13 +5,11 @@ from types import SimpleNamespace
 
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.json_files import parse_json
-from clip_vl.models.activations import openclip_tag, resolve_quick_gelu
-from clip_vl.models.pixels import Pixels, describe, measure_width
+from clip_vl.models.activations import published_preprocessing, resolve_quick_gelu
+from clip_vl.models.pixels import describe, measure_width, published_pixels
 from clip_vl.models.pooled_tower import PooledTower
 from clip_vl.models.pretrained_files import OPENCLIP_FILES, find_file, load_tower, openclip_file
 from clip_vl.models.weights import read_state_dict
-
-CROPS = {"shortest": "short_side", "squash": "squash", "longest": "pad"}
 
 
 def build_openclip_tower(name, *, tag="", pretrained=False, resolution=None, cache_dir=None, weights=None,
@@ -19,7 +17,7 @@ def build_openclip_tower(name, *, tag="", pretrained=False, resolution=None, cac
     """open_clip's own visual tower, with its preprocessing; arguments as for `build_image_tower`."""
     from open_clip.model import _build_vision_tower  # `create_model` would draw the text tower's weights as well
 
-    config, preprocessing, name = _read_config(name, tag)
+    config, preprocessing, name = _read_config(name, tag, weights)
     if pretrained and not weights:
         weights = _file(name, tag, cache_dir)
     vision = dict(config["vision_cfg"])
@@ -41,10 +39,10 @@ def build_openclip_tower(name, *, tag="", pretrained=False, resolution=None, cac
     if checkpointing:
         _recompute(visual, name)
     resolution = resolution or vision.get("image_size", 224)
-    return describe(tower, measure_width(tower, resolution, name), _pixels(preprocessing, resolution))
+    return describe(tower, measure_width(tower, resolution, name), published_pixels(preprocessing, resolution))
 
 
-def _read_config(name, tag):
+def _read_config(name, tag, weights=None):
     """(architecture, preprocessing, open_clip's spelling) of a name, or of a folder with open_clip_config.json."""
     import open_clip
 
@@ -62,7 +60,7 @@ def _read_config(name, tag):
             f"{name} is no architecture of open_clip's (open_clip.list_models() names them) "
             "and no folder with an open_clip_config.json"
         )
-    return config, openclip_tag(name, tag) if tag else {}, name
+    return config, published_preprocessing(name, tag, weights), name
 
 
 def _file(name, tag, cache_dir):
@@ -92,8 +90,3 @@ def _recompute(visual, name):
     if isinstance(visual, ModifiedResNet):
         raise UserError(f"open_clip's {name} cannot recompute its activations; the clip builder's {name} can")
     visual.set_grad_checkpointing(True)
-
-
-def _pixels(entry, resolution):
-    known = {key: entry[key] for key in ("mean", "std", "interpolation") if entry.get(key)}
-    return Pixels(resolution, crop=CROPS[entry.get("resize_mode", "shortest")], **known)

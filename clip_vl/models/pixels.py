@@ -8,6 +8,8 @@ from torch.func import functional_call
 from clip_vl.engine.errors import UserError
 from clip_vl.models.visual_tokens import CLIP_MEAN, CLIP_STD
 
+OPENCLIP_CROPS = {"shortest": "short_side", "squash": "squash", "longest": "pad"}
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -23,6 +25,12 @@ class Pixels:
     interpolation: str = "bicubic"
     crop: str = "short_side"
     short_side: int = 0
+
+
+def published_pixels(entry, resolution):
+    """The `Pixels` of an entry of open_clip's: mean, std, interpolation and resize_mode, each optional."""
+    known = {key: entry[key] for key in ("mean", "std", "interpolation") if entry.get(key)}
+    return Pixels(resolution, crop=OPENCLIP_CROPS[entry.get("resize_mode", "shortest")], **known)
 
 
 def describe(tower, width, pixels):

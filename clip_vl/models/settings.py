@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from clip_vl.engine.checkpoint import read_record
 from clip_vl.engine.errors import DataError
+from clip_vl.engine.json_files import parse_json, read_bounded
 
 KEY = "clip_vl_settings"
 RECORD = f"{KEY}.json"
@@ -48,8 +49,8 @@ def read_settings(path):
     if text:
         return Settings(_json_object(text, path), str(path), True)
     beside = path.parent / "args.json"
-    if beside.is_file():
-        flags = _json_object(beside.read_bytes(), beside).get("args")
+    if (text := read_bounded(beside)) is not None:
+        flags = _json_object(text, beside).get("args")
         if not isinstance(flags, dict):
             raise DataError(f"{beside} does not hold the flags of a run; move it away, and pass the flags of the model")
         return Settings(flags, str(path), True)
@@ -101,8 +102,8 @@ def _safetensors_metadata(path):
 
 def _json_object(text, path):
     try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
+        values = parse_json(text)
+    except ValueError:
         values = None
     if not isinstance(values, dict):
         raise DataError(f"{path}: its settings are not a JSON object; move it away, and pass the flags of the model")

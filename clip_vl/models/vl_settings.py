@@ -5,7 +5,8 @@ import json
 from pathlib import Path
 
 from clip_vl.engine import dist
-from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.errors import UserError
+from clip_vl.engine.json_files import read_object
 from clip_vl.models.settings import assumed, read_settings, recall
 from clip_vl.models.vl_checkpoints import checkpoint_path
 
@@ -57,16 +58,6 @@ def digest_of_bert(folder):
     words, config = Path(folder) / "vocab.txt", Path(folder) / "config.json"
     if not (words.is_file() and config.is_file()):
         return None
-    sizes, rules = _values(config), _values(Path(folder) / "tokenizer_config.json")
+    sizes, rules = (read_object(Path(folder) / name) or {} for name in ("config.json", "tokenizer_config.json"))
     said = [sizes.get("num_attention_heads", 12), sizes.get("layer_norm_eps", 1e-12), rules.get("do_lower_case", True)]
     return hashlib.sha256(words.read_bytes().rstrip(b"\n") + json.dumps(said).encode()).hexdigest()
-
-
-def _values(path):
-    try:
-        values = json.loads(path.read_bytes()) if path.is_file() else {}
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise DataError(f"{path} is not a JSON object; fetch it again")
-    return values

@@ -31,7 +31,6 @@ UNUSED_KEYS = re.compile(
     r"|transformer)|visn_fc\.box_(fc|layer_norm)|cls\.predictions\.decoder|embeddings\.position_ids)(\.|$)"
 )
 
-
 def init_weights(module, std=0.02):
     """BERT's: Linear and Embedding N(0, std), zero biases, identity LayerNorms.
 
@@ -50,8 +49,8 @@ def read_state_dict(path, hint=""):
     """Parameter name -> tensor on the CPU from a .safetensors file, a torch checkpoint or a TorchScript archive.
 
     Nothing in the file runs. A "state_dict" or "model" entry is unwrapped, one leading "module." (distributed
-    training) removed, and BERT's old gamma and beta become weight and bias. `hint` ends the error for a missing file:
-    where it comes from and the flag that points to it.
+    training) and every "_orig_mod." (torch.compile) removed, and BERT's old gamma and beta become weight and bias.
+    `hint` ends the error for a missing file: where it comes from and the flag that points to it.
     """
     path = Path(path)
     if not path.is_file():
@@ -60,7 +59,7 @@ def read_state_dict(path, hint=""):
         state = read_safetensors(path)
     else:
         state = read_torchscript(path) if is_archive(path) else read_torch(path)
-    state = _unwrap(state, path)
+    state = {key.replace("_orig_mod.", ""): tensor for key, tensor in _unwrap(state, path).items()}
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     return {_modern_name(key): tensor for key, tensor in state.items()}
@@ -80,12 +79,14 @@ def _unwrap(state, path):
     return state
 
 
-def load_weights(model, state, *, new=(), ignore=(), allow_partial=False, source="the checkpoint"):
+def load_weights(model, state, *, new=(), ignore=(), allow_partial=None, source="the checkpoint", hint=""):
     """Copy `state` (name -> tensor) into the model, converting to its dtypes; every name and shape must match.
 
     new:    prefixes of model names that the file need not have
     ignore: prefixes of file names that the model does not want, besides `UNUSED_KEYS`
-    allow_partial: take what fits and return the table of what did not ("" when all did), instead of raising it
+    allow_partial: take what fits and return the table of what did not ("" when all did), instead of raising it; None
+            where a program has no such flag
+    hint:   for the error: the flags that help
     """
     own = model.state_dict()
     has_tower = any("visual_model." in key for key in own)  # a model of stored features has none
@@ -97,7 +98,8 @@ def load_weights(model, state, *, new=(), ignore=(), allow_partial=False, source
     required = [key for key in own if not key.startswith(tuple(new))]
     table = mismatch_table(state, own, required)
     if table and not allow_partial:
-        raise UserError(f"{source} does not fit the model (--allow_partial loads what does):", *table.split("\n"))
+        hint = hint or ("" if allow_partial is None else "--allow_partial loads what does")
+        raise UserError(f"{source} does not fit the model{hint and f' ({hint})'}:", *table.split("\n"))
     model.load_state_dict(fitting, strict=False)
     return table
 

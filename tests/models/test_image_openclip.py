@@ -9,7 +9,9 @@ from open_clip.model import _build_vision_tower
 from safetensors.torch import save_file
 
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.models.activations import published_preprocessing
 from clip_vl.models.image_towers import build_image_tower
+from clip_vl.models.pixels import Pixels, published_pixels
 
 # One of each kind: plain, CoCa, sin-cos positions, and timm trunks of several families.
 KINDS = ["RN50", "ViT-B-32", "ViT-M-16-alt", "ViT-L-14-CLIPA", "coca_ViT-B-32", "xlm-roberta-base-ViT-B-32",
@@ -59,6 +61,16 @@ def test_statistics_come_from_the_tag():
     assert plain.mean == open_clip.OPENAI_DATASET_MEAN and plain.std == open_clip.OPENAI_DATASET_STD
     assert (plain.interpolation, plain.crop, plain.short_side) == ("bicubic", "short_side", 224)
     assert (siglip.mean, siglip.std, siglip.crop) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash")
+
+
+def test_weights_by_path_get_what_all_tags_of_their_architecture_agree_on():
+    """SigLIP's file without a tag scored with CLIP's statistics and crop, which nothing said."""
+    of = lambda name, **more: published_pixels(published_preprocessing(name, **more), 224)  # noqa: E731
+    half = (0.5, 0.5, 0.5)
+    assert of("ViT-B-16-SigLIP", weights="file") == Pixels(224, half, half, "bicubic", "squash")
+    assert of("PE-Core-B-16", weights="file") == Pixels(224, half, half, "bilinear", "squash")
+    assert of("ViT-B-16-SigLIP") == of("ViT-L-14", weights="file") == Pixels(224)  # a new tower; tags that disagree
+    assert of("ViT-L-14", tag="laion2b_s32b_b82k").mean == half
 
 
 def test_quick_gelu_by_name_tag_and_flag():

@@ -109,7 +109,7 @@ def test_every_kind_of_difference_is_a_row_of_the_table():
     state = {key: torch.ones(shape) for key, shape in shapes.items()}
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(UserError) as error:
-        load_weights(model, state, source="stage_one.pth")
+        load_weights(model, state, source="stage_one.pth", allow_partial=False)
     assert str(error.value).splitlines() == [
         "stage_one.pth does not fit the model (--allow_partial loads what does):",
         "key       in the file  in the model",
@@ -118,6 +118,14 @@ def test_every_kind_of_difference_is_a_row_of_the_table():
         "extra     (1,)         unexpected",
     ]
     assert equal(model.state_dict(), before)
+    with pytest.raises(UserError, match=r"does not fit the model:\n"):  # of a program without that flag
+        load_weights(model, state)
+
+
+def test_the_names_of_compiled_modules_are_those_of_their_modules(tmp_path):
+    state = {"_orig_mod.image_tower.proj": torch.ones(1), "_orig_mod.text_tower._orig_mod.x": torch.ones(1)}
+    torch.save({f"module.{name}": value for name, value in state.items()}, tmp_path / "a.pt")
+    assert set(read_state_dict(tmp_path / "a.pt")) == {"image_tower.proj", "text_tower.x"}
 
 
 def test_allow_partial_takes_what_fits_and_returns_the_table():
