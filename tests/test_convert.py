@@ -133,7 +133,7 @@ def test_two_streams_with_clips_tower_become_no_lxmert_folder(tmp_path):
     names = ("visn_fc.box_fc.weight", "visual_model.visual.conv1.weight")
     state = {f"bert.encoder.{name}": torch.zeros(1) for name in names}
     with pytest.raises(UserError, match="over a detector's regions alone"):
-        write_lxmert_folder(state, tmp_path / "lxmert", tmp_path)
+        write_lxmert_folder(state, tmp_path / "lxmert", tmp_path, {})
 
 
 @pytest.fixture
