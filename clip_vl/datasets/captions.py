@@ -72,7 +72,9 @@ def open_entry(name, splits, settings):
     if name.startswith("mscoco_captions") and not Path(name).exists():
         return _open_coco(name, splits, settings, cache_root)
     if ".tar" in name:
-        return open_shards("::".join(_located(part, settings) for part in name.split("::")), cache_root)
+        return open_shards(
+            "::".join(_located(part, settings) for part in name.split("::")), cache_root, settings.max_left_out
+        )
     path = Path(_located(name.removeprefix("shapes:"), settings))
     if path.is_dir():
         return _open_folder(path, splits, settings, cache_root)
@@ -115,7 +117,7 @@ def _open_folder(path, splits, settings, cache_root):
         return open_pairs(path, found, others, cache_root, settings.max_left_out)
     if shards := sorted(map(str, path.glob("*.tar"))):
         _refuse_splits(path, splits, "of shards")
-        return open_shards("::".join(shards), cache_root)
+        return open_shards("::".join(shards), cache_root, settings.max_left_out)
     if is_hub_folder(path):
         if splits and len(splits) > 1:
             raise UserError(f"{path}@{'+'.join(splits)}: name one split, and the others as entries of their own")

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from clip_vl.datasets.caption_source import CaptionSource, is_remote, path_below
+from clip_vl.datasets.caption_table import BLANK, MAX_LEFT_OUT, check_left_out
 from clip_vl.datasets.hub_splits import load_rows
 from clip_vl.datasets.images import DamagedImage
 from clip_vl.datasets.tar_shards import quick_digest
@@ -18,19 +19,22 @@ LABEL_COLUMNS = ("label", "cls")
 
 def open_hub(folder, split, settings, cache_root):
     keys = settings.csv_img_key, settings.csv_caption_key, settings.csv_label_key
-    return HubSource(folder, split, *keys, cache_root, settings.images_dir)
+    return HubSource(folder, split, *keys, cache_root, settings.images_dir, settings.max_left_out)
 
 
 class HubSource(CaptionSource):
     """Rows of the data set in `folder`. The columns are those named, where they are there, or else the usual ones.
 
+    max_left_out: of `check_left_out`; None: nothing is said, as of copies in loader workers
     images_dir: where files lie that rows name by their path, or by the last part of an address [the folder]
     """
 
     image_files = False
 
-    def __init__(self, folder, split, image_key, caption_key, label_key, cache_root, images_dir=None):
-        self.arguments = (folder, split, image_key, caption_key, label_key, cache_root, images_dir)
+    def __init__(
+        self, folder, split, image_key, caption_key, label_key, cache_root, images_dir=None, max_left_out=MAX_LEFT_OUT
+    ):
+        self.arguments = (folder, split, image_key, caption_key, label_key, cache_root, images_dir, None)
         self.folder, self.images_dir = Path(folder), images_dir and Path(images_dir)
         data = load_rows(self.folder, split, cache_root)
         self.image_column = self._column(data, image_key, IMAGE_COLUMNS, "image")
@@ -39,12 +43,13 @@ class HubSource(CaptionSource):
         columns = [self.image_column, self.caption_column, *([self.label_column] if self.label_column else [])]
         self.data = _undecoded(data.select_columns(columns), self.image_column)
         self.captions_only = self.data.select_columns([self.caption_column])
+        self.places = None
+        self.starts = self._leave_out_blanks(max_left_out)
         self.labels = self._read_labels()
         self.num_classes = 1 + max(self.labels, default=-1) if self.labels is not None else 0
-        self.starts = self._count_captions()
         files = sorted(path for path in self.folder.rglob("*") if path.suffix in (".arrow", ".parquet"))
         self.digest = hashlib.sha256(
-            repr((split, columns, [quick_digest(path) for path in files])).encode()
+            repr((split, columns, len(self.data), [quick_digest(path) for path in files])).encode()
         ).hexdigest()
 
     def __reduce__(self):
@@ -68,20 +73,34 @@ class HubSource(CaptionSource):
         values = self.data.with_format("numpy", columns=[self.label_column])[self.label_column][:]
         return values.astype(np.int32) if np.issubdtype(values.dtype, np.integer) else None
 
-    def _count_captions(self):
-        """Where the captions of each row begin, (N + 1,); None where each row has one."""
+    def _leave_out_blanks(self, max_left_out):
+        """Keep the rows with a caption, and say how many captions are left out. Returns where the captions of each row
+        begin, (N + 1,), or None where each row has one; `self.places` becomes the places of those that are kept.
+        """
         import numpy as np
-        import pyarrow.compute as pc
 
-        column = self.captions_only.data.column(self.caption_column)
-        if not str(column.type).startswith(("list", "large_list", "fixed_size_list")):
+        data = self.captions_only
+        try:
+            found = _captions_of(data.data.column(self.caption_column))
+        except ValueError as error:  # pyarrow's, of bytes that are not UTF-8
+            raise DataError(f"{self.folder}: column {self.caption_column!r} cannot be read as text: {error}") from None
+        selected = slice(None) if data._indices is None else data._indices.column(0).to_numpy()
+        counts, first, blanks, is_spoken = (found[name] for name in ("counts", "first", "blanks", "is_spoken"))
+        counts, first, blanks = counts[selected], first[selected], blanks[selected]
+        rows = np.flatnonzero(counts)
+        if blanks.any():
+            left = {BLANK: (int(blanks.sum()), f"row {np.flatnonzero(blanks)[0]}")}
+            if max_left_out is not None:
+                check_left_out(self.folder, left, int(counts.sum()), max_left_out)
+            self.data, self.captions_only = self.data.select(rows), data.select(rows)
+            ends = (first + counts + blanks * found["is_list"])[rows]
+            self.places = [np.flatnonzero(is_spoken[a:b]) for a, b in zip(first[rows], ends)]
+            self.places = np.concatenate(self.places) if len(rows) else None
+        if not len(rows):
+            raise DataError(f"{self.folder} holds no captioned image")
+        if not found["is_list"]:
             return None
-        counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy()
-        if self.captions_only._indices is not None:  # a selection of the rows, such as those of a split
-            counts = counts[self.captions_only._indices.column(0).to_numpy()]
-        if not counts.all():
-            raise DataError(f"{self.folder}: row {int(np.argmin(counts))} has no caption")
-        return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
+        return np.concatenate([[0], np.cumsum(counts[rows], dtype=np.int64)])
 
     def __len__(self):
         return len(self.data)
@@ -126,13 +145,38 @@ class HubSource(CaptionSource):
         if self.starts is None:
             return self._caption(number, self.captions_only[number][self.caption_column])
         row = int(np.searchsorted(self.starts, number, side="right")) - 1
-        return self._caption(row, self.captions_only[row][self.caption_column][number - int(self.starts[row])])
+        place = number - int(self.starts[row]) if self.places is None else int(self.places[number])
+        return self._caption(row, self.captions_only[row][self.caption_column][place])
 
     def _caption(self, row, text):
         text = text.get("raw") if isinstance(text, dict) else text
         if not isinstance(text, str):
             raise DataError(f"{self.name(row)}: {text!r:.60} is no caption (column {self.caption_column!r})")
         return text.strip()
+
+
+def _captions_of(column):
+    """Which captions of an arrow column are more than blanks, as dict of arrays.
+
+    counts, blanks: (N,), captions and blank ones of each row;  first: (N,), where those of the row begin in `is_spoken`
+    is_list:        whether a row has a list of captions, or one
+    """
+    import numpy as np
+    import pyarrow.compute as pc
+
+    is_list = str(column.type).startswith(("list", "large_list", "fixed_size_list"))
+    lengths = pc.fill_null(pc.list_value_length(column), 0).to_numpy() if is_list else np.ones(len(column), np.int64)
+    texts = pc.list_flatten(column) if is_list else column
+    texts = pc.struct_field(texts, "raw") if str(texts.type).startswith("struct") else texts
+    if not str(texts.type).endswith("string"):  # said of the row when it is read
+        is_spoken = np.ones(len(texts), bool)
+    else:
+        is_spoken = pc.not_equal(pc.utf8_trim_whitespace(pc.fill_null(texts, "")), "").to_numpy()
+    before = np.concatenate([[0], np.cumsum(is_spoken)])
+    ends = np.cumsum(lengths)
+    counts = before[ends] - before[ends - lengths]
+    return {"counts": counts, "blanks": np.maximum(lengths, 1) - counts, "first": ends - lengths,
+            "is_spoken": is_spoken, "is_list": is_list}  # fmt: skip
 
 
 def _undecoded(data, column):

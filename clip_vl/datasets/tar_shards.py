@@ -33,8 +33,11 @@ HEAD, TAIL = 1 << 20, 1 << 16  # bytes of a file that go into its digest
 BATCH = 8192
 
 
-def open_shards(spec, cache_root):
-    """The rows of the shards that `a-{000..010}.tar` names, or several such joined by `::`, in this order."""
+def open_shards(spec, cache_root, max_left_out=1.0):
+    """The rows of the shards that `a-{000..010}.tar` names, or several such joined by `::`, in this order.
+
+    max_left_out: the share of keys that may be incomplete; DataError above it
+    """
     shards = list(itertools.chain.from_iterable(map(expand_braces, spec.split("::"))))
     if len(shards) > MAX_SHARDS:
         raise UserError(f"{spec!r:.80} names {len(shards):,} shards; the limit is {MAX_SHARDS:,}")
@@ -42,7 +45,13 @@ def open_shards(spec, cache_root):
     folder = build_once(cache_root, "shards", digest, lambda folder: _index(folder, shards))
     source = ShardSource(folder, digest, shards)
     if source.meta["without_image"] or source.meta["without_caption"]:
-        dist.print0(f"warning: {spec}: {_incomplete(source.meta)} in the same shard; they are left out")
+        left = source.meta["without_image"] + source.meta["without_caption"]
+        sentence = f"{spec}: {_incomplete(source.meta)} in the same shard"
+        if left > max_left_out * (left + len(source)):
+            raise DataError(
+                f"{sentence}; beside {len(source):,} pairs that is more than --max_left_out {max_left_out:g}"
+            )
+        dist.print0(f"warning: {sentence}; they are left out")
     if doubled := source.meta["doubled"]:
         dist.print0(f"warning: {spec}: {doubled:,} members have the name of an earlier one of their shard; "
                     "the last one counts, as where a tar file is unpacked")  # fmt: skip

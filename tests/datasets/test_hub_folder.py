@@ -58,6 +58,20 @@ def test_lists_of_captions_are_numbered_through(tmp_path):
     assert [source.text(number) for number in range(source.num_texts)] == list("abcdef")
 
 
+def test_blank_captions_are_left_out_and_counted(tmp_path, capsys):
+    lists = [["a", " ", "b"], [], ["", "c"], ["d"], ["\t"]]
+    table(lists, "sentences", label=[0, 1, 2, 3, 4]).save_to_disk(tmp_path / "lists")
+    table(["one", " ", "two", None], label=[5, 6, 7, 8]).save_to_disk(tmp_path / "texts")
+    source = pickle.loads(pickle.dumps(opened(tmp_path / "lists")))
+    assert [source.captions(row) for row in range(len(source))] == [["a", "b"], ["c"], ["d"]]
+    assert [source.label(row) for row in range(3)] == [0, 2, 3] and source.read(2) == jpeg(3)
+    assert "4 of 8 captions are left out (the caption is blank: 4, first row 0)" in capsys.readouterr().out
+    source = opened(tmp_path / "texts")
+    assert [(source.captions(row), source.label(row)) for row in range(len(source))] == [(["one"], 5), (["two"], 7)]
+    with pytest.raises(DataError, match=r"2 of 4 captions are left out .*--max_left_out 0\.4"):
+        opened(tmp_path / "texts", max_left_out=0.4)
+
+
 def test_splits_and_named_columns(tmp_path):
     both = {"train": table(["t"], "words"), "test": table(["x", "y"], "words")}
     datasets.DatasetDict(both).save_to_disk(tmp_path / "set")

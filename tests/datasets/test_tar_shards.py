@@ -118,6 +118,8 @@ def test_incomplete_and_doubled_keys_are_counted_as_they_are(tmp_path, capsys):
     assert "2 keys without an image and 3 images without a caption" in said and "1 members have the name" in said
     open_shards(str(tmp_path / "s.tar"), tmp_path / "cache")
     assert capsys.readouterr().out == said  # from the cache as well
+    with pytest.raises(DataError, match=r"3 images without a caption in the same shard; beside 4 pairs that is"):
+        open_shards(str(tmp_path / "s.tar"), tmp_path / "cache", max_left_out=0.5)
 
 
 def test_captions_of_json_may_be_several_and_blank_text_gives_way_to_them(tmp_path):
