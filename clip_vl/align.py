@@ -282,6 +282,7 @@ def train(device, args):
     )  # fmt: skip
 
     held_out = open_held_out(args.valid_data, args)
+    job.watch_data(**{"--train_data": job.source.digest, "--valid_data": held_out and held_out.digest})
     cached, (teacher, valid_teacher) = open_teacher(args, [job.source, held_out], device)
     side = next(iter(cached), None)
     model = build_model(job, args, cached)

@@ -52,9 +52,12 @@ class NegCLIPFlags(
 
 FLAGS = parse(NegCLIPFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
 
+from pathlib import Path
+
 from clip_vl.datasets.batches import DamagedPairs, training_loader
 from clip_vl.datasets.captions import open_held_out
 from clip_vl.datasets.crops import eval_crop, train_crop
+from clip_vl.datasets.digests import file_digest
 from clip_vl.datasets.encoding import HeldOutPairs
 from clip_vl.datasets.episodes import PlainBatches
 from clip_vl.datasets.negclip import NegativePairs, open_negatives
@@ -117,6 +120,8 @@ def train(device, args):
         dist.print0(f"{len(job.table) - anchors} rows are no anchors: they or a neighbour have no negative caption")
     job.order = PlainBatches(anchors, args.batch_size, rank=dist.rank(), world_size=dist.world_size(), seed=args.seed)
     held_out = open_held_out(args.valid_data, args)
+    table_digest = file_digest(args.train_negatives, Path(args.datasets_dir) / "cache")
+    job.watch_data(**{"--train_negatives": table_digest, "--valid_data": held_out and held_out.digest})
     valid = held_out and HeldOutPairs(held_out, eval_crop(model.image_tower, args), model.tokenizer, args)
 
     job.model = prepare_training(model, args, device)

@@ -40,7 +40,6 @@ class PrepareFlags:
 
 FLAGS = parse(PrepareFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
 
-import signal
 from pathlib import Path
 
 from tqdm import tqdm
@@ -64,8 +63,8 @@ from clip_vl.datasets.images import COCO_VG, COLLECTIONS, NLVR2, ImageSource, di
 from clip_vl.datasets.store import store_path, write_images
 from clip_vl.datasets.tasks import TASKS
 from clip_vl.datasets.text import load_tokenizer
-from clip_vl.engine import dist
-from clip_vl.engine.errors import DataError, Interrupted, UserError, printable
+from clip_vl.engine import dist, signals
+from clip_vl.engine.errors import DataError, UserError, printable
 from clip_vl.evaluation.vqa_score import normalise, soft_scores
 from clip_vl.models.weights import OPENAI_SHA256
 
@@ -320,12 +319,11 @@ def main(args):
         raise UserError(f"--need {' '.join(sorted(unknown))} is not among {', '.join(PURPOSES)}")
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; make it, or point --data_root to the data")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    signals.listen(can_raise=True)
+    signals.release("stopped; what is done is kept, and the same command goes on from there")
     try:
         with hold(root):
             COMMANDS[args.command](root, args)
-    except KeyboardInterrupt:
-        raise Interrupted("stopped; what is done is kept, and the same command goes on from there") from None
     except OSError as error:
         raise UserError(f"{error.filename or root} cannot be read or written: {error.strerror}") from error
 

@@ -259,6 +259,7 @@ def load_data(job, args):
     train = say_skipped(annotations(args.train))
     job.train_set = PretrainDataset(train, images, args, exchange_rate=args.exchange_rate * args.task_matched)
     job.train_order = train_batches(train, args)
+    job.watch_data(**{"--train": train.digests})
     job.damage = DamageCount(train, args)
     job.valid_set = None
     if args.valid:
@@ -267,6 +268,7 @@ def load_data(job, args):
             valid, images, args, exchange_rate=args.exchange_rate * args.task_matched, evaluation=True
         )
         job.valid_order = eval_batches(valid, args)
+        job.watch_data(**{"--valid": valid.digests})
 
 
 def build_model(job, args):

@@ -55,6 +55,7 @@ from clip_vl.engine.errors import UserError
 from clip_vl.engine.files import temporary_name
 from clip_vl.engine.json_files import read_object
 from clip_vl.engine.random import derive_seed, numpy_rng
+from clip_vl.engine.signals import start_pool_worker
 from clip_vl.evaluation.vqa_score import soft_scores
 
 VERSION = 4  # raise it when the same seed gives other files
@@ -216,7 +217,7 @@ def draw(make, jobs, workers, what):
     """{key: [make(job) for its jobs]}, with a progress bar over all of them."""
     done = {}
     with (
-        multiprocessing.Pool(workers) as pool,
+        multiprocessing.Pool(workers, start_pool_worker) as pool,
         tqdm(total=sum(map(len, jobs.values())), desc=what, disable=not sys.stderr.isatty()) as bar,
     ):
         for key, its_jobs in jobs.items():

@@ -132,6 +132,7 @@ def train(device, args):
     if args.compile:
         compile_parts(model)
     job.model = dist.wrap(model, device)
+    job.watch_data(**{"--train": annotations.digests, "--valid": valid and valid.digests})
     updates_per_epoch = -(-len(job.train_order) // args.gradient_accumulation_steps)
     job.updater = build_updater(job.model, args, updates_per_epoch, device)
     last_epoch = args.stop_after_epoch or args.epochs

@@ -36,6 +36,7 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # without it a restart of the proces
 CLIP_VL_EXIT_FILE=$(mktemp -u "${TMPDIR:-/tmp}/clip_vl_exit.XXXXXXXX")
 export CLIP_VL_EXIT_FILE
 trap 'rm -f "$CLIP_VL_EXIT_FILE"' EXIT
+export CLIP_VL_LAUNCHER=$$ # the processes end when this script does, however it dies
 
 if ((nnodes == 1 && nproc == 1)); then
     command=("$python" -m "clip_vl.$program" "$@")
@@ -61,7 +62,7 @@ forward() {
     stopped=1
     if ((nnodes * nproc > 1)); then pkill "-$1" -P "$pid" || true; else kill "-$1" "$pid" 2>/dev/null || true; fi
 }
-for signal in TERM INT USR1; do trap "forward $signal" "$signal"; done
+for signal in TERM INT HUP USR1; do trap "forward $signal" "$signal"; done
 for ((restart = 0; ; restart++)); do
     rm -f "$CLIP_VL_EXIT_FILE"
     "${command[@]}" &

@@ -17,6 +17,7 @@ import torch
 
 from clip_vl.engine.checkpoint import load_latest
 from clip_vl.engine.flags import parse
+from clip_vl.engine.signals import SIGNALS
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
@@ -86,7 +87,7 @@ def run_program(name, *flags, check=True, nproc=1):
 
 def run_here(name, *flags):
     """`main` of a program with its flags parsed as from a command line; what it raises comes through."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     torch.set_num_threads(1)  # as in the processes that tests start: another number rounds otherwise
     program = importlib.import_module(f"clip_vl.{name}")
     flags_class = next(v for k, v in vars(program).items() if k.endswith("Flags") and v.__module__ == program.__name__)

@@ -19,6 +19,7 @@ from clip_vl import prepare
 from clip_vl.datasets.data_root import PARTS, TASK_PARTS
 from clip_vl.datasets.store import ImageLMDB, store_path
 from clip_vl.engine.errors import DataError, Interrupted, UserError
+from clip_vl.engine.signals import SIGNALS
 
 TRAIN, NOMINIVAL, MINIVAL = "COCO_train2014_000000000001", "COCO_val2014_000000000002", "COCO_val2014_000000000003"
 SIZES = {
@@ -32,10 +33,11 @@ SIZES = {
 
 @pytest.fixture(autouse=True)
 def terminate_handler():
-    """`main` takes SIGTERM over; give it back."""
-    handler = signal.getsignal(signal.SIGTERM)
+    """`main` takes signals over; give them back."""
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     yield
-    signal.signal(signal.SIGTERM, handler)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def write(path, content):

@@ -124,7 +124,7 @@ def test_a_signal_during_validation_ends_it_and_nothing_is_lost(programs, shapes
     classify = vqa.classify
     monkeypatch.setattr(vqa, "classify", classify_and_signal)
     run = flags(programs, shapes_root, tmp_path / "run", "--epochs", "2", "--checkpoint_steps", "1000")
-    with pytest.raises(Interrupted, match="before which it was saved"):
+    with pytest.raises(Interrupted, match="and saved; add --resume"):
         programs.run_here("vqa", *run)
     monkeypatch.undo()
     programs.run("vqa", *run, "--resume", "--checkpoint_steps", "3")

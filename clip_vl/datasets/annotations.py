@@ -127,6 +127,10 @@ class _Annotations:
         self.image_sizes = read_column(folder, "image_sizes")
         self.image_index = read_column(folder, "image_index")
         self._sentences = TextColumn(folder, "sentences")
+        settings = self.meta["settings"]
+        self.digests = dict(zip(self.meta["files"], settings["inputs"]))  # {what the items are made of: digest}
+        self.digests |= {"answers": settings["answers"], "vocabulary": settings["tokenizer"]}
+        self.digests["sizes of the images"] = hashlib.sha256(self.image_sizes.tobytes()).hexdigest()
         self._tokens = RaggedColumn(folder, "tokens")
         self._answer_ids = RaggedColumn(folder, "answer_ids")
         self._answer_scores = read_column(folder, "answer_scores")

@@ -22,8 +22,8 @@ from clip_vl.datasets.images import (
 from clip_vl.datasets.samplers import EvalBatches, TrainBatches, aspect_groups
 from clip_vl.datasets.store import ImageLMDB, store_path
 from clip_vl.engine import dist
-from clip_vl.engine.errors import DataError, printable
-from clip_vl.engine.signals import ignore_in_worker
+from clip_vl.engine.errors import DataError, ProgramError, printable
+from clip_vl.engine.signals import start_worker
 
 
 def split_paths(args, folder, splits):
@@ -165,15 +165,58 @@ def build_loader(dataset, epoch, batches, args, device):
     """A loader of `dataset[(epoch, rows)]` for each row of `batches`, in order; each is one batch already."""
     keys = [(epoch, rows) for rows in batches]
     num_workers = min(args.num_workers, len(keys))
-    return DataLoader(
-        dataset,
+    return _Loader(
+        _InSharedMemory(dataset) if num_workers else dataset,
         sampler=keys,
         batch_size=None,
         num_workers=num_workers,
         worker_init_fn=_start_worker,
         pin_memory=device.type == "cuda",
         prefetch_factor=4 if num_workers else None,
+        timeout=dist.timeout_seconds() if num_workers else 0,
     )
+
+
+class _Loader(DataLoader):
+    """A loader that says in one sentence what is wrong with its workers."""
+
+    def __iter__(self):
+        batches = super().__iter__()
+        try:
+            yield from batches
+        except (OSError, RuntimeError) as error:
+            if self.num_workers:
+                batches._shutdown_workers()  # the traceback would keep them
+            if "No space left" in str(error) or "shared memory" in str(error):
+                raise ProgramError(
+                    "loader workers have no room in /dev/shm: give the container more (docker run --ipc=host, or "
+                    f"--shm-size=8g), or use fewer --num_workers than {self.num_workers}"
+                ) from error
+            if "timed out" in str(error):
+                raise ProgramError(f"loader workers gave no batch in {self.timeout} s (CLIP_VL_TIMEOUT)") from error
+            raise
+
+
+class _InSharedMemory:
+    """A dataset for workers whose batches lie in shared memory already.
+
+    A failure there is then an error of the worker like any other; the thread that sends batches would lose this one,
+    and the program would wait for it for ever.
+    """
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, key):
+        return _shared(self.dataset[key])
+
+
+def _shared(value):
+    if torch.is_tensor(value):
+        value.share_memory_()
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        _shared(item)
+    return value
 
 
 def training_loader(dataset, epoch, batches, damage, device, args):
@@ -198,7 +241,7 @@ def evaluation_loader(dataset, order, device, args):
 
 def _start_worker(worker_id):
     torch.set_num_threads(1)
-    ignore_in_worker(worker_id)
+    start_worker(worker_id)
 
 
 def to_device(batch, device):

@@ -176,8 +176,11 @@ def _sweep(root):
 
 
 def user_root(cache_root):
-    """The user's own place for caches of a root that cannot be written."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    """The user's own place for caches of a root that cannot be written; a temporary one for a user without a home."""
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # neither HOME nor an entry in the list of users
+        home = Path(tempfile.gettempdir(), f"cache-{os.getuid()}")
     return home / "clip_vl" / hashlib.sha256(os.fsencode(Path(cache_root).resolve())).hexdigest()[:16]
 
 

@@ -1,12 +1,12 @@
 """Digests of input files, remembered beside the caches so that 1.4 GB of annotations are not hashed at every start."""
 
 import contextlib
-import json
 import time
 from pathlib import Path
 
 from clip_vl.datasets.cache import locked, sha256, user_root, writable_root
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.files import atomic_json
 from clip_vl.engine.json_files import parse_json
 
 MEMORY = "digests.json"
@@ -54,6 +54,4 @@ def _remembered(memory):
 
 def _remember(memory, path, entry):
     with locked(memory.parent, memory.name):
-        temporary = memory.with_suffix(".new")
-        temporary.write_text(json.dumps({**_remembered(memory), path: entry}, indent=1), encoding="utf-8")
-        temporary.replace(memory)
+        atomic_json(memory, {**_remembered(memory), path: entry})

@@ -27,6 +27,7 @@ from clip_vl.datasets.images import (
     resized_size,
 )
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.files import atomic_write
 
 FORMAT = 1
 COMMIT_EVERY = 1000  # images per transaction: the most that an interruption can cost
@@ -168,9 +169,7 @@ def _write_sizes(path, environment):
             for key, value in transaction.cursor()
             if key != META_KEY
         }
-    new = Path(path, "sizes.json.new")
-    new.write_text(json.dumps(sizes))
-    new.replace(Path(path, "sizes.json"))
+    atomic_write(Path(path, "sizes.json"), json.dumps(sizes).encode())
 
 
 # ---- reading ----

@@ -104,13 +104,11 @@ def _save(path, values):
 
 
 def _join(folder, paths):
-    """One array of all blocks, copied a block at a time."""
+    """One array of all blocks, copied a block at a time: not by a map, which ends in SIGBUS on a full disk."""
     first = np.load(paths[0], mmap_mode="r", allow_pickle=False)
     lengths = [len(np.load(path, mmap_mode="r", allow_pickle=False)) for path in paths]
-    shape = (sum(lengths), first.shape[1])
-    whole = np.lib.format.open_memmap(folder / "features.npy", mode="w+", dtype=first.dtype, shape=shape)
-    start = 0
-    for path, length in zip(paths, lengths):
-        whole[start : start + length] = np.load(path, allow_pickle=False)
-        start += length
-    whole.flush()
+    described = np.lib.format.header_data_from_array_1_0(first) | {"shape": (sum(lengths), first.shape[1])}
+    with (folder / "features.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, described)
+        for path in paths:
+            file.write(memoryview(np.load(path, allow_pickle=False)).cast("B"))

@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 
 from clip_vl.engine.errors import DataError
-from clip_vl.engine.files import TEMPORARY, atomic_file, atomic_write, sync_folder, temporary_name
+from clip_vl.engine.files import TEMPORARY, atomic_file, atomic_write, sync_folder, temporary_name, unwritten
 from clip_vl.engine.json_files import parse_json
 from clip_vl.engine.tensor_files import read_safetensors
 
@@ -198,9 +198,11 @@ def save_plain(path, value, records=None):
     try:
         with atomic_file(path) as file:
             write_plain(file, value, records)
+        unwritten.pop(str(path), None)
     except (OSError, RuntimeError) as error:
         cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch.save covers its cause
-        print(f"warning: {path} could not be written: {getattr(cause, 'strerror', None) or cause}", flush=True)
+        unwritten[str(path)] = getattr(cause, "strerror", None) or str(cause)
+        print(f"warning: {path} could not be written: {unwritten[str(path)]}", flush=True)
 
 
 def write_plain(file, value, records=None):

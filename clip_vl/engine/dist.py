@@ -5,7 +5,7 @@ CPUs); small host-side values always travel through gloo. Rank 0 speaks and writ
 """
 
 import datetime
-import multiprocessing
+import errno
 import os
 import signal
 import sys
@@ -16,7 +16,8 @@ import torch
 import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from clip_vl.engine.errors import ProgramError, claim_exit_file, printable
+from clip_vl.engine import signals
+from clip_vl.engine.errors import Interrupted, ProgramError, kill_children, leave, printable
 from clip_vl.engine.text import split_lines
 
 PEER_FAILURE = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out waiting", "Socket closed")
@@ -34,6 +35,11 @@ def world_size():
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def timeout_seconds():
+    """How long a process waits for another one, or for a loader worker."""
+    return int(os.environ.get("CLIP_VL_TIMEOUT", 1800))
+
+
 def setup():
     """Join the processes that torchrun started and return this one's device."""
     cuda = torch.cuda.is_available()
@@ -41,7 +47,7 @@ def setup():
         torch.cuda.set_device(local_rank())
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     if world_size() > 1 and not torch.distributed.is_initialized():
-        timeout = datetime.timedelta(seconds=int(os.environ.get("CLIP_VL_TIMEOUT", 1800)))
+        timeout = datetime.timedelta(seconds=timeout_seconds())
         torch.distributed.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timeout)
     return torch.device("cuda", local_rank()) if cuda else torch.device("cpu")
 
@@ -189,20 +195,16 @@ def run_program(main, args):
     0 done, 2 user error, 3 data error, 4 diverged, 75 interrupted after saving, 1 anything else. The first rank to fail
     writes its sentence to $CLIP_VL_EXIT_FILE, for the launch script; ranks that fail because a peer did stay quiet.
     """
+    signals.listen(can_raise=True)
     try:
         error = _error_of(main, args)
-    except Exception as second:  # two children died at once: the loader's handler raised on the way out as well
+    except (Exception, Interrupted) as second:  # the loader's handler or a signal raised on the way out as well
         error = second
-    if isinstance(error, ProgramError):
-        _leave(error.exit_code, error.printed())
     if error is not None:
-        if world_size() > 1 and _is_peer_failure(error):
-            time.sleep(3)  # let the rank that failed first speak first
-            _leave(1, "stopped, because another process failed", quiet=True)
-        if "DataLoader worker" in str(error):
-            _leave(1, f"a loader worker died ({_last_line(error)}); out of memory? use fewer --num_workers")
-        traceback.print_exception(error)
-        _leave(1, f"{type(error).__name__}: {_last_line(error)}")
+        _leave_because(error)
+    signals.finish()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loader's handler would raise for the workers killed now
+    kill_children()
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         sys.stdout.flush()
@@ -213,9 +215,28 @@ def _error_of(main, args):
     """What `main(args)` raised, or None. After it the loader's SIGCHLD handler raises for no worker any more."""
     try:
         main(args)
-    except Exception as error:
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    except (Exception, Interrupted) as error:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # `leave` kills workers
         return error
+
+
+def _leave_because(error):
+    """End with the code and the sentence of an error."""
+    follows = _is_peer_failure(error) or "DataLoader worker" in str(error)
+    if follows and not isinstance(error, ProgramError) and signals.requested():
+        signals.answer()  # the others left because they were asked to
+    signals.finish()
+    if isinstance(error, ProgramError | Interrupted):
+        leave(error.exit_code, error.printed() if isinstance(error, ProgramError) else str(error))
+    if world_size() > 1 and _is_peer_failure(error):
+        time.sleep(3)  # let the rank that failed first speak first
+        leave(1, "stopped, because another process failed", quiet=True)
+    if "DataLoader worker" in str(error):
+        leave(1, f"a loader worker died ({_last_line(error)}); out of memory? use fewer --num_workers")
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        leave(1, f"{error.filename or 'a file'} cannot be written: {error.strerror}; free some room and start again")
+    traceback.print_exception(error)
+    leave(1, f"{type(error).__name__}: {_last_line(error)}")
 
 
 def _is_peer_failure(error):
@@ -224,16 +245,3 @@ def _is_peer_failure(error):
 
 def _last_line(error):
     return printable(split_lines(str(error).strip() or type(error).__name__)[-1])
-
-
-def _leave(code, sentence, quiet=False):
-    """End now: no clean-up of process groups, which would wait for peers, but no orphaned loader workers either."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loader's handler would raise here for the workers killed below
-    name = f"rank {rank()}: " if world_size() > 1 else ""
-    first = claim_exit_file(code, name + sentence)
-    if first or not quiet:
-        print(f"{name}{sentence}", file=sys.stderr, flush=True)
-    for child in multiprocessing.active_children():
-        child.kill()  # they ignore SIGTERM
-    sys.stdout.flush()
-    os._exit(code)

@@ -1,5 +1,6 @@
 """The ways a program ends early; each carries the exit code that the launch scripts return."""
 
+import multiprocessing
 import os
 import sys
 import unicodedata
@@ -61,8 +62,11 @@ class Diverged(ProgramError):
     exit_code = 4
 
 
-class Interrupted(ProgramError):
-    """Stopped by a signal after saving (exit 75, EX_TEMPFAIL: requeue the job and it resumes)."""
+class Interrupted(BaseException):
+    """Stopped by a signal after saving (exit 75, EX_TEMPFAIL: requeue the job and it resumes).
+
+    A signal may raise it anywhere: like KeyboardInterrupt it passes by every `except Exception`.
+    """
 
     exit_code = 75
 
@@ -73,6 +77,9 @@ def run_alone(main, args):
     """
     try:
         main(args)
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
     except ProgramError as error:
         print(error.printed(), file=sys.stderr)
         sys.exit(error.exit_code)
@@ -89,3 +96,23 @@ def claim_exit_file(code, sentence):
         return True
     except OSError:
         return False
+
+
+def kill_children():
+    """End loader workers that still live: they ignore SIGTERM, and the interpreter would wait for them."""
+    for child in multiprocessing.active_children():
+        child.kill()
+
+
+def leave(code, sentence, quiet=False):
+    """End now: no clean-up of process groups, which would wait for peers, but no orphaned loader workers either.
+
+    quiet: say nothing where another rank has said why
+    """
+    name = f"rank {os.environ.get('RANK', 0)}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
+    first = claim_exit_file(code, name + sentence)
+    if first or not quiet:
+        print(f"{name}{sentence}", file=sys.stderr, flush=True)
+    kill_children()
+    sys.stdout.flush()
+    os._exit(code)

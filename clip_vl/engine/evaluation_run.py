@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_vl.engine import dist
+from clip_vl.engine import dist, signals
 from clip_vl.engine.errors import DataError, Interrupted, UserError
 from clip_vl.engine.files import atomic_file, atomic_json, atomic_write
 from clip_vl.engine.json_files import read_object
@@ -39,10 +39,7 @@ class EvaluationRun:
         self.folder, self.args, self.program = Path(args.output), args, program
         self.work, self.stop = self.folder / "work", StopRequest()
         self.run = Run(args.output, asdict(args), program, resume=not args.overwrite, overwrite=args.overwrite,
-                       rank=dist.rank(), device=str(device))  # fmt: skip
-        if args.overwrite and dist.rank() == 0:
-            shutil.rmtree(self.work, ignore_errors=True)
-            (self.folder / SAMPLES).unlink(missing_ok=True)
+                       rank=dist.rank(), device=str(device), wait=True)  # fmt: skip
         dist.barrier()
 
     def begin(self, inputs):
@@ -52,15 +49,25 @@ class EvaluationRun:
         """
         flags = {name: value for name, value in asdict(self.args).items() if name not in NOT_INPUTS}
         self.inputs = hashlib.sha256(json.dumps([flags, inputs], sort_keys=True, default=str).encode()).hexdigest()
-        state = dist.gather(self._before() if dist.rank() == 0 else None)[0]
+        state = dist.gather(None if self.args.overwrite or dist.rank() else self._before())[0]
         if state not in (None, self.inputs):
             raise UserError(f"{self.folder} holds an evaluation with other flags, weights or data: pass --overwrite to "
                             "replace it, or choose another --output")  # fmt: skip
-        if dist.rank() == 0:
+        self.run.start()
+        finished = dist.gather(state is not None and (self.folder / "result.json").is_file())[0]
+        if dist.rank() == 0 and finished:
+            self._finish_page()
+        elif dist.rank() == 0:
             self.work.mkdir(exist_ok=True)
             atomic_json(self.work / "inputs.json", {"inputs": self.inputs})
-        finished = (self.folder / "result.json").is_file() and state is not None
-        return dist.gather(finished)[0]
+        signals.release("interrupted; the same command goes on from what is kept")
+        return finished
+
+    def _finish_page(self):
+        """What follows the result: the page, unless it was written before the evaluation was killed, and tidying up."""
+        if not (self.folder / "report.html").is_file():
+            write_report(self.folder)
+        shutil.rmtree(self.work, ignore_errors=True)
 
     def _before(self):
         for path in (self.folder / "result.json", self.work / "inputs.json"):
@@ -112,8 +119,7 @@ class EvaluationRun:
                 atomic_json(
                     self.folder / "result.json", finite({"program": self.program, **result, "inputs": self.inputs})
                 )
-                write_report(self.folder)
-                shutil.rmtree(self.work, ignore_errors=True)
+                self._finish_page()
             except OSError as error:
                 raise UserError(f"cannot write to {self.folder}: {error.strerror}") from None
         dist.barrier()

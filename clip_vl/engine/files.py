@@ -13,6 +13,7 @@ from pathlib import Path
 from clip_vl.engine.text import written
 
 TEMPORARY = ".tmp-"  # how names begin while something is being written
+unwritten = {}  # path -> why its newest content could not be written although the program went on
 
 
 def temporary_name(path):
@@ -47,8 +48,10 @@ def atomic_file(path, durable=True):
             if durable:
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)
         raise
     if durable:
         sync_folder(path.parent)

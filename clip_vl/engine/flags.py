@@ -21,6 +21,7 @@ import sys
 import types
 import typing
 
+from clip_vl.engine import signals
 from clip_vl.engine.errors import UserError, claim_exit_file
 from clip_vl.engine.text import split_lines
 
@@ -41,11 +42,13 @@ def flag(default, help, *aliases, choices=None, positional=False, dead=None):
 
 def parse(cls, doc, argv=None):
     """The command line as an instance of the dataclass `cls`; exits with 2 and one sentence on a mistake."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        signals.listen()
+        argv = sys.argv[1:]
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a file name that is not UTF-8 ends no program
     parser = _build_parser(cls, doc)
-    found = vars(parser.parse_args(_complete(argv, parser)))
+    found = vars(parser.parse_args(_complete(list(argv), parser)))
     args = cls(**found)
     args.given = frozenset(found)
     for field in dataclasses.fields(cls):

@@ -1,13 +1,14 @@
 """What the loop of a training program holds in its hands: the run folder, the model and its updater, the log's sums."""
 
+import threading
 import time
 from dataclasses import asdict
 
-from clip_vl.engine import dist
-from clip_vl.engine.errors import Interrupted, printable
-from clip_vl.engine.files import atomic_json
+from clip_vl.engine import dist, signals
+from clip_vl.engine.errors import Interrupted, ProgramError, printable
+from clip_vl.engine.files import atomic_json, unwritten
 from clip_vl.engine.meters import Meters
-from clip_vl.engine.resume import restore_training, save_training
+from clip_vl.engine.resume import Moment, restore_training, save_training
 from clip_vl.engine.run import Run
 from clip_vl.engine.signals import StopRequest
 
@@ -22,9 +23,19 @@ class Job:
         writer = dist.rank() if not args.dry_run else -1  # a dry run leaves nothing behind
         self.args, self.device = args, device
         self.stop, self.meters, self.clock = StopRequest(), Meters(device), time.perf_counter()
-        self.run = Run(args.output, asdict(args), program, args.resume, args.overwrite, writer, str(device))
+        self.run = Run(args.output, asdict(args), program, args.resume, args.overwrite, writer, str(device),
+                       wait=True)  # fmt: skip
         self.model = self.updater = None
         self.beside = {}  # modules whose state a checkpoint holds beside the model's, such as a loss with a queue
+        self.data = {}  # {flag or file: digest} of what is trained and validated on; a resumed run must have the same
+        self._updating = threading.Lock()  # held while weights change, and while they are written
+        self._last = None  # the moment after the last update that no checkpoint holds yet, and its position
+
+    def watch_data(self, **digests):
+        """Note what is trained and validated on: {flag: digest, {name: digest}, or None for nothing}."""
+        for flag, digest in digests.items():
+            named = digest if isinstance(digest, dict) else {"": digest}
+            self.data |= {f"{flag} {name}".strip(): value for name, value in named.items() if value}
 
     def accumulation(self, done, batches):
         """For micro-batch `done` (from 1) of `batches`: is it the last of its update, and how many does that have?"""
@@ -53,7 +64,11 @@ class Job:
 
         names: function -> some names of the samples at hand, for the warning about an update that is not finite
         """
-        norm, (stop,) = self.updater.step(int(bool(self.stop)))
+        if not self.args.dry_run:
+            signals.hold(self._rescue)
+        with self._updating:
+            norm, (stop,) = self.updater.step(int(bool(self.stop)))
+            self._last = None
         if norm is None:
             skipped = f"update {self.updater.update} skipped: loss or gradient not finite"
             print(printable(f"warning: {skipped}; samples {names()}..."), flush=True)
@@ -63,26 +78,62 @@ class Job:
         """A resumable checkpoint. position: JSON values that say where training stands, such as epoch=, batch=."""
         if self.args.dry_run:
             return
-        save_training(self.run, self.model, self.updater, self.meters, self.args, self.beside, **position)
+        if position.get("batch") == 0 and any(dist.agree(len(unwritten))):  # --resume shall write the epoch's weights
+            if self._last is None:
+                return
+            position = self._last[0]
+        with self._updating:
+            saved = self._save(**position)
+        (failed,) = dist.agree(int(not saved))  # nobody leaves while rank 0 is writing
+        update = self.updater.update
+        self._last = (position, Moment.now(self.run, self.updater, self.meters)) if failed else None
+        if not failed:
+            signals.release(f"interrupted at update {update} and saved; add --resume to go on")
+        elif self.stop:
+            raise ProgramError(self._not_saved(update))
 
     def save_if_due(self, stop, **position):
         """Save every --checkpoint_steps updates, or when a signal asked to stop, and then do."""
         update = self.updater.update
         if stop or update % self.args.checkpoint_steps == 0:
             self.save(**position)
+        else:
+            self._last = position, Moment.now(self.run, self.updater, self.meters)
         if stop:
             raise Interrupted(f"interrupted at update {update} and saved; add --resume to go on")
 
+    def _save(self, **position):
+        return save_training(self.run, self.model, self.updater, self.meters, self.args, self.beside, self.data,
+                             **position)  # fmt: skip
+
+    def _not_saved(self, update):
+        return f"interrupted at update {update}, which could not be saved; --resume goes on from an older checkpoint"
+
+    def _rescue(self):
+        """Save the last update while the main thread is stuck after it -> exit code and sentence."""
+        if dist.rank() != 0:
+            time.sleep(30)  # rank 0 saves for all
+            return Interrupted.exit_code, "stopped, because rank 0 did"
+        while not (self._updating.acquire() and self._last):  # an update is under way, which ends with the main thread
+            self._updating.release()
+            time.sleep(0.1)
+        (position, moment), update = self._last, self.updater.update
+        if not self._save(moment=moment, **position):
+            return ProgramError.exit_code, self._not_saved(update)
+        return Interrupted.exit_code, f"interrupted at update {update} and saved; add --resume to go on"
+
     def until_stopped(self, batches):
-        """Yield the batches of a validation, unless a signal asks to stop: what was saved before it is enough."""
+        """Yield the batches of a validation, unless a signal asks to stop and the checkpoint before it failed."""
         for batch in batches:
-            if self.stop:
-                raise Interrupted("interrupted in the validation, before which it was saved; add --resume to go on")
+            if self.stop:  # a signal would have raised already, were anything saved
+                raise ProgramError(self._not_saved(self.updater.update))
             yield batch
 
     def restore(self):
         """The position of the newest whole checkpoint, everything brought to it; None when there is none."""
-        return restore_training(self.run, self.model, self.updater, self.meters, self.args, self.beside)
+        return restore_training(
+            self.run, self.model, self.updater, self.meters, self.args, self.beside, self.data
+        )
 
     def log(self, epoch, **values):
         """A row of the log that took time of its own, such as a validation."""

@@ -19,7 +19,7 @@ class Meters:
         weight = torch.as_tensor(weight, dtype=torch.float64, device=self.device)
         value = torch.as_tensor(value, device=self.device).detach().double()
         value = torch.where(weight > 0, value, 0.0)
-        self.sums[name] += torch.stack([value * weight, weight])
+        self.sums[name] = self.sums[name] + torch.stack([value * weight, weight])  # a new one: `moment` keeps the old
 
     def means(self):
         """{name: mean over all that was added on all ranks}, without the names that only weights of 0 were added to.
@@ -35,9 +35,9 @@ class Meters:
     def clear(self):
         self.sums = {}
 
-    def state(self):
+    def state(self, sums=None):
         """The sums as nested lists (exact: float64 survives JSON)."""
-        return {name: pair.tolist() for name, pair in self.sums.items()}
+        return {name: pair.tolist() for name, pair in (self.sums if sums is None else sums).items()}
 
     def load_state(self, state):
         self.sums = {n: torch.tensor(pair, dtype=torch.float64, device=self.device) for n, pair in state.items()}

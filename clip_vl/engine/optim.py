@@ -204,6 +204,10 @@ class Updater:
             self.scaler.load_state_dict(state["scaler"])
         self.keep_buffers()
 
+    def good_buffers(self):
+        """{address: copy} of every buffer as the last update left it; a forward pass may have moved the buffer."""
+        return {b.data_ptr(): good for b, good in zip(self._buffers, self._good_buffers)}
+
     def keep_buffers(self):
         """Take the buffers as they are now as good (after loading weights)."""
         for good, buffer in zip(self._good_buffers, self._buffers):

@@ -4,6 +4,8 @@ Weights, optimizers, counters, position. Random numbers need no saving, because 
 (engine/random.py).
 """
 
+from typing import NamedTuple
+
 from clip_vl.engine import dist
 from clip_vl.engine.checkpoint import flatten_optimizer, load_latest, restore_optimizer, save_checkpoint
 from clip_vl.engine.errors import DataError, UserError
@@ -11,43 +13,75 @@ from clip_vl.engine.run import changed_flags
 
 # Flags that may differ between a run and its continuation without changing what it computes.
 FREE_FLAGS = {"output", "resume", "overwrite", "keep_last", "checkpoint_steps", "save_step", "num_workers", "tqdm",
-              "stop_after_epoch", "max_damaged", "max_skipped", "dry_run", "data_root", "load", "given"}  # fmt: skip
+              "stop_after_epoch", "max_damaged", "max_skipped", "dry_run", "data_root", "load", "given",
+              "allow_changed_data"}  # fmt: skip
 
 
-def save_training(run, model, updater, meters, args, beside=None, **position):
-    """Write a resumable checkpoint; a disk that is full costs one line, never the run.
+class Moment(NamedTuple):
+    """What micro-batches change before the next update: the counters, the sums of the log, and its length."""
+
+    updater: dict
+    sums: dict
+    log_end: int
+
+    @classmethod
+    def now(cls, run, updater, meters):
+        return cls(updater.state(), dict(meters.sums), run.end())
+
+
+def save_training(run, model, updater, meters, args, beside=None, data=None, moment=None, **position):
+    """Write a resumable checkpoint -> whether it was written; a full disk costs one line, never the run.
 
     beside:   {name: module} whose state goes into the checkpoint as well, such as a loss with a queue
+    data:     {name: digest} of the data that is trained on
+    moment:   that of the last update, for rank 0 to save by itself while other ranks are stuck; their sums are lost
     position: JSON values that say where training stands, such as epoch=, batch=, best=
     """
-    sums = dist.gather(meters.state())  # each rank's own: their float sums must not be added in another order
+    if moment is None:
+        sums = dist.gather(meters.state())  # each rank's own: their float sums must not be added in another order
+    else:
+        mine = meters.state(moment.sums)
+        sums = [mine] + [{name: [0.0, 0.0] for name in mine}] * (dist.world_size() - 1)
     if dist.rank() != 0:
-        return
+        return True
     tensors, optimizers = {"model": dist.bare(model).state_dict()}, {}
     tensors |= {name: module.state_dict() for name, module in (beside or {}).items()}
+    if moment is not None:
+        good = updater.good_buffers()
+        tensors = {n: {k: good.get(t.data_ptr(), t) for k, t in flat.items()} for n, flat in tensors.items()}
     for name, optimizer in updater.optimizers.items():
         tensors[f"optim_{name}"], optimizers[name] = flatten_optimizer(optimizer)
-    state = {"position": position, "updater": updater.state(), "optimizers": optimizers, "meters": sums}
-    state |= {"world_size": dist.world_size(), "flags": _binding_flags(args)}
+    counters = moment.updater if moment else updater.state()
+    state = {"position": position, "updater": counters, "optimizers": optimizers, "meters": sums}
+    state |= {"world_size": dist.world_size(), "flags": _binding_flags(args), "data": data or {}}
     try:
-        state["log_position"] = run.position()
-        save_checkpoint(run.checkpoints, updater.micro_step, tensors, state, keep_last=args.keep_last)
+        end = run.position()
+        state["log_position"] = moment.log_end if moment else end
+        save_checkpoint(run.checkpoints, counters["micro_step"], tensors, state, keep_last=args.keep_last)
+        return True
     except OSError as error:
-        print(f"warning: no checkpoint at update {updater.update}: {error.strerror}; older ones are whole", flush=True)
+        print(f"warning: no checkpoint at update {counters['update']}: {error.strerror}; older ones are whole",
+              flush=True)  # fmt: skip
+        return False
 
 
-def restore_training(run, model, updater, meters, args, beside=None):
+def restore_training(run, model, updater, meters, args, beside=None, data=None):
     """Bring everything to the newest whole checkpoint of the run and return its position; None when there is none.
 
-    raises: UserError when the flags or the number of processes are not those of the run
+    data:   as in `save_training`
+    raises: UserError when the flags, the data or the number of processes are not those of the run
     """
-    found = load_latest(run.checkpoints, say=dist.print0)
+    found = None if run.replaces else load_latest(run.checkpoints, say=dist.print0)
     if found is None:
+        run.start()
         run.truncate(0)
         return None
     path, tensors, state = found
     _check_form(path, tensors, state, updater)
     _check_same_run(state, args)
+    if not getattr(args, "allow_changed_data", False):
+        _check_same_data(state.get("data") or {}, data or {})
+    run.start()
     dist.bare(model).load_state_dict(tensors["model"])
     for name, module in (beside or {}).items():
         module.load_state_dict(tensors[name])
@@ -80,6 +114,16 @@ def _check_same_run(state, args):
     changed = changed_flags(state["flags"], _binding_flags(args))
     if changed:
         raise UserError(f"--resume with other flags than the run was started with: {', '.join(changed)}")
+
+
+def _check_same_data(before, now):
+    """Raise UserError where the digest of something that the run was trained on is another one now."""
+    changed = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+    if before and changed:
+        raise UserError(
+            f"the data changed since the run was started: {', '.join(sorted(changed))}; bring the old data back, or "
+            "pass --allow_changed_data to go on with what is there now"
+        )
 
 
 def _binding_flags(args):

@@ -9,6 +9,7 @@ A row of the log depends on flags and step alone, so a resumed run writes the sa
 clocks differ, and they live under names that begin with `seconds`.
 """
 
+import contextlib
 import datetime
 import fcntl
 import importlib.metadata
@@ -18,17 +19,22 @@ import os
 import platform
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
-from clip_vl.engine.errors import DataError, UserError, printable
-from clip_vl.engine.files import TEMPORARY, atomic_json, atomic_write
+from clip_vl.engine.errors import DataError, ProgramError, UserError, printable
+from clip_vl.engine.files import TEMPORARY, atomic_json, atomic_write, unwritten
 from clip_vl.engine.json_files import parse_json, read_object
 
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "lmdb")
 NOT_INPUTS = ("output", "num_workers", "tqdm", "overwrite", "saliency")  # flags that change no number of an evaluation
 UNFINISHED = (f"{TEMPORARY}*",)  # what a killed writer leaves
-WRITTEN = (*UNFINISHED, "args.json", "log.jsonl", "result.json", "gallery.json", "report.html", "*_predict.json",
-           "*_predict.csv", "*.pth", "epoch_*.pt", "checkpoints", "tensorboard")  # fmt: skip
+WRITTEN = (*UNFINISHED, "args.json", "log.jsonl", "result.json", "gallery.json", "report.html", "samples.jsonl",
+           "*_predict.json", "*_predict.csv", "BEST.pth", "LAST.pth", "best.pt", "epoch_*.pt", "Epoch*_LXRT.pth",
+           "Epoch*_AdamOptim.pth", "Epoch*_SGDOptim.pth", "Epoch*_Scheduler.pth", "work", "checkpoints/step_*",
+           f"checkpoints/{TEMPORARY}*", "checkpoints/LATEST", "tensorboard/events.out.tfevents.*")  # fmt: skip
+ESSENTIAL = ("log.jsonl", "result.json", "checkpoints/step_*")  # what a run continues or replaces
+LOCK_SECONDS = 15  # a resumed run waits for the end of processes whose launcher died
 
 
 class Run:
@@ -37,38 +43,57 @@ class Run:
     folder, checkpoints: paths
     """
 
-    def __init__(self, output, args, program, resume=False, overwrite=False, rank=0, device="cpu"):
+    def __init__(self, output, args, program, resume=False, overwrite=False, rank=0, device="cpu", wait=False):
         """Open `output`: a new folder, or with `resume` the one of a run to go on with if it is there.
 
         args:      dict of the flags
-        overwrite: delete what an earlier run wrote there; files of others stay
+        overwrite: delete what an earlier run of this program wrote there; files of others stay
         device:    what the run computes on, for the record
+        wait:      delete and write nothing before `start`, so that a failed start leaves everything as it was
         raises:    UserError if the name is taken, another process writes there, or the folder is not writable
         """
         self.folder = Path(output)
         self.checkpoints = self.folder / "checkpoints"
-        self._program, self._rank = program, rank
+        self._program, self._rank, self._args, self._device = program, rank, args, device
         self._disk_full = False
+        self.replaces = overwrite
         if resume and overwrite:
             raise UserError("--resume goes on with a run and --overwrite deletes it: pass one of them.")
         if rank == 0:
-            try:
-                self._open(args, resume, overwrite, device)
-            except OSError as error:
-                raise UserError(f"Cannot write to --output {output}: {error.strerror} ({error.filename}).") from error
+            self._try(lambda: self._open(resume, overwrite))
+        if not wait:
+            self.start()
 
-    def _open(self, args, resume, overwrite, device):
+    def _try(self, write):
+        try:
+            write()
+        except OSError as error:
+            raise UserError(f"Cannot write to --output {self.folder}: {error.strerror} ({error.filename}).") from error
+
+    def _open(self, resume, overwrite):
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock_or_refuse(self.folder)
+        self._lock = _lock_or_refuse(self.folder, LOCK_SECONDS if resume else 0)
         before = _read_args(self.folder)
         if before is not None and not (resume or overwrite):
             raise UserError(f"{self.folder} already holds a run: pass --resume to go on with it, --overwrite to delete "
                             "it, or choose another --output.")  # fmt: skip
-        if resume and before and before.get("program") != self._program:
+        if before is not None and (before or overwrite) and before.get("program") != self._program:
             raise UserError(f"{self.folder} holds a run of {before.get('program')}, not of {self._program}: "
                             "choose another --output.")  # fmt: skip
-        _delete(self.folder, WRITTEN if overwrite else UNFINISHED)
-        record = _describe(self._program, self.folder.name, args, device, before if resume else None)
+        others = [path.name for name in ESSENTIAL for path in self.folder.glob(name)]
+        if before is None and not resume and others:
+            raise UserError(f"{self.folder} holds {others[0]} without the args.json of a run of {self._program}: "
+                            "choose another --output.")  # fmt: skip
+        self._before = None if overwrite else before
+
+    def start(self):
+        """Everything that the run needs is there: delete what it replaces, write args.json, open the log."""
+        if self._rank == 0:
+            self._try(self._start)
+
+    def _start(self):
+        _delete(self.folder, WRITTEN if self.replaces else UNFINISHED)
+        record = _describe(self._program, self.folder.name, self._args, self._device, self._before)
         atomic_json(self.folder / "args.json", record)
         self._file = (self.folder / "log.jsonl").open("ab", buffering=0)
         self._tensorboard = _TensorBoard(self.folder / "tensorboard", record["started"])
@@ -100,10 +125,13 @@ class Run:
 
     def position(self):
         """The log's length in bytes, all of them safely on disk: what a checkpoint keeps for `truncate`."""
-        if self._rank != 0:
-            return 0
-        os.fsync(self._file.fileno())
-        return self._file.seek(0, os.SEEK_END)
+        if self._rank == 0:
+            os.fsync(self._file.fileno())
+        return self.end()
+
+    def end(self):
+        """The log's length in bytes."""
+        return self._file.seek(0, os.SEEK_END) if self._rank == 0 else 0
 
     def truncate(self, position):
         """Forget the rows after `position`: a resumed run writes them again. TensorBoard's copy is made anew."""
@@ -119,8 +147,16 @@ class Run:
     def write_result(self, **values):
         """Write result.json: task, split, checkpoint, and metrics under the names the papers use."""
         if self._rank == 0:
+            self._check_weights(values.get("checkpoint"))
             head = {"program": self._program, "name": self.folder.name, "finished": _now()}
             atomic_json(self.folder / "result.json", finite(head | values))
+
+    def _check_weights(self, name):
+        """Raise ProgramError where the weights that a result is about could not be written."""
+        reason = name and unwritten.get(str(self.folder / name))
+        if reason:
+            raise ProgramError(f"{self.folder / name} could not be written: {reason}; free some room and start again "
+                               "with --resume")  # fmt: skip
 
     def write_predictions(self, name, rows):
         """Write a submission file: `rows`, a list of JSON objects, as `folder`/`name`."""
@@ -151,7 +187,7 @@ class _TensorBoard:
 
     def rewrite(self, rows):
         """Replace all events by those of `rows`, so that a resumed run shows no step twice."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        _delete(self._folder, ["events.out.tfevents.*"])
         self._writer, self._seconds = None, 0.0
         self.add(rows)
 
@@ -237,17 +273,23 @@ def _version(library):
 # ---- small things
 
 
-def _lock_or_refuse(folder):
-    """Hold `folder`/.lock until this process ends, in whatever way. A record lock, because loader workers must not
-    inherit it: they live on for seconds after their parent is killed."""
+def _lock_or_refuse(folder, seconds):
+    """Hold `folder`/.lock until this process ends, in whatever way; wait some seconds for another one to end.
+
+    A record lock, because loader workers must not inherit it."""
     file = (folder / ".lock").open("a")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        raise UserError(f"Another process writes to {folder}: wait for its end or take another --output.") from error
-    except OSError:  # a file system without locks
-        pass
-    return file
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return file
+        except (BlockingIOError, PermissionError) as error:
+            if time.monotonic() > deadline:
+                sentence = f"Another process writes to {folder}: wait for its end or take another --output."
+                raise UserError(sentence) from error
+        except OSError:  # a file system without locks
+            return file
+        time.sleep(0.2)
 
 
 def _read_args(folder):
@@ -263,7 +305,10 @@ def _delete(folder, patterns):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:
-            path.unlink()
+            path.unlink(missing_ok=True)
+    for path in (folder / "checkpoints", folder / "tensorboard"):
+        with contextlib.suppress(OSError):  # it holds something else, or is not there
+            path.rmdir()
 
 
 def _plain(value):

@@ -14,6 +14,7 @@ class RunFlags:
     resume: bool = flag(
         False, "Continue the run in --output from its newest whole checkpoint; starts it when there is none."
     )
+    allow_changed_data: bool = flag(False, "Resume although the data changed since the run was started.")
     overwrite: bool = flag(False, "Start again in a run folder that is already in use; what it holds is removed.")
     keep_last: int = flag(2, "Resumable checkpoints kept in the run folder.")
     checkpoint_steps: int = flag(

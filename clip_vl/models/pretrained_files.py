@@ -1,5 +1,6 @@
 """Published weights that are already on this machine: found by name, never fetched, and loaded whole."""
 
+import os
 from pathlib import Path
 
 import torch
@@ -55,7 +56,7 @@ def openclip_file(name, tag, cache_dir=None):
     entry = openclip_tag(name, tag)
     hub, _, file = entry.get("hf_hub", "").rpartition("/")
     files = (str(Path(file).with_suffix(".safetensors")), file) if file else OPENCLIP_FILES
-    folder = Path("~/.cache/clip").expanduser()
+    folder = Path(os.path.expanduser("~/.cache/clip"))  # noqa: PTH111 Path's own fails without a home
     return published_file(f"{name} ({tag})", folder, cache_dir, entry.get("url", ""), hub, files)
 
 

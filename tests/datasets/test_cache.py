@@ -290,3 +290,13 @@ def test_the_manifest_vouches_for_size_and_small_content(tmp_path):
     assert {name: entry["size"] for name, entry in files.items()} == {"large.bin": cache.SMALL + 1, "small.txt": 5}
     assert files["large.bin"]["sha256"] is None
     assert files["small.txt"]["sha256"] == "2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"
+
+
+def test_a_user_without_a_home_has_a_place_for_caches(tmp_path, monkeypatch):
+    def unknown(_):
+        raise KeyError
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)  # what a container's arbitrary uid meets
+    assert user_root(tmp_path).is_relative_to(tempfile.gettempdir())

@@ -1,5 +1,7 @@
 """An evaluation goes on from what is on disk, and refuses what was not written there by one."""
 
+import shutil
+import signal
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +9,7 @@ import pytest
 
 from clip_vl.engine.errors import DataError
 from clip_vl.engine.evaluation_run import EvaluationRun
+from clip_vl.engine.signals import SIGNALS
 
 
 @dataclass
@@ -37,3 +40,48 @@ def test_a_bomb_in_the_inputs_is_one_sentence(run, text):
     (run.work / "inputs.json").write_text(text)
     with pytest.raises(DataError, match=r"inputs\.json .*--overwrite"):
         run.begin({"weights": "a"})
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """A run takes signals over; give them back."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def open_run(folder, **flags):
+    run = EvaluationRun(Flags(str(folder), **flags), "probes", "cpu")
+    return run
+
+
+def close(run):
+    run.run._lock.close()
+
+
+@pytest.fixture
+def finished(tmp_path):
+    run = open_run(tmp_path / "a")
+    assert not run.begin({"weights": "1"})
+    run.finish([{"id": 1}], {"task": "probes", "split": "x", "accuracy": 50.0})
+    close(run)
+    return tmp_path / "a"
+
+
+def test_an_evaluation_killed_before_its_page_finishes_it_when_repeated(finished):
+    (finished / "report.html").unlink()
+    (finished / "work").mkdir()
+    run = open_run(finished)
+    assert run.begin({"weights": "1"})
+    assert (finished / "report.html").is_file() and not (finished / "work").exists()
+    close(run)
+
+
+def test_overwrite_keeps_the_old_results_until_the_new_evaluation_begins(finished):
+    run = open_run(finished, overwrite=True)
+    assert (finished / "result.json").is_file() and (finished / "samples.jsonl").is_file()
+    assert not run.begin({"weights": "2"})
+    assert not (finished / "result.json").exists() and not (finished / "samples.jsonl").exists()
+    close(run)
+    shutil.rmtree(finished)

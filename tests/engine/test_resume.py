@@ -10,7 +10,7 @@ from clip_vl.engine.checkpoint import load_latest
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.meters import Meters
 from clip_vl.engine.optim import Updater
-from clip_vl.engine.resume import restore_training, save_training
+from clip_vl.engine.resume import Moment, restore_training, save_training
 from clip_vl.engine.run import Run
 
 CPU = torch.device("cpu")
@@ -46,6 +46,41 @@ def test_a_restored_training_continues_to_the_same_bits(tmp_path):
     train(model, updater, other_meters, 3)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), model.state_dict().values()))
     assert other_meters.state() == meters.state()
+
+
+def test_what_is_saved_in_the_middle_of_an_update_is_the_state_after_the_last_one(tmp_path):
+    """A stuck program is saved by another thread: half an update's counters, sums and BatchNorm must not show."""
+    args = SimpleNamespace(keep_last=2, lr=0.01)
+    whole, updater, meters, _ = training(tmp_path / "whole")
+    train(whole, updater, meters, 6)
+    model, updater, other_meters, run = training(tmp_path / "run")
+    train(model, updater, other_meters, 3)
+    run.log(step=3)
+    moment = Moment.now(run, updater, other_meters)
+    with updater.micro_batch(False):
+        loss = model(torch.ones(8, 3)).sum()
+        updater.backward(loss, 2)
+    other_meters.add("loss", loss)
+    run.log(step=4)
+    assert save_training(run, model, updater, other_meters, args, moment=moment, epoch=1, batch=2)
+    model, updater, other_meters, run = training(tmp_path / "run", resume=True)
+    assert restore_training(run, model, updater, other_meters, args) == {"epoch": 1, "batch": 2}
+    assert (tmp_path / "run" / "log.jsonl").read_text() == '{"step": 3}\n'
+    train(model, updater, other_meters, 3)
+    pairs = zip(whole.state_dict().values(), model.state_dict().values())
+    assert all(torch.equal(a, b) for a, b in pairs if a.is_floating_point())  # but BatchNorm's count of batches
+    assert other_meters.state() == meters.state()
+
+
+def test_changed_data_are_refused_by_name_unless_a_flag_allows_them(tmp_path):
+    model, updater, meters, run = training(tmp_path / "run")
+    args = SimpleNamespace(keep_last=2, allow_changed_data=False)
+    save_training(run, model, updater, meters, args, data={"--train a.json": "1", "--valid": "2"}, epoch=0)
+    restore_training(run, model, updater, meters, args, data={"--train a.json": "1", "--valid": "2"})
+    with pytest.raises(UserError, match=r"data changed since the run was started: --train a\.json; .*allow_changed"):
+        restore_training(run, model, updater, meters, args, data={"--train a.json": "3", "--valid": "2"})
+    args.allow_changed_data = True
+    restore_training(run, model, updater, meters, args, data={"--train a.json": "3", "--valid": "2"})
 
 
 def test_other_flags_are_refused_and_free_ones_are_not(tmp_path):

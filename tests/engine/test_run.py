@@ -1,5 +1,6 @@
 """The run folder: whole rows, an honest record, and nothing of anybody else's lost."""
 
+import errno
 import json
 import math
 import subprocess
@@ -8,7 +9,8 @@ import sys
 import pytest
 import torch
 
-from clip_vl.engine.errors import UserError
+from clip_vl.engine.checkpoint import save_plain
+from clip_vl.engine.errors import ProgramError, UserError
 from clip_vl.engine.run import Run
 
 ARGS = {"lr": 1e-3, "output": "x"}
@@ -95,6 +97,71 @@ def test_overwrite_deletes_what_a_run_wrote_and_nothing_else(tmp_path):
     assert left == {".lock", "args.json", "log.jsonl", "notes.txt"} and rows(tmp_path / "a") == []
 
 
+def test_overwrite_leaves_what_no_run_wrote(tmp_path):
+    close(Run(tmp_path / "a", ARGS, "vqa"))
+    theirs = [tmp_path / "a" / name for name in ("RN50.pth", "checkpoints/other", "tensorboard/notes")]
+    for path in theirs:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x")
+    run = Run(tmp_path / "a", ARGS, "vqa", overwrite=True)
+    run.truncate(0)
+    assert all(path.is_file() for path in theirs)
+
+
+def test_overwrite_refuses_runs_of_other_programs_and_folders_of_no_run(tmp_path):
+    close(Run(tmp_path / "a", ARGS, "vqa"))
+    with pytest.raises(UserError, match="holds a run of vqa, not of align"):
+        Run(tmp_path / "a", ARGS, "align", overwrite=True)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "result.json").write_text("{}")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"holds result\.json without the args\.json of a run of vqa"):
+            Run(tmp_path / "b", ARGS, "vqa", overwrite=overwrite)
+    assert (tmp_path / "b" / "result.json").is_file()
+
+
+def test_a_start_that_fails_before_its_run_is_ready_changes_nothing(tmp_path):
+    run = Run(tmp_path / "a", ARGS, "vqa")
+    run.write_result(task="vqa")
+    close(run)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir() if path.is_file()}
+    run = Run(tmp_path / "a", ARGS | {"lr": 1}, "vqa", overwrite=True, wait=True)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir() if path.is_file()} == before
+    run.start()
+    assert not (tmp_path / "a" / "result.json").exists()
+    Run(tmp_path / "b", ARGS, "vqa", wait=True)._lock.close()
+    Run(tmp_path / "b", ARGS, "vqa")  # a start that failed is no run
+
+
+def test_a_resumed_run_waits_for_the_end_of_the_process_before_it(tmp_path):
+    code = f"""from clip_vl.engine.run import Run
+import time
+run = Run({str(tmp_path / "a")!r}, {{}}, "vqa")
+print("ready", flush=True)
+time.sleep(1)"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        Run(tmp_path / "a", ARGS, "vqa", resume=True)
+        assert other.wait() == 0
+
+
+def test_a_result_whose_weights_could_not_be_written_is_an_error(tmp_path, monkeypatch, capsys):
+    run = Run(tmp_path / "a", ARGS, "vqa")
+
+    def full(value, file):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        save_plain(tmp_path / "a" / "LAST.pth", {})
+    assert "LAST.pth could not be written: No space left" in capsys.readouterr().out
+    with pytest.raises(ProgramError, match="No space left on device; free some room and start again with --resume"):
+        run.write_result(task="vqa", checkpoint="LAST.pth")
+    assert not (tmp_path / "a" / "result.json").exists()
+    save_plain(tmp_path / "a" / "LAST.pth", {})
+    run.write_result(task="vqa", checkpoint="LAST.pth")
+
+
 def test_resume_and_overwrite_exclude_each_other(tmp_path):
     with pytest.raises(UserError, match="one of them"):
         Run(tmp_path / "a", ARGS, "vqa", resume=True, overwrite=True)
@@ -102,7 +169,8 @@ def test_resume_and_overwrite_exclude_each_other(tmp_path):
 
 def test_two_processes_do_not_write_one_folder(tmp_path):
     run = Run(tmp_path / "a", ARGS, "vqa")
-    code = f"from clip_vl.engine.run import Run; Run({str(tmp_path / 'a')!r}, {{}}, 'vqa', resume=True)"
+    code = "from clip_vl.engine import run; run.LOCK_SECONDS = 0; "
+    code += f"run.Run({str(tmp_path / 'a')!r}, {{}}, 'vqa', resume=True)"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "Another process writes" in other.stderr
     close(run)
