@@ -19,6 +19,7 @@ def start(code, **environment):
     process = subprocess.Popen([sys.executable, "-c", START + code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                                text=True, env=os.environ | environment)  # fmt: skip
     assert process.stdout.readline() == "ready\n"
+    time.sleep(0.3)  # for a main thread that is to be stuck
     return process
 
 
@@ -74,14 +75,14 @@ def test_a_signal_while_work_is_unsaved_is_raised_once_it_is_saved():
 
 
 def test_a_signal_after_the_end_changes_nothing():
-    process = start("signals.listen(); signals.finish(); print('ready', flush=True); import time; time.sleep(1)")
+    process = start("signals.listen(); signals.finish(); print('ready', flush=True); import time; time.sleep(2)")
     process.send_signal(signal.SIGTERM)
     assert end(process)[0] == 0
 
 
 def test_a_hangup_that_nohup_ignores_stays_ignored():
     code = "import signal, time; signal.signal(signal.SIGHUP, signal.SIG_IGN); signals.listen(); "
-    process = start(code + "print('ready', flush=True); time.sleep(1)")
+    process = start(code + "print('ready', flush=True); time.sleep(2)")
     process.send_signal(signal.SIGHUP)
     assert end(process)[0] == 0
 
