@@ -58,7 +58,7 @@ from clip_vl.datasets.features import grid_meta
 from clip_vl.datasets.images import COLLECTIONS, DamagedImage, canvas_size, is_portrait, place_on_canvas, size_key
 from clip_vl.datasets.json_stream import read_json
 from clip_vl.datasets.samplers import EvalBatches
-from clip_vl.engine import dist
+from clip_vl.engine import dist, signals
 from clip_vl.engine.errors import DataError, Interrupted, UserError, printable
 from clip_vl.engine.optim import autocast
 from clip_vl.engine.random import seed_step
@@ -70,6 +70,8 @@ from clip_vl.models.visual_tokens import VisualTower
 from clip_vl.models.weights import detect_grid_encoder, load_clip_visual, load_weights
 
 TOWER = "visual_model."
+
+GOES_ON = "stopped; what is extracted is kept, and the same command goes on from there"
 
 
 class CanvasBatches:
@@ -150,7 +152,7 @@ def extract(tower, writer, dataset, batches, stop, device, args):
             height, width = dataset.sizes[place]
             writer.put(dataset.img_ids[place], {"grid": grid, "height": height, "width": width})
         if stop:
-            raise Interrupted("stopped; what is extracted is kept, and the same command goes on from there")
+            raise Interrupted(GOES_ON)
     return damaged
 
 
@@ -202,8 +204,10 @@ def main(args):
     batches = [places for places in order if not done.issuperset(img_ids[place] for place in places)]
     damaged, stop = 0, StopRequest()
     if any(dist.agree(len(batches), int(any(map(exists, shards))))):
+        signals.hold(lambda: (Interrupted.exit_code, GOES_ON))  # a record is put whole or not at all
         with write_features(target, meta) as writer:
             damaged = extract(tower, writer, dataset, batches, stop, device, args)
+        signals.release(GOES_ON)
         damaged = int(dist.sum_over_ranks(torch.tensor(damaged)))
         if ranks > 1 and rank == 0:
             merge_features(output, shards)
