@@ -15,7 +15,9 @@ class RunFlags:
         False, "Continue the run in --output from its newest whole checkpoint; starts it when there is none."
     )
     allow_changed_data: bool = flag(False, "Resume although the data changed since the run was started.")
-    overwrite: bool = flag(False, "Start again in a run folder that is already in use; what it holds is removed.")
+    overwrite: bool = flag(
+        False, "Replace a run of the same program in --output; only what it wrote is removed, once the new run starts."
+    )
     keep_last: int = flag(2, "Resumable checkpoints kept in the run folder.")
     checkpoint_steps: int = flag(
         1000, "Updates between resumable checkpoints (one more at each epoch end and on a signal)."
