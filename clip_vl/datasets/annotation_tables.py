@@ -45,12 +45,13 @@ class TableBuilder:
         self.pending = {name: [] for name in columns}
         self.images, self.image_sizes = {}, []  # image id -> row, or None when it is dropped
         self.counts = dict.fromkeys(("items", "labelled", "unknown_answers", "dropped_items", "skipped"), 0)
-        self.skipped_examples, self.question_ids = [], set()
+        self.skipped_examples = []
 
     def read_file(self, path, skip_bad=False):
         """Add the items of a JSON list. An entry of the wrong form raises DataError, or is counted with `skip_bad`."""
         from tqdm import tqdm
 
+        self.question_ids = set()  # of this file: the splits of a task may each count from 1
         progress = tqdm(iterate_json_list(path), desc=f"reading {path}", unit=" entries", disable=None)
         for number, (line, entry) in enumerate(progress, start=1):
             try:
