@@ -43,6 +43,7 @@ from clip_vl.datasets.batches import (
     eval_batches,
     evaluation_loader,
     open_images,
+    split_paths,
     train_batches,
     training_loader,
 )
@@ -57,6 +58,7 @@ from clip_vl.engine.job import Job
 from clip_vl.engine.optim import autocast
 from clip_vl.engine.random import seed_step
 from clip_vl.engine.report import write_report
+from clip_vl.engine.split_results import SplitResults
 from clip_vl.evaluation.answers import (
     answer_report,
     batch_accuracy,
@@ -68,7 +70,7 @@ from clip_vl.evaluation.answers import (
 from clip_vl.evaluation.gallery import build_gallery
 from clip_vl.losses.answering import single_answer_loss, soft_answer_loss
 from clip_vl.models.vl_build import bert_folder, build_classifier, build_updater, compile_parts
-from clip_vl.models.vl_checkpoints import load_answer_head, save_task
+from clip_vl.models.vl_checkpoints import checkpoint_path, load_answer_head, save_task
 from clip_vl.models.vl_encoder import classify
 
 
@@ -203,6 +205,12 @@ def test(device, args):
     dataset = VQADataset(
         annotations, open_images(args, GQA), args, num_answers=len(answers), with_images=not args.question_only
     )
+    samples = min(len(annotations), args.max_eval_samples or len(annotations))
+    results = SplitResults(
+        args.output, args.test, samples=samples, checkpoint=checkpoint_path(args.load, ".pth"),
+        data=split_paths(args, "gqa", args.test), settings=fused_settings(args, paths=False),
+        overwrite=args.overwrite,
+    )  # fmt: skip
     predictions = answer(build_model(answers, device, args), dataset, eval_batches(annotations, args), device, args)
     if dist.rank() != 0:
         return
@@ -216,6 +224,7 @@ def test(device, args):
         result = {"program": "gqa", "task": "gqa", "split": args.test, "checkpoint": args.load, **report}
         atomic_json(folder / f"result_{args.test}.json", result)
         print(f"{args.test}: {report['accuracy'] / 100:.4f} over {report['accuracy_n']} questions")
+    results.finish()
 
 
 def main(args):

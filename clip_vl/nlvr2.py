@@ -44,6 +44,7 @@ from clip_vl.datasets.batches import (
     eval_batches,
     evaluation_loader,
     open_images,
+    split_paths,
     train_batches,
     training_loader,
 )
@@ -59,12 +60,13 @@ from clip_vl.engine.job import Job
 from clip_vl.engine.optim import autocast
 from clip_vl.engine.random import seed_step
 from clip_vl.engine.report import write_report
+from clip_vl.engine.split_results import SplitResults
 from clip_vl.engine.text import written
 from clip_vl.evaluation.answers import answer_report, consistency, headlines, majority_accuracy, predict, soft_scores_of
 from clip_vl.evaluation.gallery import build_gallery
 from clip_vl.losses.answering import single_answer_loss
 from clip_vl.models.vl_build import bert_folder, build_classifier, build_updater, compile_parts
-from clip_vl.models.vl_checkpoints import save_task
+from clip_vl.models.vl_checkpoints import checkpoint_path, save_task
 from clip_vl.models.vl_encoder import classify
 
 
@@ -196,6 +198,12 @@ def test(device, args):
     version, tokenizer = VERSIONS[args.dataset], load_tokenizer(bert_folder(args))
     images = open_images(args, TASKS[args.dataset].collection)
     annotations, dataset = load_data(args.test, tokenizer, images, version, args)
+    samples = min(len(annotations) // version.images_each, args.max_eval_samples or len(annotations))
+    results = SplitResults(
+        args.output, args.test, samples=samples, checkpoint=checkpoint_path(args.load, ".pth"),
+        data=split_paths(args, args.dataset, args.test), settings=fused_settings(args, paths=False),
+        overwrite=args.overwrite,
+    )  # fmt: skip
     model, _, _ = build_classifier(
         len(CLASSES), device, args, with_images=not args.question_only, images_each=version.images_each
     )
@@ -214,6 +222,7 @@ def test(device, args):
         atomic_json(folder / f"result_{args.test}.json", result)
         print(f"{args.test}: {report['accuracy'] / 100:.4f} over {report['accuracy_n']} statements with their images,")
         print(f"consistency {report['consistency'] / 100:.4f} over {report['consistency_n']} statements")
+    results.finish()
 
 
 def main(args):

@@ -36,6 +36,7 @@ from clip_vl.datasets.batches import (
     eval_batches,
     evaluation_loader,
     open_images,
+    split_paths,
     train_batches,
     training_loader,
 )
@@ -51,6 +52,7 @@ from clip_vl.engine.job import Job
 from clip_vl.engine.optim import autocast
 from clip_vl.engine.random import seed_step
 from clip_vl.engine.report import write_report
+from clip_vl.engine.split_results import SplitResults
 from clip_vl.evaluation.answers import (
     answer_report,
     batch_accuracy,
@@ -62,7 +64,7 @@ from clip_vl.evaluation.answers import (
 from clip_vl.evaluation.gallery import build_gallery
 from clip_vl.losses.answering import single_answer_loss
 from clip_vl.models.vl_build import bert_folder, build_classifier, build_updater, compile_parts
-from clip_vl.models.vl_checkpoints import save_task
+from clip_vl.models.vl_checkpoints import checkpoint_path, save_task
 from clip_vl.models.vl_encoder import classify
 
 CLASSES = TASKS["snli_ve"].classes
@@ -169,6 +171,12 @@ def test(device, args):
     if not args.load:
         raise UserError("--test needs the fine-tuned model: pass --load, such as --load snap/snli_ve/NAME/BEST")
     annotations, dataset = load_data(args.test, open_images(args, FLICKR30K), args)
+    samples = min(len(annotations), args.max_eval_samples or len(annotations))
+    results = SplitResults(
+        args.output, args.test, samples=samples, checkpoint=checkpoint_path(args.load, ".pth"),
+        data=split_paths(args, "snli_ve", args.test), settings=fused_settings(args, paths=False),
+        overwrite=args.overwrite,
+    )  # fmt: skip
     model, _, _ = build_classifier(len(CLASSES), device, args, with_images=not args.question_only)
     predictions = judge(model, dataset, eval_batches(annotations, args), device, args)
     if dist.rank() != 0:
@@ -183,6 +191,7 @@ def test(device, args):
         result = {"program": "snli_ve", "task": "snli_ve", "split": args.test, "checkpoint": args.load, **report}
         atomic_json(folder / f"result_{args.test}.json", result)
         print(f"{args.test}: {report['accuracy'] / 100:.4f} over {report['accuracy_n']} hypotheses")
+    results.finish()
 
 
 def main(args):

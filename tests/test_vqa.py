@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from clip_vl.engine.checkpoint import load_latest
-from clip_vl.engine.errors import Interrupted
+from clip_vl.engine.errors import Interrupted, UserError
 
 
 def flags(programs, shapes_root, output, *more):
@@ -46,6 +46,9 @@ def test_minival_is_answered_once_each_and_scored_as_the_official_evaluator_does
     assert result["accuracy"] == pytest.approx(by_hand, abs=1e-4)
     assert result["official_accuracy"] == pytest.approx(by_hand, abs=0.01)
     assert "minival: 0." in done.stdout
+    with pytest.raises(UserError, match=f"for {len(answers)} samples, and these would be for 5 samples"):
+        programs.run("vqa", *flags(programs, shapes_root, tuned, *more[:4], "--max_eval_samples", "5"))
+    assert len(json.loads((tuned / "minival_predict.json").read_text())) == len(answers)
 
 
 def test_the_test_split_has_no_labels_and_gets_its_submission_file(programs, shapes_root, tuned, tmp_path):

@@ -197,13 +197,14 @@ class FusedEncoderFlags(FusedRunFlags, DataFlags, EncoderFlags, OptimFlags):
     """Fused encoder"""
 
 
-def fused_settings(args):
-    """The settings that a checkpoint of a run with these flags holds: JSON values."""
+def fused_settings(args, paths=True):
+    """The settings that a checkpoint of a run with these flags holds: JSON values. paths: and where files are found"""
     from clip_vl.models.vl_settings import bert_folder, digest_of_bert
 
     folder = bert_folder(args.bert, args.data_root)
-    values = {name: value for name, value in asdict(args).items() if name in (*SETTINGS, *TOWER_SETTINGS)}
-    return values | {"bert": str(folder), "bert_digest": digest_of_bert(folder)}
+    names = (*SETTINGS, *TOWER_SETTINGS) if paths else SETTINGS
+    values = {name: value for name, value in asdict(args).items() if name in names}
+    return values | ({"bert": str(folder)} if paths else {}) | {"bert_digest": digest_of_bert(folder)}
 
 
 def recall_flags(args):
