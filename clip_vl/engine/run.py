@@ -30,7 +30,8 @@ LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "safetensors"
 NOT_INPUTS = ("output", "num_workers", "tqdm", "overwrite", "saliency")  # flags that change no number of an evaluation
 UNFINISHED = (f"{TEMPORARY}*",)  # what a killed writer leaves
 WRITTEN = (*UNFINISHED, "args.json", "log.jsonl", "result.json", "gallery.json", "report.html", "samples.jsonl",
-           "*_predict.json", "*_predict.csv", "BEST.pth", "LAST.pth", "best.pt", "epoch_*.pt", "Epoch*_LXRT.pth",
+           "*_predict.json", "*_predict.csv", "result_*.json", "about_*.json",
+           "BEST.pth", "LAST.pth", "best.pt", "epoch_*.pt", "Epoch*_LXRT.pth",
            "Epoch*_AdamOptim.pth", "Epoch*_SGDOptim.pth", "Epoch*_Scheduler.pth", "work", "checkpoints/step_*",
            f"checkpoints/{TEMPORARY}*", "checkpoints/LATEST", "tensorboard/events.out.tfevents.*")  # fmt: skip
 ESSENTIAL = ("log.jsonl", "result.json", "checkpoints/step_*")  # what a run continues or replaces

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from clip_vl.engine.errors import UserError
+from clip_vl.engine.run import Run
 from clip_vl.engine.split_results import SplitResults
 
 
@@ -33,6 +34,14 @@ def test_other_results_are_kept_unless_asked(results, tmp_path, other, sentence)
     results(**other, overwrite=True).finish()
     with pytest.raises(UserError, match="holds results of minival"):
         results()
+
+
+def test_a_run_that_starts_again_takes_them_with_it(tmp_path):
+    (tmp_path / "args.json").write_text('{"program": "vqa"}')
+    for name in ("about_minival.json", "result_minival.json", "minival_predict.json"):
+        (tmp_path / name).write_text("{}")
+    Run(tmp_path, {}, "vqa", overwrite=True)
+    assert not [path.name for path in tmp_path.iterdir() if "minival" in path.name]
 
 
 def test_changed_annotations_are_other_data(results, tmp_path):
