@@ -181,9 +181,9 @@ def swap_accuracy(folder, args):
     import torch
 
     from clip_vl.align import AlignFlags
-    from clip_vl.datasets.crops import eval_crop
-    from clip_vl.engine.flags import parse
-    from clip_vl.models.dual_build import build_dual_encoder
+    from clip_vl.datasets.images.crops import eval_crop
+    from clip_vl.flags.parser import parse
+    from clip_vl.models.dual.build import build_dual_encoder
 
     weights = max(folder.glob("epoch_*.pt"), key=lambda path: int(path.stem.partition("_")[2]))
     flags = parse(AlignFlags, "", [*map(str, [*TOWERS, "--text_vocab", ROOT / args.data, "--load", weights])])

@@ -35,12 +35,12 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 from pretrain_step import launch_settings  # noqa: E402
 
 from clip_vl.align import AlignFlags  # noqa: E402
-from clip_vl.datasets.crops import EvalCrop  # noqa: E402
-from clip_vl.engine.flags import parse  # noqa: E402
+from clip_vl.datasets.images.crops import EvalCrop  # noqa: E402
+from clip_vl.flags.parser import parse  # noqa: E402
 from clip_vl.losses.alignment import build_loss  # noqa: E402
-from clip_vl.models.dual_build import build_dual_encoder, compile_towers  # noqa: E402
-from clip_vl.models.dual_optim import build_updater  # noqa: E402
-from clip_vl.models.pixels import normalise  # noqa: E402
+from clip_vl.models.dual.build import build_dual_encoder, compile_towers  # noqa: E402
+from clip_vl.models.dual.optim import build_updater  # noqa: E402
+from clip_vl.models.towers.pixels import normalise  # noqa: E402
 
 DATA = Path(os.environ.get("CLIP_VL_REAL_DATA", ROOT.parent / "shared" / "data"))
 VARIANTS = ("openclip fp32", "openclip bf16", "ours fp32", "ours bf16")

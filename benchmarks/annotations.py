@@ -19,9 +19,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from clip_vl.datasets.annotations import build_pretrain_annotations  # noqa: E402
-from clip_vl.datasets.answers import AnswerTable  # noqa: E402
-from clip_vl.datasets.text import load_tokenizer  # noqa: E402
+from clip_vl.datasets.lxmert.annotations import build_pretrain_annotations  # noqa: E402
+from clip_vl.datasets.lxmert.answers import AnswerTable  # noqa: E402
+from clip_vl.datasets.lxmert.wordpiece import load_tokenizer  # noqa: E402
 
 PER_IMAGE = 20
 READS = 20_000

@@ -15,15 +15,15 @@ import numpy as np
 import torch
 from fault_check import check
 
-from clip_vl.datasets.feature_store import open_features, write_features
-from clip_vl.datasets.store import ImageLMDB, _close_reader, write_images
+from clip_vl.datasets.features.store import open_features, write_features
+from clip_vl.datasets.images.store import ImageLMDB, _close_reader, write_images
 from clip_vl.engine.checkpoint import load_latest, save_checkpoint
 from clip_vl.engine.errors import ProgramError
 from clip_vl.engine.meters import Meters
 from clip_vl.engine.optim import Updater
+from clip_vl.engine.readers.text import split_lines
 from clip_vl.engine.resume import save_training
 from clip_vl.engine.run import Run
-from clip_vl.engine.text import split_lines
 
 CPU = torch.device("cpu")
 

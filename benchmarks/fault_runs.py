@@ -19,7 +19,7 @@ import torch
 from fault_check import Broken, check
 
 from clip_vl.engine.checkpoint import LATEST, load_latest
-from clip_vl.engine.text import split_lines
+from clip_vl.engine.readers.text import split_lines
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = """--random_init --clip_model_name RN-tiny --llayers 1 --use_positional_embedding --no-bf16 --resume

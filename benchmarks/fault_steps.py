@@ -12,7 +12,7 @@ from fault_check import check
 from clip_vl.engine import dist
 from clip_vl.engine.job import Job
 from clip_vl.engine.optim import Updater
-from clip_vl.engine.text import split_lines
+from clip_vl.engine.readers.text import split_lines
 
 POISONS = ("loss", "gradient", "input")
 

@@ -26,9 +26,9 @@ from PIL import Image
 FIRST = 5  # batches before which nothing is counted: workers start, memory is claimed
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from clip_vl.datasets.images import ImageSource, canvas_size, picture_box, place_on_canvas, resized_size  # noqa: E402
-from clip_vl.datasets.store import ImageLMDB, write_images  # noqa: E402
-from clip_vl.models.visual_tokens import CLIP_MEAN, CLIP_STD  # noqa: E402
+from clip_vl.datasets.images.images import ImageSource, canvas_size, picture_box, place_on_canvas, resized_size  # noqa: E402
+from clip_vl.datasets.images.store import ImageLMDB, write_images  # noqa: E402
+from clip_vl.models.fused.visual_tokens import CLIP_MEAN, CLIP_STD  # noqa: E402
 
 MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
 
@@ -91,8 +91,8 @@ def compare_readers(folder, rounds):
 def measure_waiting(data_root, workers):
     """Share of the time of a pre-training epoch (the quickstart's flags) that the loop spends waiting for batches."""
     from clip_vl import pretrain
-    from clip_vl.datasets import batches as loaders
-    from clip_vl.engine.flags import parse
+    from clip_vl.datasets import loader as loaders
+    from clip_vl.flags.parser import parse
 
     build, waited, arrived = loaders.build_loader, [], []
 

@@ -94,7 +94,7 @@ def faiss_lists(features):
 def ours(method, features):
     import torch
 
-    from clip_vl.evaluation.approximate import find_neighbours
+    from clip_vl.evaluation.neighbours.approximate import find_neighbours
 
     features, ids = torch.from_numpy(features), torch.arange(len(features))
     found, _ = find_neighbours(features, K, ids=ids, duplicate_above=None, method=method)

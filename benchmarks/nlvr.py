@@ -40,10 +40,10 @@ from nlvr_statements import PICTURES, statements
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from clip_vl.datasets.convert_nlvr import convert_nlvr  # noqa: E402
-from clip_vl.datasets.images import COCO_VG, NLVR, image_path, read_image_size, relative_path, size_key  # noqa: E402
+from clip_vl.datasets.images.images import COCO_VG, NLVR, image_path, read_image_size, relative_path, size_key  # noqa: E402
+from clip_vl.datasets.official.nlvr import convert_nlvr  # noqa: E402
 from clip_vl.engine.random import derive_seed, numpy_rng  # noqa: E402
-from clip_vl.engine.text import read_lines  # noqa: E402
+from clip_vl.engine.readers.text import read_lines  # noqa: E402
 
 MODEL = ["--random_init", "--clip_model_name", "RN-micro", "--llayers", "3", "--visualbert_style", "--input_raw_images",
          "--use_positional_embedding", "--warmup_ratio", "0.05", "--max_length", "32", "--keep_last", "1", "--resume",

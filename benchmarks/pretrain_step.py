@@ -32,10 +32,10 @@ sys.path.insert(0, str(ROOT))
 from clip_vl.engine.optim import Updater, param_groups, warmup_linear  # noqa: E402
 from clip_vl.engine.optimizers import build_optimizer  # noqa: E402
 from clip_vl.losses.pretraining import answer_loss, masked_lm_loss, matched_loss  # noqa: E402
-from clip_vl.models.bert import BertConfig  # noqa: E402
-from clip_vl.models.clip import GRID_ENCODERS  # noqa: E402
-from clip_vl.models.vl_build import compile_parts  # noqa: E402
-from clip_vl.models.vl_encoder import VLEncoder, VLPretrainer  # noqa: E402
+from clip_vl.models.clip.grid import GRID_ENCODERS  # noqa: E402
+from clip_vl.models.fused.bert import BertConfig  # noqa: E402
+from clip_vl.models.fused.build import compile_parts  # noqa: E402
+from clip_vl.models.fused.encoder import VLEncoder, VLPretrainer  # noqa: E402
 
 BATCH, TOKENS, CELLS, ANSWERS, VOCABULARY = 8, 20, 100, 9500, 30522
 

@@ -26,8 +26,8 @@ from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+from clip_vl.evaluation.neighbours.tiles import product  # noqa: E402
 from clip_vl.evaluation.recall import WAYS, feature_ranks  # noqa: E402
-from clip_vl.evaluation.tiles import product  # noqa: E402
 
 WIDTH, KS, BATCH = 512, (1, 5, 10), 64
 FASTER, SMALLER = 40, 8

@@ -11,11 +11,8 @@ and 10 of held-out pairs. CLIP (arXiv:2103.00020), LiT (2111.07991), SEED (2101.
 
 from dataclasses import asdict, dataclass
 
-from clip_vl.datasets.source_flags import PairFlags
-from clip_vl.engine.flags import flag, parse
-from clip_vl.engine.run_flags import RunFlags
-from clip_vl.losses.loss_flags import LossFlags, ProtoCLIPFlags, loss_readers
-from clip_vl.models.dual_flags import (
+from clip_vl.flags.captions import PairFlags
+from clip_vl.flags.dual import (
     DualOptimFlags,
     ImageTowerFlags,
     PublishedRunFlags,
@@ -28,6 +25,9 @@ from clip_vl.models.dual_flags import (
     warn_of_name,
     warn_of_unused,
 )
+from clip_vl.flags.losses import LossFlags, ProtoCLIPFlags, loss_readers
+from clip_vl.flags.parser import flag, parse
+from clip_vl.flags.run import RunFlags
 
 
 @dataclass
@@ -71,42 +71,42 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clip_vl.datasets.align import AlignDataset
-from clip_vl.datasets.batches import DamagedPairs, training_loader
-from clip_vl.datasets.captions import open_held_out, open_sources
-from clip_vl.datasets.crops import eval_crop, train_crop
-from clip_vl.datasets.digests import file_digest
-from clip_vl.datasets.encoding import HeldOutPairs, ImagesOf, TextsOf, encode_numbers, shares
-from clip_vl.datasets.episodes import training_order
-from clip_vl.datasets.teacher_cache import cached_features
+from clip_vl.datasets.captions.batches import AlignDataset
+from clip_vl.datasets.captions.episodes import training_order
+from clip_vl.datasets.captions.sources import open_held_out, open_sources
+from clip_vl.datasets.images.crops import eval_crop, train_crop
+from clip_vl.datasets.loader import DamagedPairs, training_loader
+from clip_vl.datasets.storage.digests import file_digest
+from clip_vl.encoding.cache import cached_features
+from clip_vl.encoding.encode import HeldOutPairs, ImagesOf, TextsOf, encode_numbers, shares
+from clip_vl.encoding.gather import collect
 from clip_vl.engine import dist
 from clip_vl.engine.checkpoint import save_plain
 from clip_vl.engine.dry_run import dry_run
 from clip_vl.engine.errors import UserError
-from clip_vl.engine.grad_cache import cached_backward, cached_forward, in_chunks
 from clip_vl.engine.job import Job
 from clip_vl.engine.optim import autocast
 from clip_vl.engine.random import derive_seed
-from clip_vl.engine.report import write_report
-from clip_vl.evaluation.features import collect
-from clip_vl.evaluation.gallery import retrieval_gallery
 from clip_vl.evaluation.recall import evaluate_retrieval
 from clip_vl.losses.alignment import build_loss, loss_class
 from clip_vl.losses.contrastive import simcse_loss
 from clip_vl.losses.episode import EpisodeLoss, read_external
+from clip_vl.losses.grad_cache import cached_backward, cached_forward, in_chunks
 from clip_vl.losses.regression import byol_loss
-from clip_vl.models.dual_build import (
+from clip_vl.models.dual.build import (
     average_weights,
     build_dual_encoder,
     build_tower,
     frozen_digest,
     prepare_training,
 )
-from clip_vl.models.dual_encoder import CachedTower
-from clip_vl.models.dual_optim import build_updater, protoclip_schedules
-from clip_vl.models.dual_settings import dual_settings
-from clip_vl.models.settings import as_record
-from clip_vl.models.sides import ImageSide
+from clip_vl.models.dual.encoder import CachedTower
+from clip_vl.models.dual.optim import build_updater, protoclip_schedules
+from clip_vl.models.dual.settings import dual_settings
+from clip_vl.models.dual.sides import ImageSide
+from clip_vl.models.loading.settings import as_record
+from clip_vl.reports.answers import retrieval_gallery
+from clip_vl.reports.page import write_report
 
 MODEL_INPUTS = ("images", "images_2", "tokens", "teacher_features")
 

@@ -10,9 +10,9 @@ iterations, the best of 5 starts. Reports adjusted and normalised mutual informa
 
 from dataclasses import dataclass
 
-from clip_vl.datasets.classes_flags import ClassSetFlags
-from clip_vl.engine.flags import flag, parse
-from clip_vl.models.dual_flags import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
+from clip_vl.flags.classes import ClassSetFlags
+from clip_vl.flags.dual import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
+from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
@@ -28,14 +28,14 @@ FLAGS = parse(ClusteringFlags, __doc__) if __name__ == "__main__" else None  # b
 
 import numpy as np
 
-from clip_vl.datasets.classes import open_class_set
-from clip_vl.datasets.classes_features import image_features
+from clip_vl.datasets.classes.sets import open_class_set
+from clip_vl.encoding.classes import image_features
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError, printable
 from clip_vl.engine.evaluation_run import EvaluationRun
-from clip_vl.evaluation.class_gallery import confusion
 from clip_vl.evaluation.clusters import cluster, cluster_scores
-from clip_vl.models.sides import open_image_side
+from clip_vl.models.dual.sides import open_image_side
+from clip_vl.reports.classes import confusion
 
 
 def main(args):

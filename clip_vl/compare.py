@@ -11,7 +11,7 @@ McNemar's exact test, which takes rows as independent.
 
 from dataclasses import dataclass
 
-from clip_vl.engine.flags import flag, parse
+from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
@@ -32,9 +32,9 @@ from pathlib import Path
 
 from clip_vl.engine.errors import DataError, UserError, printable, run_alone
 from clip_vl.engine.files import atomic_json
-from clip_vl.engine.json_files import is_number, parse_json, read_bounded, read_object
+from clip_vl.engine.readers.json_files import is_number, parse_json, read_bounded, read_object
+from clip_vl.engine.readers.text import id_of, split_lines
 from clip_vl.engine.run import NOT_INPUTS, changed_flags
-from clip_vl.engine.text import id_of, split_lines
 from clip_vl.evaluation.comparison import compare
 
 SAMPLES = "samples.jsonl"

@@ -23,7 +23,7 @@ categories, for --taskObjPredict with regions whose detector left no objects.
 
 from dataclasses import asdict, dataclass
 
-from clip_vl.engine.flags import flag, parse
+from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
@@ -51,20 +51,20 @@ import torch
 from safetensors.torch import save_file
 from tqdm import tqdm
 
-from clip_vl.datasets.coco import BoxLabels
-from clip_vl.datasets.regions import convert_regions
+from clip_vl.datasets.features.regions import convert_regions
+from clip_vl.datasets.official.coco import BoxLabels
 from clip_vl.engine.checkpoint import write_plain
 from clip_vl.engine.dist import run_program
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.files import atomic_file, atomic_json, temporary_name
-from clip_vl.engine.json_files import read_object
-from clip_vl.models.torchscript import is_archive
-from clip_vl.models.bert import BertConfig
-from clip_vl.models.clip_exchange import from_openclip, from_transformers
-from clip_vl.models.clip_files import write_clip
-from clip_vl.models.clip_processor import pixels_of_processor
-from clip_vl.models.settings import as_metadata, as_record, assumed, read_settings
-from clip_vl.models.weights import detect_layers, read_state_dict
+from clip_vl.engine.readers.json_files import read_object
+from clip_vl.models.fused.bert import BertConfig
+from clip_vl.models.loading.clip_exchange import from_openclip, from_transformers
+from clip_vl.models.loading.export import write_clip
+from clip_vl.models.loading.processor import pixels_of_processor
+from clip_vl.models.loading.settings import as_metadata, as_record, assumed, read_settings
+from clip_vl.models.loading.torchscript import is_archive
+from clip_vl.models.loading.weights import detect_layers, read_state_dict
 
 CASED = "tokenizer_config.json"  # says whether the words are cased
 STORES = (".lmdb", ".h5", ".hdf5")

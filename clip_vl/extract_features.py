@@ -12,7 +12,7 @@ merges them. It may be killed at any moment: run again, it goes on where it stop
 
 from dataclasses import asdict, dataclass, replace
 
-from clip_vl.engine.flags import flag, given, parse
+from clip_vl.flags.parser import flag, given, parse
 
 
 @dataclass
@@ -52,22 +52,29 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clip_vl.datasets.batches import build_loader, open_images, size_file, to_device
-from clip_vl.datasets.feature_store import exists, merge_features, open_features, write_features
-from clip_vl.datasets.features import grid_meta
-from clip_vl.datasets.images import COLLECTIONS, DamagedImage, canvas_size, is_portrait, place_on_canvas, size_key
-from clip_vl.datasets.json_stream import read_json
-from clip_vl.datasets.samplers import EvalBatches
+from clip_vl.datasets.features.sources import grid_meta
+from clip_vl.datasets.features.store import exists, merge_features, open_features, write_features
+from clip_vl.datasets.images.images import (
+    COLLECTIONS,
+    DamagedImage,
+    canvas_size,
+    is_portrait,
+    place_on_canvas,
+    size_key,
+)
+from clip_vl.datasets.loader import build_loader, open_images, size_file, to_device
+from clip_vl.datasets.lxmert.samplers import EvalBatches
+from clip_vl.datasets.storage.json_stream import read_json
 from clip_vl.engine import dist, signals
 from clip_vl.engine.errors import DataError, Interrupted, UserError, printable
 from clip_vl.engine.optim import autocast
 from clip_vl.engine.random import seed_step
 from clip_vl.engine.signals import StopRequest
-from clip_vl.models.clip import GRID_ENCODERS
-from clip_vl.models.vl_checkpoints import read_checkpoint
-from clip_vl.models.vl_settings import recall_fused
-from clip_vl.models.visual_tokens import VisualTower
-from clip_vl.models.weights import detect_grid_encoder, load_clip_visual, load_weights
+from clip_vl.models.clip.grid import GRID_ENCODERS
+from clip_vl.models.fused.checkpoints import read_checkpoint
+from clip_vl.models.fused.settings import recall_fused
+from clip_vl.models.fused.visual_tokens import VisualTower
+from clip_vl.models.loading.weights import detect_grid_encoder, load_clip_visual, load_weights
 
 TOWER = "visual_model."
 

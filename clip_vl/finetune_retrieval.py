@@ -14,9 +14,9 @@ reads the checkpoints too. Dual encoders are fine-tuned by `align`.
 import dataclasses
 from dataclasses import dataclass
 
-from clip_vl.datasets.source_flags import SourceFlags
-from clip_vl.engine.flags import flag, parse
-from clip_vl.models.vl_flags import FusedEncoderFlags, check_fused_flags, fused_settings
+from clip_vl.flags.captions import SourceFlags
+from clip_vl.flags.fused import FusedEncoderFlags, check_fused_flags, fused_settings
+from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
@@ -40,27 +40,27 @@ from pathlib import Path
 
 import torch
 
-from clip_vl.datasets.batches import DamagedPairs, evaluation_loader, training_loader
-from clip_vl.datasets.captions import open_held_out, open_sources
-from clip_vl.datasets.encoding import shares
-from clip_vl.datasets.fused_pairs import PicturesOf, score_texts
-from clip_vl.datasets.matching import MatchingDataset, image_sizes, whole_batches
-from clip_vl.datasets.protocols import Protocol, RetrievalPairs
-from clip_vl.datasets.text import load_tokenizer
+from clip_vl.datasets.captions.protocols import Protocol, RetrievalPairs
+from clip_vl.datasets.captions.sources import open_held_out, open_sources
+from clip_vl.datasets.loader import DamagedPairs, evaluation_loader, training_loader
+from clip_vl.datasets.lxmert.canvas_pairs import PicturesOf, score_texts
+from clip_vl.datasets.lxmert.matching import MatchingDataset, image_sizes, whole_batches
+from clip_vl.datasets.lxmert.wordpiece import load_tokenizer
+from clip_vl.encoding.encode import shares
+from clip_vl.encoding.gather import collect
 from clip_vl.engine import dist
 from clip_vl.engine.dry_run import dry_run
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.job import Job
 from clip_vl.engine.optim import autocast
 from clip_vl.engine.random import seed_step
-from clip_vl.engine.report import write_report
-from clip_vl.evaluation.features import collect
 from clip_vl.evaluation.retrieval_folds import Fold, metrics_of, rank_all_pairs
-from clip_vl.evaluation.retrieval_gallery import gallery_of
 from clip_vl.losses.matching import matching_losses, pair_matrix
-from clip_vl.models.fused_scorer import FusedScorer, build_matcher, log_odds_of
-from clip_vl.models.vl_build import bert_folder, build_updater, compile_parts
-from clip_vl.models.vl_checkpoints import save_task
+from clip_vl.models.fused.build import bert_folder, build_updater, compile_parts
+from clip_vl.models.fused.checkpoints import save_task
+from clip_vl.models.fused.scorer import FusedScorer, build_matcher, log_odds_of
+from clip_vl.reports.page import write_report
+from clip_vl.reports.retrieval import gallery_of
 
 GALLERY = 24  # queries in the report
 NOT_HERE = {  # flags of the data root's own tasks, which captioned images do not have

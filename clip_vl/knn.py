@@ -12,9 +12,9 @@ samples.jsonl, result.json and report.html; the same command goes on where it wa
 
 from dataclasses import dataclass
 
-from clip_vl.datasets.classes_flags import ClassSetFlags, TrainSplitFlags
-from clip_vl.engine.flags import flag, parse
-from clip_vl.models.dual_flags import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
+from clip_vl.flags.classes import ClassSetFlags, TrainSplitFlags
+from clip_vl.flags.dual import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
+from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
@@ -30,15 +30,15 @@ FLAGS = parse(KNNFlags, __doc__) if __name__ == "__main__" else None  # before t
 
 import torch
 
-from clip_vl.datasets.classes import open_class_set, open_training
-from clip_vl.datasets.classes_features import image_features
+from clip_vl.datasets.classes.sets import open_class_set, open_training
+from clip_vl.encoding.classes import image_features
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.evaluation_run import EvaluationRun
-from clip_vl.evaluation.class_gallery import class_gallery, sample_rows
 from clip_vl.evaluation.class_scores import class_scores, top_ties
-from clip_vl.evaluation.knn import knn_scores
-from clip_vl.models.sides import open_image_side
+from clip_vl.evaluation.neighbours.knn import knn_scores
+from clip_vl.models.dual.sides import open_image_side
+from clip_vl.reports.classes import class_gallery, sample_rows
 
 
 def main(args):

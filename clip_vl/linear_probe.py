@@ -14,9 +14,9 @@ normalised; they are encoded once and shared with the other programs. The same c
 
 from dataclasses import dataclass
 
-from clip_vl.datasets.classes_flags import ClassSetFlags, TrainSplitFlags
-from clip_vl.engine.flags import flag, parse
-from clip_vl.models.dual_flags import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
+from clip_vl.flags.classes import ClassSetFlags, TrainSplitFlags
+from clip_vl.flags.dual import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
+from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
@@ -33,15 +33,15 @@ FLAGS = parse(LinearProbeFlags, __doc__) if __name__ == "__main__" else None  # 
 
 import torch
 
-from clip_vl.datasets.classes import open_class_set, open_training, training_rows
-from clip_vl.datasets.classes_features import image_features
+from clip_vl.datasets.classes.sets import open_class_set, open_training, training_rows
+from clip_vl.encoding.classes import image_features
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError, printable
 from clip_vl.engine.evaluation_run import EvaluationRun
-from clip_vl.evaluation.class_gallery import class_gallery, sample_rows
 from clip_vl.evaluation.class_scores import class_scores, headline_score, top_ties
 from clip_vl.evaluation.linear import TEST_GRID, fit, probabilities, search_c
-from clip_vl.models.sides import open_image_side
+from clip_vl.models.dual.sides import open_image_side
+from clip_vl.reports.classes import class_gallery, sample_rows
 
 
 class Search:

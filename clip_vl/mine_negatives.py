@@ -15,9 +15,9 @@ which folder the table's paths begin, and `negclip` reads it there.
 import dataclasses
 from dataclasses import dataclass
 
-from clip_vl.datasets.source_flags import SourceFlags
-from clip_vl.engine.flags import flag, parse
-from clip_vl.models.dual_flags import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
+from clip_vl.flags.captions import SourceFlags
+from clip_vl.flags.dual import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
+from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
@@ -48,21 +48,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clip_vl.datasets.caption_swaps import draw_swaps
-from clip_vl.datasets.captions import open_sources
-from clip_vl.datasets.crops import eval_crop
-from clip_vl.datasets.encoding import HeldOutPairs, ImagesOf, encode_numbers
-from clip_vl.datasets.negative_table import IMAGES_DIR, NegativeRow, report_of, write_lmdb, write_tsv
-from clip_vl.datasets.tagger import load_tagger
-from clip_vl.datasets.teacher_cache import cached_features
-from clip_vl.datasets.word_pairs import WordPairs
+from clip_vl.datasets.captions.sources import open_sources
+from clip_vl.datasets.images.crops import eval_crop
+from clip_vl.datasets.negatives.swaps import draw_swaps
+from clip_vl.datasets.negatives.table import IMAGES_DIR, NegativeRow, report_of, write_lmdb, write_tsv
+from clip_vl.datasets.negatives.tagger import load_tagger
+from clip_vl.datasets.negatives.word_pairs import WordPairs
+from clip_vl.encoding.cache import cached_features
+from clip_vl.encoding.encode import HeldOutPairs, ImagesOf, encode_numbers
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_json
 from clip_vl.engine.random import numpy_rng
-from clip_vl.engine.tensor_files import read_safetensors
-from clip_vl.evaluation.approximate import find_neighbours
-from clip_vl.models.sides import open_image_side
+from clip_vl.engine.readers.tensor_files import read_safetensors
+from clip_vl.evaluation.neighbours.approximate import find_neighbours
+from clip_vl.models.dual.sides import open_image_side
 
 # ---- input
 

@@ -11,10 +11,8 @@ recall of --valid_data, resumable checkpoints, log.jsonl, result.json and report
 
 from dataclasses import asdict, dataclass
 
-from clip_vl.datasets.source_flags import PairFlags
-from clip_vl.engine.flags import flag, parse
-from clip_vl.engine.run_flags import RunFlags
-from clip_vl.models.dual_flags import (
+from clip_vl.flags.captions import PairFlags
+from clip_vl.flags.dual import (
     DualOptimFlags,
     ImageTowerFlags,
     PublishedRunFlags,
@@ -26,6 +24,8 @@ from clip_vl.models.dual_flags import (
     tower_readers,
     warn_of_unused,
 )
+from clip_vl.flags.parser import flag, parse
+from clip_vl.flags.run import RunFlags
 
 
 @dataclass
@@ -54,28 +54,28 @@ FLAGS = parse(NegCLIPFlags, __doc__) if __name__ == "__main__" else None  # befo
 
 from pathlib import Path
 
-from clip_vl.datasets.batches import DamagedPairs, training_loader
-from clip_vl.datasets.captions import open_held_out
-from clip_vl.datasets.crops import eval_crop, train_crop
-from clip_vl.datasets.digests import file_digest
-from clip_vl.datasets.encoding import HeldOutPairs
-from clip_vl.datasets.episodes import PlainBatches
-from clip_vl.datasets.negclip import NegativePairs, open_negatives
+from clip_vl.datasets.captions.episodes import PlainBatches
+from clip_vl.datasets.captions.sources import open_held_out
+from clip_vl.datasets.images.crops import eval_crop, train_crop
+from clip_vl.datasets.loader import DamagedPairs, training_loader
+from clip_vl.datasets.negatives.batches import NegativePairs, open_negatives
+from clip_vl.datasets.storage.digests import file_digest
+from clip_vl.encoding.encode import HeldOutPairs
 from clip_vl.engine import dist
 from clip_vl.engine.checkpoint import save_plain
 from clip_vl.engine.dry_run import dry_run
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.job import Job
 from clip_vl.engine.optim import autocast, say_long_warmup, warmup_cosine
-from clip_vl.engine.report import write_report
-from clip_vl.evaluation.gallery import retrieval_gallery
 from clip_vl.evaluation.recall import evaluate_retrieval
 from clip_vl.losses.hard_negatives import hard_negative_loss
-from clip_vl.models.dual_build import build_dual_encoder, prepare_training
-from clip_vl.models.dual_optim import build_updater
-from clip_vl.models.dual_settings import dual_settings
-from clip_vl.models.lora import add_lora, merged_state
-from clip_vl.models.settings import as_record
+from clip_vl.models.dual.build import build_dual_encoder, prepare_training
+from clip_vl.models.dual.lora import add_lora, merged_state
+from clip_vl.models.dual.optim import build_updater
+from clip_vl.models.dual.settings import dual_settings
+from clip_vl.models.loading.settings import as_record
+from clip_vl.reports.answers import retrieval_gallery
+from clip_vl.reports.page import write_report
 
 
 def train_one_epoch(job, epoch, start, best, args):

@@ -16,8 +16,8 @@ pairs of their set, or with all pictures and orders (as each project's own scrip
 
 from dataclasses import dataclass
 
-from clip_vl.engine.flags import flag, parse
-from clip_vl.models.vl_flags import FusedEncoderFlags, check_fused_flags, fused_settings
+from clip_vl.flags.fused import FusedEncoderFlags, check_fused_flags, fused_settings
+from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
@@ -39,7 +39,7 @@ FLAGS = parse(NLVR2Flags, __doc__) if __name__ == "__main__" else None  # before
 from pathlib import Path
 from typing import NamedTuple
 
-from clip_vl.datasets.batches import (
+from clip_vl.datasets.loader import (
     DamageCount,
     eval_batches,
     evaluation_loader,
@@ -48,10 +48,10 @@ from clip_vl.datasets.batches import (
     train_batches,
     training_loader,
 )
-from clip_vl.datasets.pairs import StatementDataset, side_by_side
-from clip_vl.datasets.tasks import TASKS
-from clip_vl.datasets.text import load_tokenizer
-from clip_vl.datasets.vqa import load_questions
+from clip_vl.datasets.lxmert.nlvr2 import StatementDataset, side_by_side
+from clip_vl.datasets.lxmert.tasks import TASKS
+from clip_vl.datasets.lxmert.vqa import load_questions
+from clip_vl.datasets.lxmert.wordpiece import load_tokenizer
 from clip_vl.engine import dist
 from clip_vl.engine.dry_run import dry_run
 from clip_vl.engine.errors import UserError
@@ -59,15 +59,15 @@ from clip_vl.engine.files import atomic_json, atomic_write
 from clip_vl.engine.job import Job
 from clip_vl.engine.optim import autocast
 from clip_vl.engine.random import seed_step
-from clip_vl.engine.report import write_report
+from clip_vl.engine.readers.text import written
 from clip_vl.engine.split_results import SplitResults
-from clip_vl.engine.text import written
 from clip_vl.evaluation.answers import answer_report, consistency, headlines, majority_accuracy, predict, soft_scores_of
-from clip_vl.evaluation.gallery import build_gallery
 from clip_vl.losses.answering import single_answer_loss
-from clip_vl.models.vl_build import bert_folder, build_classifier, build_updater, compile_parts
-from clip_vl.models.vl_checkpoints import checkpoint_path, save_task
-from clip_vl.models.vl_encoder import classify
+from clip_vl.models.fused.build import bert_folder, build_classifier, build_updater, compile_parts
+from clip_vl.models.fused.checkpoints import checkpoint_path, save_task
+from clip_vl.models.fused.encoder import classify
+from clip_vl.reports.answers import build_gallery
+from clip_vl.reports.page import write_report
 
 
 class Version(NamedTuple):

@@ -15,7 +15,7 @@ layout.
 
 from dataclasses import dataclass
 
-from clip_vl.engine.flags import flag, parse
+from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
@@ -44,14 +44,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clip_vl.datasets.annotations import build_pretrain_annotations, build_vqa_annotations
-from clip_vl.datasets.answers import AnswerTable, read_label_vocab
-from clip_vl.datasets.conversions import conversion_steps
-from clip_vl.datasets.convert_lxmert import TRAINING_FILES
-from clip_vl.datasets.data_root import MAIN_PURPOSES, OFFICIAL_PARTS, PARTS, PURPOSES, TASK_PARTS, clip_parts, hold
-from clip_vl.datasets.digests import file_digest
-from clip_vl.datasets.image_digests import record_digests
-from clip_vl.datasets.image_folders import (
+from clip_vl.datasets.images.digests import record_digests
+from clip_vl.datasets.images.folders import (
     count_absent,
     flatten_nlvr2,
     flatten_visual_genome,
@@ -59,14 +53,28 @@ from clip_vl.datasets.image_folders import (
     measure_images,
     save_unreadable,
 )
-from clip_vl.datasets.images import COCO_VG, COLLECTIONS, NLVR2, ImageSource, digest_list
-from clip_vl.datasets.store import store_path, write_images
-from clip_vl.datasets.tasks import TASKS
-from clip_vl.datasets.text import load_tokenizer
+from clip_vl.datasets.images.images import COCO_VG, COLLECTIONS, NLVR2, ImageSource, digest_list
+from clip_vl.datasets.images.store import store_path, write_images
+from clip_vl.datasets.lxmert.annotations import build_pretrain_annotations, build_vqa_annotations
+from clip_vl.datasets.lxmert.answers import AnswerTable, read_label_vocab
+from clip_vl.datasets.lxmert.tasks import TASKS
+from clip_vl.datasets.lxmert.wordpiece import load_tokenizer
+from clip_vl.datasets.official.conversions import conversion_steps
+from clip_vl.datasets.official.data_root import (
+    MAIN_PURPOSES,
+    OFFICIAL_PARTS,
+    PARTS,
+    PURPOSES,
+    TASK_PARTS,
+    clip_parts,
+    hold,
+)
+from clip_vl.datasets.official.lxmert import TRAINING_FILES
+from clip_vl.datasets.storage.digests import file_digest
 from clip_vl.engine import dist, signals
 from clip_vl.engine.errors import DataError, UserError, printable
 from clip_vl.evaluation.vqa_score import normalise, soft_scores
-from clip_vl.models.weights import OPENAI_SHA256
+from clip_vl.models.loading.weights import OPENAI_SHA256
 
 
 def collections_of(need):

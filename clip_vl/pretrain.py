@@ -11,8 +11,8 @@ The system is CLIP-ViL (arXiv:2107.06383) on LXMERT's recipe (arXiv:1908.07490).
 
 from dataclasses import dataclass
 
-from clip_vl.engine.flags import flag, parse
-from clip_vl.models.vl_flags import FusedEncoderFlags, check_fused_flags, fused_settings
+from clip_vl.flags.fused import FusedEncoderFlags, check_fused_flags, fused_settings
+from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
@@ -42,9 +42,7 @@ from pathlib import Path
 
 import torch
 
-from clip_vl.datasets.annotations import build_pretrain_annotations
-from clip_vl.datasets.answers import AnswerTable
-from clip_vl.datasets.batches import (
+from clip_vl.datasets.loader import (
     DamageCount,
     eval_batches,
     evaluation_loader,
@@ -55,19 +53,20 @@ from clip_vl.datasets.batches import (
     train_batches,
     training_loader,
 )
-from clip_vl.datasets.masking import mask_regions, mask_tokens
-from clip_vl.datasets.pretrain import PretrainDataset
-from clip_vl.datasets.text import load_tokenizer
+from clip_vl.datasets.lxmert.annotations import build_pretrain_annotations
+from clip_vl.datasets.lxmert.answers import AnswerTable
+from clip_vl.datasets.lxmert.masking import mask_regions, mask_tokens
+from clip_vl.datasets.lxmert.pretrain import PretrainDataset
+from clip_vl.datasets.lxmert.wordpiece import load_tokenizer
 from clip_vl.engine import dist
 from clip_vl.engine.dry_run import dry_run
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.job import Job
 from clip_vl.engine.meters import Meters
 from clip_vl.engine.random import seed_step, torch_generator
-from clip_vl.engine.report import write_report
 from clip_vl.evaluation.answers import answer_report
 from clip_vl.losses.pretraining import answer_loss, masked_lm_loss, matched_loss, region_losses
-from clip_vl.models.vl_build import (
+from clip_vl.models.fused.build import (
     bert_folder,
     build_encoder,
     build_updater,
@@ -75,11 +74,12 @@ from clip_vl.models.vl_build import (
     load_pretrained_parts,
     with_tower,
 )
-from clip_vl.models.stage_optimizers import load_stage_optimizers
-from clip_vl.models.vl_checkpoints import load_encoder, read_checkpoint, save_stage
-from clip_vl.models.visual_tokens import Regions
-from clip_vl.models.vl_encoder import VLPretrainer, visual_input
-from clip_vl.models.weights import load_weights
+from clip_vl.models.fused.checkpoints import load_encoder, read_checkpoint, save_stage
+from clip_vl.models.fused.encoder import VLPretrainer, visual_input
+from clip_vl.models.fused.stage_optimizers import load_stage_optimizers
+from clip_vl.models.fused.visual_tokens import Regions
+from clip_vl.models.loading.weights import load_weights
+from clip_vl.reports.page import write_report
 
 REGION_OBJECTS, REGION_ATTRIBUTES = 1600, 400  # classes of the detector behind LXMERT's regions (Visual Genome)
 

@@ -17,8 +17,8 @@ official rule for ties and under the rule that a tie is wrong, what chance gives
 
 from dataclasses import dataclass
 
-from clip_vl.engine.flags import flag, parse
-from clip_vl.models.dual_flags import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags
+from clip_vl.flags.dual import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags
+from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
@@ -55,10 +55,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clip_vl.datasets.batches import evaluation_loader, to_device
-from clip_vl.datasets.crops import eval_crop
-from clip_vl.datasets.encoding import TextsOf, shares
-from clip_vl.datasets.probe_images import (
+from clip_vl.datasets.images.crops import eval_crop
+from clip_vl.datasets.loader import evaluation_loader, to_device
+from clip_vl.datasets.lxmert.wordpiece import load_tokenizer, pad_tokens
+from clip_vl.datasets.probes.images import (
     CLAMPED,
     DAMAGED,
     CanvasOf,
@@ -67,26 +67,26 @@ from clip_vl.datasets.probe_images import (
     distinct_by_tokens,
     part_of_picture,
 )
-from clip_vl.datasets.probe_pairs import say_problems, score_pairs_of
-from clip_vl.datasets.probe_plan import Plan
-from clip_vl.datasets.probe_sets import open_probes
-from clip_vl.datasets.text import load_tokenizer, pad_tokens
+from clip_vl.datasets.probes.plan import Plan
+from clip_vl.datasets.probes.sets import open_probes
+from clip_vl.encoding.encode import TextsOf, shares
+from clip_vl.encoding.gather import collect
+from clip_vl.encoding.probe_matching import say_problems, score_pairs_of
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.evaluation_run import EvaluationRun
 from clip_vl.engine.optim import autocast
 from clip_vl.evaluation.blind import BlindScorer
-from clip_vl.evaluation.features import collect
-from clip_vl.evaluation.probe_gallery import card, mistakes, pairs_to_look_at
 from clip_vl.evaluation.probe_ranks import print_ranks, rank_facts
-from clip_vl.evaluation.probe_references import references
 from clip_vl.evaluation.probe_table import flat, judge_probe, print_table, sample_rows, table_of
-from clip_vl.evaluation.saliency_pictures import add_saliency, drawn
-from clip_vl.models.dual_build import frozen_digest, open_dual_encoder
-from clip_vl.models.dual_flags import check_dual_flags
-from clip_vl.models.fused_scorer import open_fused_scorer, settings_of
-from clip_vl.models.saliency import dual_saliency, fused_saliency
-from clip_vl.models.vl_build import bert_folder
+from clip_vl.flags.dual import check_dual_flags
+from clip_vl.models.dual.build import frozen_digest, open_dual_encoder
+from clip_vl.models.fused.build import bert_folder
+from clip_vl.models.fused.scorer import open_fused_scorer, settings_of
+from clip_vl.models.saliency.saliency import dual_saliency, fused_saliency
+from clip_vl.reports.probes import card, mistakes, pairs_to_look_at
+from clip_vl.reports.published_probes import references
+from clip_vl.reports.saliency import add_saliency, drawn
 
 # ---- scorers: what gives a picture and a caption a number
 

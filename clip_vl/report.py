@@ -8,7 +8,7 @@ Reads what runs leave behind (args.json, log.jsonl, result.json, gallery.json) a
 
 from dataclasses import dataclass
 
-from clip_vl.engine.flags import flag, parse
+from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
@@ -22,8 +22,8 @@ FLAGS = parse(ReportFlags, __doc__) if __name__ == "__main__" else None
 
 
 from clip_vl.engine.errors import UserError, printable, run_alone
-from clip_vl.engine.json_files import is_number
-from clip_vl.engine.report import read_run, write_report
+from clip_vl.engine.readers.json_files import is_number
+from clip_vl.reports.page import read_run, write_report
 
 
 def comparison_table(runs):

@@ -8,7 +8,7 @@ interval and n; results.json all that the runs wrote.
 
 from dataclasses import dataclass
 
-from clip_vl.engine.flags import flag, parse
+from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
@@ -28,9 +28,9 @@ from pathlib import Path
 
 from clip_vl.engine.errors import DataError, UserError, printable, run_alone
 from clip_vl.engine.files import atomic_json, atomic_write
-from clip_vl.engine.json_files import read_object
-from clip_vl.engine.report import headline, score_groups
-from clip_vl.engine.text import written
+from clip_vl.engine.readers.json_files import read_object
+from clip_vl.engine.readers.text import written
+from clip_vl.reports.page import headline, score_groups
 
 HEAD = ("run", "program", "split", "metric", "score", "95 % interval", "n")
 LONG = ("run", "program", "split", "checkpoint", "group", "metric", "value", "low", "high", "n")

@@ -17,10 +17,10 @@ Fine-tuning with InfoNCE is `python -m clip_vl.align --load CHECKPOINT --train_d
 
 from dataclasses import dataclass
 
-from clip_vl.datasets.perturbed_flags import PerturbedFlags
-from clip_vl.datasets.source_flags import SourceFlags
-from clip_vl.engine.flags import flag, parse
-from clip_vl.models.dual_flags import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
+from clip_vl.flags.captions import SourceFlags
+from clip_vl.flags.dual import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
+from clip_vl.flags.parser import flag, parse
+from clip_vl.flags.perturbed import PerturbedFlags
 
 
 @dataclass
@@ -44,15 +44,15 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_vl.datasets.batches import to_device
-from clip_vl.datasets.captions import open_sources
-from clip_vl.datasets.crops import eval_crop
-from clip_vl.datasets.encoding import ImagesOf, TextsOf, encode_numbers
-from clip_vl.datasets.fused_pairs import PairList, by_image, picture_on_canvas, score_texts
-from clip_vl.datasets.perturbed import perturbed, views_of
-from clip_vl.datasets.protocols import PROTOCOLS, RetrievalPairs, find_protocol
-from clip_vl.datasets.teacher_cache import cached_features
-from clip_vl.datasets.text import load_tokenizer, pad_tokens
+from clip_vl.datasets.captions.perturbed import perturbed, views_of
+from clip_vl.datasets.captions.protocols import PROTOCOLS, RetrievalPairs, find_protocol
+from clip_vl.datasets.captions.sources import open_sources
+from clip_vl.datasets.images.crops import eval_crop
+from clip_vl.datasets.loader import to_device
+from clip_vl.datasets.lxmert.canvas_pairs import PairList, by_image, picture_on_canvas, score_texts
+from clip_vl.datasets.lxmert.wordpiece import load_tokenizer, pad_tokens
+from clip_vl.encoding.cache import cached_features
+from clip_vl.encoding.encode import ImagesOf, TextsOf, encode_numbers
 from clip_vl.engine import dist
 from clip_vl.engine.errors import Interrupted, UserError
 from clip_vl.engine.evaluation_run import EvaluationRun
@@ -60,12 +60,12 @@ from clip_vl.engine.optim import autocast
 from clip_vl.evaluation.modality_gap import modality_gap
 from clip_vl.evaluation.recall import WAYS
 from clip_vl.evaluation.retrieval_folds import Fold, metrics_of, rank_all_pairs, rank_by_features, rerank
-from clip_vl.evaluation.retrieval_gallery import gallery_of, rows_of
-from clip_vl.evaluation.saliency_pictures import drawn
-from clip_vl.models.dual_build import frozen_digest, open_dual_encoder
-from clip_vl.models.fused_scorer import open_fused_scorer, settings_of
-from clip_vl.models.saliency import dual_saliency, fused_saliency
-from clip_vl.models.vl_build import bert_folder
+from clip_vl.models.dual.build import frozen_digest, open_dual_encoder
+from clip_vl.models.fused.build import bert_folder
+from clip_vl.models.fused.scorer import open_fused_scorer, settings_of
+from clip_vl.models.saliency.saliency import dual_saliency, fused_saliency
+from clip_vl.reports.retrieval import gallery_of, rows_of
+from clip_vl.reports.saliency import drawn
 
 BLOCK = {"image": 1024, "text": 8192, "pair": 4096}  # what a killed process can lose
 

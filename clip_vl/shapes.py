@@ -15,7 +15,7 @@ seed gives the same bytes. A finished set is recognised, an interrupted one is d
 
 from dataclasses import dataclass
 
-from clip_vl.engine.flags import flag, parse
+from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
@@ -40,21 +40,21 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from clip_vl.datasets.feature_store import write_features
-from clip_vl.datasets.images import relative_path
-from clip_vl.datasets.scene_descriptions import describe_all, small_scene, twin_scenes
-from clip_vl.datasets.scene_drawing import draw_scene
-from clip_vl.datasets.scene_files import picture_files, scene_lists, task_files, vocabulary
-from clip_vl.datasets.scene_regions import WIDTH, scene_regions
-from clip_vl.datasets.scene_sentences import annotate, captions, questions, regions
-from clip_vl.datasets.scene_tasks import MAKERS
-from clip_vl.datasets.scenes import scene_to_json, think_up_scene
-from clip_vl.datasets.text import SPECIAL_TOKENS
+from clip_vl.datasets.features.store import write_features
+from clip_vl.datasets.images.images import relative_path
+from clip_vl.datasets.lxmert.wordpiece import SPECIAL_TOKENS
+from clip_vl.datasets.scenes.descriptions import describe_all, small_scene, twin_scenes
+from clip_vl.datasets.scenes.drawing import draw_scene
+from clip_vl.datasets.scenes.files import picture_files, scene_lists, task_files, vocabulary
+from clip_vl.datasets.scenes.regions import WIDTH, scene_regions
+from clip_vl.datasets.scenes.scene import scene_to_json, think_up_scene
+from clip_vl.datasets.scenes.sentences import annotate, captions, questions, regions
+from clip_vl.datasets.scenes.tasks import MAKERS
 from clip_vl.engine.dist import run_program
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.files import temporary_name
-from clip_vl.engine.json_files import read_object
 from clip_vl.engine.random import derive_seed, numpy_rng
+from clip_vl.engine.readers.json_files import read_object
 from clip_vl.engine.signals import start_pool_worker
 from clip_vl.evaluation.vqa_score import soft_scores
 

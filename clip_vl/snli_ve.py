@@ -12,8 +12,8 @@ that SNLI calls premise; the score is accuracy in percent (arXiv:1901.06706).
 
 from dataclasses import dataclass
 
-from clip_vl.engine.flags import flag, parse
-from clip_vl.models.vl_flags import FusedEncoderFlags, check_fused_flags, fused_settings
+from clip_vl.flags.fused import FusedEncoderFlags, check_fused_flags, fused_settings
+from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
@@ -31,7 +31,8 @@ FLAGS = parse(SNLIVEFlags, __doc__) if __name__ == "__main__" else None  # befor
 
 from pathlib import Path
 
-from clip_vl.datasets.batches import (
+from clip_vl.datasets.images.images import FLICKR30K
+from clip_vl.datasets.loader import (
     DamageCount,
     eval_batches,
     evaluation_loader,
@@ -40,10 +41,9 @@ from clip_vl.datasets.batches import (
     train_batches,
     training_loader,
 )
-from clip_vl.datasets.images import FLICKR30K
-from clip_vl.datasets.tasks import TASKS
-from clip_vl.datasets.text import load_tokenizer
-from clip_vl.datasets.vqa import VQADataset, load_questions
+from clip_vl.datasets.lxmert.tasks import TASKS
+from clip_vl.datasets.lxmert.vqa import VQADataset, load_questions
+from clip_vl.datasets.lxmert.wordpiece import load_tokenizer
 from clip_vl.engine import dist
 from clip_vl.engine.dry_run import dry_run
 from clip_vl.engine.errors import DataError, UserError
@@ -51,7 +51,6 @@ from clip_vl.engine.files import atomic_json
 from clip_vl.engine.job import Job
 from clip_vl.engine.optim import autocast
 from clip_vl.engine.random import seed_step
-from clip_vl.engine.report import write_report
 from clip_vl.engine.split_results import SplitResults
 from clip_vl.evaluation.answers import (
     answer_report,
@@ -61,11 +60,12 @@ from clip_vl.evaluation.answers import (
     predict,
     soft_scores_of,
 )
-from clip_vl.evaluation.gallery import build_gallery
 from clip_vl.losses.answering import single_answer_loss
-from clip_vl.models.vl_build import bert_folder, build_classifier, build_updater, compile_parts
-from clip_vl.models.vl_checkpoints import checkpoint_path, save_task
-from clip_vl.models.vl_encoder import classify
+from clip_vl.models.fused.build import bert_folder, build_classifier, build_updater, compile_parts
+from clip_vl.models.fused.checkpoints import checkpoint_path, save_task
+from clip_vl.models.fused.encoder import classify
+from clip_vl.reports.answers import build_gallery
+from clip_vl.reports.page import write_report
 
 CLASSES = TASKS["snli_ve"].classes
 

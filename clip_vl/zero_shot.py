@@ -13,9 +13,9 @@ confusion matrix. The same command goes on where it was interrupted; features ar
 
 from dataclasses import dataclass
 
-from clip_vl.datasets.classes_flags import ClassSetFlags
-from clip_vl.engine.flags import flag, parse
-from clip_vl.models.dual_flags import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
+from clip_vl.flags.classes import ClassSetFlags
+from clip_vl.flags.dual import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
+from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
@@ -38,15 +38,15 @@ class ZeroShotFlags(JudgeFlags, ClassSetFlags, ImageTowerFlags, TextTowerFlags, 
 
 FLAGS = parse(ZeroShotFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
 
-from clip_vl.datasets.classes import key_of, open_class_set
-from clip_vl.datasets.classes_features import image_features, prompt_features
-from clip_vl.datasets.classes_names import Prompts, read_templates
+from clip_vl.datasets.classes.names import Prompts, read_templates
+from clip_vl.datasets.classes.sets import key_of, open_class_set
+from clip_vl.encoding.classes import image_features, prompt_features
 from clip_vl.engine import dist
 from clip_vl.engine.evaluation_run import EvaluationRun
-from clip_vl.evaluation.class_gallery import class_gallery, sample_rows
 from clip_vl.evaluation.class_scores import class_scores, top_ties
 from clip_vl.evaluation.zero_shot import class_probabilities, class_weights
-from clip_vl.models.sides import open_sides
+from clip_vl.models.dual.sides import open_sides
+from clip_vl.reports.classes import class_gallery, sample_rows
 
 
 def main(args):

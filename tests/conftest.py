@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from clip_vl.engine.checkpoint import load_latest
-from clip_vl.engine.flags import parse
 from clip_vl.engine.signals import SIGNALS
+from clip_vl.flags.parser import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}

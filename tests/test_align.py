@@ -10,7 +10,7 @@ from PIL import Image
 
 from clip_vl.engine.checkpoint import load_latest
 from clip_vl.engine.errors import DataError, UserError
-from clip_vl.engine.flags import parse
+from clip_vl.flags.parser import parse
 
 PAIRS = 24
 SMALL = [
@@ -259,7 +259,7 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS, ids=["scratch", "pretrained", "mobilenet"])
 def test_a_published_command_parses_as_it_is_printed(command, capsys):
     from clip_vl.align import AlignFlags
-    from clip_vl.models.dual_flags import check_dual_flags, name_output, warn_of_name
+    from clip_vl.flags.dual import check_dual_flags, name_output, warn_of_name
 
     args = parse(AlignFlags, "doc", command.split())
     check_dual_flags(args)
@@ -375,8 +375,8 @@ def test_several_epochs_may_share_a_clustering(programs, pairs, tmp_path):
 def test_a_checkpoint_remembers_openais_gelu(programs, pairs, tmp_path):
     """Shapes cannot tell QuickGELU from GELU; a published model fine-tuned here must not come back with the other."""
     from clip_vl.align import AlignFlags
-    from clip_vl.models.dual_build import build_dual_encoder
-    from clip_vl.models.dual_flags import check_dual_flags
+    from clip_vl.flags.dual import check_dual_flags
+    from clip_vl.models.dual.build import build_dual_encoder
 
     more = ["--image_model", "ViT-tiny", "--text_model", "ViT-tiny", "--epochs", "1", "--lr", "0", "--force_quick_gelu"]
     programs.run("align", *flags(pairs, tmp_path / "run", *more))

@@ -94,7 +94,7 @@ def files(folder):
 
 def test_features_are_encoded_once_for_all_programs(programs, plain, tmp_path, monkeypatch):
     run(programs, "knn", plain, tmp_path / "one")
-    import clip_vl.datasets.class_set as class_set
+    import clip_vl.datasets.classes.class_set as class_set
 
     monkeypatch.setattr(class_set.ClassImages, "__getitem__", lambda *_: pytest.fail("an image was encoded again"))
     run(programs, "linear_probe", plain, tmp_path / "two", "--C", "1")

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from clip_vl import clustering, knn, linear_probe, zero_shot  # noqa: F401 - before the processes fork
-from clip_vl.datasets import classes_features
-from clip_vl.engine.flags import parse
+from clip_vl.encoding import classes as classes_features
+from clip_vl.flags.parser import parse
 
 ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--dataset", "../pictures", "--datasets_dir", ".", "--image_model", "RN-micro", "--image_resolution", "32",

@@ -9,11 +9,11 @@ from safetensors import safe_open
 
 from clip_vl.convert import write_lxmert_folder
 from clip_vl.engine.errors import UserError
-from clip_vl.models.bert import BertConfig
-from clip_vl.models.clip import GridConfig
-from clip_vl.models.visual_tokens import RegionConfig, Regions
-from clip_vl.models.vl_encoder import VLClassifier, VLEncoder, VLPretrainer
-from clip_vl.models.weights import detect_layers, load_bert, load_weights, read_state_dict, state_for_exchange
+from clip_vl.models.clip.grid import GridConfig
+from clip_vl.models.fused.bert import BertConfig
+from clip_vl.models.fused.encoder import VLClassifier, VLEncoder, VLPretrainer
+from clip_vl.models.fused.visual_tokens import RegionConfig, Regions
+from clip_vl.models.loading.weights import detect_layers, load_bert, load_weights, read_state_dict, state_for_exchange
 
 GRID = GridConfig((1, 1), 8)
 

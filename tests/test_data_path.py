@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from clip_vl.datasets.annotations import build_pretrain_annotations, build_vqa_annotations
-from clip_vl.datasets.answers import AnswerTable, read_label_vocab
-from clip_vl.datasets.batches import build_loader, eval_batches, open_images, train_batches
-from clip_vl.datasets.pretrain import PretrainDataset
-from clip_vl.datasets.text import load_tokenizer
-from clip_vl.datasets.vqa import VQADataset
+from clip_vl.datasets.loader import build_loader, eval_batches, open_images, train_batches
+from clip_vl.datasets.lxmert.annotations import build_pretrain_annotations, build_vqa_annotations
+from clip_vl.datasets.lxmert.answers import AnswerTable, read_label_vocab
+from clip_vl.datasets.lxmert.pretrain import PretrainDataset
+from clip_vl.datasets.lxmert.vqa import VQADataset
+from clip_vl.datasets.lxmert.wordpiece import load_tokenizer
 
 
 @pytest.fixture(scope="module")

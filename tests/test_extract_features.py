@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from clip_vl.datasets.feature_store import open_features
+from clip_vl.datasets.features.store import open_features
 from clip_vl.engine.errors import UserError
-from clip_vl.models.bert import BertConfig
-from clip_vl.models.clip import GRID_ENCODERS
-from clip_vl.models.visual_tokens import VisualTower
-from clip_vl.models.vl_encoder import VLEncoder
-from clip_vl.models.weights import load_weights
+from clip_vl.models.clip.grid import GRID_ENCODERS
+from clip_vl.models.fused.bert import BertConfig
+from clip_vl.models.fused.encoder import VLEncoder
+from clip_vl.models.fused.visual_tokens import VisualTower
+from clip_vl.models.loading.weights import load_weights
 
 SIZES = ["--clip_model_name", "RN-tiny", "--image_size_min", "64", "--image_size_max", "96", "--no-bf16"]
 BATCH = ["--batch_size", "4"]  # smaller or larger ones round differently

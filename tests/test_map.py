@@ -49,7 +49,7 @@ def flags_of_script(path):
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_every_flag_of_every_recipe_exists(path):
-    from clip_vl.engine.flags import _build_parser, _complete
+    from clip_vl.flags.parser import _build_parser, _complete
 
     script = ROOT / "scripts" / re.search(r"\.\./(\w+\.bash)", path.read_text())[1]
     program = re.search(r'launch\.bash" (\w+)', script.read_text())[1]

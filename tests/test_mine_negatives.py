@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_vl.datasets.caption_swaps import folded
-from clip_vl.datasets.negative_table import NegativeLMDB, read_tsv, row_id
-from clip_vl.datasets.negclip import open_negatives
+from clip_vl.datasets.negatives.batches import open_negatives
+from clip_vl.datasets.negatives.swaps import folded
+from clip_vl.datasets.negatives.table import NegativeLMDB, read_tsv, row_id
 from clip_vl.engine.errors import DataError, UserError
 
 COLOURS, ANIMALS, PLACES = ("red", "blue", "green"), ("dog", "cat", "horse", "cow"), ("beach", "road", "field")

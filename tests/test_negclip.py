@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_vl.datasets.crops import EvalCrop
-from clip_vl.datasets.negative_table import NegativeRow, write_lmdb, write_tsv
-from clip_vl.datasets.negclip import NegativePairs, open_negatives
+from clip_vl.datasets.images.crops import EvalCrop
+from clip_vl.datasets.negatives.batches import NegativePairs, open_negatives
+from clip_vl.datasets.negatives.table import NegativeRow, write_lmdb, write_tsv
 from clip_vl.engine.checkpoint import load_latest
 from clip_vl.engine.errors import DataError, UserError
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_vl.datasets.convert_nlvr import convert_nlvr
-from clip_vl.datasets.image_folders import list_images, measure_images
-from clip_vl.datasets.images import NLVR
+from clip_vl.datasets.images.folders import list_images, measure_images
+from clip_vl.datasets.images.images import NLVR
+from clip_vl.datasets.official.nlvr import convert_nlvr
 from clip_vl.engine.errors import DataError, UserError
-from clip_vl.models.bert import BertConfig
-from clip_vl.models.vl_encoder import VLClassifier, VLEncoder
+from clip_vl.models.fused.bert import BertConfig
+from clip_vl.models.fused.encoder import VLClassifier, VLEncoder
 from clip_vl.nlvr2 import VERSIONS, score
 
 

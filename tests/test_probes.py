@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_vl.datasets.probe_images import cut, distinct_by_tokens
+from clip_vl.datasets.probes.images import cut, distinct_by_tokens
 from clip_vl.engine.errors import DataError, Interrupted, UserError
 
 WORDS = ["cup", "book", "desk", "dog", "cat", "red", "blue", "old", "on", "under", "near", "a", "the", "and", "not"]
@@ -99,9 +99,9 @@ def test_a_random_model_is_near_chance_and_every_item_has_its_row(whole):
 def test_the_scores_are_cosines_of_the_towers_features(whole, root):
     from types import SimpleNamespace
 
-    from clip_vl.datasets.crops import EvalCrop
-    from clip_vl.engine.flags import parse
-    from clip_vl.models.dual_build import open_dual_encoder
+    from clip_vl.datasets.images.crops import EvalCrop
+    from clip_vl.flags.parser import parse
+    from clip_vl.models.dual.build import open_dual_encoder
     from clip_vl.probes import ProbesFlags
 
     args = parse(ProbesFlags, "", [str(flag) for flag in flags(root, "x")])
@@ -175,7 +175,7 @@ def fused_flags(root, pretrained, output, *more):
 @pytest.fixture(scope="module")
 def judged(programs, root, pretrained, tmp_path_factory):
     """The folder of a whole evaluation by the matching head, what it printed, and how often a picture was seen."""
-    from clip_vl.models.fused_scorer import FusedScorer
+    from clip_vl.models.fused.scorer import FusedScorer
 
     output, seen, see = tmp_path_factory.mktemp("snap") / "fused", [], FusedScorer.see
     FusedScorer.see = lambda self, images: seen.append(tuple(images.shape)) or see(self, images)
@@ -215,12 +215,12 @@ def test_the_scores_are_the_log_odds_of_the_pretrained_head(judged, root, pretra
     import torch
     from transformers import BertTokenizerFast
 
-    from clip_vl.datasets.images import canvas_size, place_on_canvas, resize, resized_size
-    from clip_vl.models.fused_scorer import _recorded_flags
-    from clip_vl.models.vl_build import bert_folder, build_encoder
-    from clip_vl.models.vl_checkpoints import read_checkpoint
-    from clip_vl.models.vl_encoder import VLPretrainer
-    from clip_vl.models.weights import load_weights
+    from clip_vl.datasets.images.images import canvas_size, place_on_canvas, resize, resized_size
+    from clip_vl.models.fused.build import bert_folder, build_encoder
+    from clip_vl.models.fused.checkpoints import read_checkpoint
+    from clip_vl.models.fused.encoder import VLPretrainer
+    from clip_vl.models.fused.scorer import _recorded_flags
+    from clip_vl.models.loading.weights import load_weights
 
     given, (state, _) = _recorded_flags(pretrained), read_checkpoint(pretrained)
     model = VLPretrainer(build_encoder(given, state)).eval()

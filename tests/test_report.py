@@ -5,9 +5,9 @@ import json
 import pytest
 
 from clip_vl.engine.errors import DataError
-from clip_vl.engine.report import read_run, write_report
 from clip_vl.engine.run import Run
 from clip_vl.report import comparison_table
+from clip_vl.reports.page import read_run, write_report
 
 HOSTILE = "<script>alert(1)</script>"
 CARD = {
@@ -78,7 +78,7 @@ def test_a_folder_without_a_run_is_an_error(programs, tmp_path):
 
 
 def test_a_single_point_and_a_count_that_stays_zero_are_no_panels():
-    from clip_vl.engine.curves import panels_of, series_of
+    from clip_vl.reports.curves import panels_of, series_of
 
     rows = [{"step": s, "loss": 1.0, "skipped": 0, "late": s - 1} for s in (1, 2)] + [
         {"step": 2, "valid_accuracy": 9.0}

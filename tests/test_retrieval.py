@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from clip_vl import retrieval
-from clip_vl.datasets.images import ImageSource
+from clip_vl.datasets.images.images import ImageSource
 from clip_vl.engine.checkpoint import save_plain
 from clip_vl.engine.errors import DataError, UserError
-from clip_vl.models.settings import as_record, read_settings
+from clip_vl.models.loading.settings import as_record, read_settings
 
 IMAGES = 12
 TOWERS = ["--image_model", "RN-micro", "--text_model", "RN-micro", "--image_resolution", "48", "--text_vocab"]
@@ -180,12 +180,12 @@ def test_the_fused_encoder_scores_pairs_as_in_pre_training(programs, fused, pret
         programs.run("retrieval", *fused, "--output", tmp_path / "run")
     finally:
         retrieval.score_pairs = original
-    from clip_vl.datasets.images import canvas_size, place_on_canvas
-    from clip_vl.datasets.text import load_tokenizer, pad_tokens
-    from clip_vl.models.vl_build import bert_folder, build_encoder
-    from clip_vl.models.vl_checkpoints import read_checkpoint
-    from clip_vl.models.vl_encoder import VLPretrainer
-    from clip_vl.models.weights import load_weights
+    from clip_vl.datasets.images.images import canvas_size, place_on_canvas
+    from clip_vl.datasets.lxmert.wordpiece import load_tokenizer, pad_tokens
+    from clip_vl.models.fused.build import bert_folder, build_encoder
+    from clip_vl.models.fused.checkpoints import read_checkpoint
+    from clip_vl.models.fused.encoder import VLPretrainer
+    from clip_vl.models.loading.weights import load_weights
 
     pairs, given = kept["pairs"], kept["flags"]
     state, _ = read_checkpoint(pretrained)

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 import pytest
 from PIL import Image
 
-from clip_vl.datasets.scenes import RGB, scene_from_json
+from clip_vl.datasets.scenes.scene import RGB, scene_from_json
 from clip_vl.evaluation.vqa_score import official_accuracy
 
 FILES = ("mscoco_train", "mscoco_nominival", "mscoco_minival", "vgnococo")
@@ -100,7 +100,7 @@ def test_sizes_are_height_and_width_of_the_images(shapes_root):
 
 
 def test_every_word_is_in_the_vocabulary_and_no_sentence_is_cut(shapes_root):
-    from clip_vl.datasets.text import load_tokenizer
+    from clip_vl.datasets.lxmert.wordpiece import load_tokenizer
 
     tokenizer = load_tokenizer(shapes_root / "bert-base-uncased")
     sentences = [
@@ -184,8 +184,8 @@ def test_yes_is_as_common_as_no():
     """Over many scenes, in each way of asking: within four standard deviations of a fair coin."""
     import random
 
-    from clip_vl.datasets.scene_sentences import questions
-    from clip_vl.datasets.scenes import think_up_scene
+    from clip_vl.datasets.scenes.scene import think_up_scene
+    from clip_vl.datasets.scenes.sentences import questions
 
     rng, counts = random.Random(0), defaultdict(Counter)
     for _ in range(800):

@@ -30,8 +30,8 @@ import torch
 
 from clip_vl.engine.errors import DataError
 from clip_vl.engine.files import TEMPORARY, atomic_file, atomic_write, sync_folder, temporary_name, unwritten
-from clip_vl.engine.json_files import parse_json
-from clip_vl.engine.tensor_files import read_safetensors
+from clip_vl.engine.readers.json_files import parse_json
+from clip_vl.engine.readers.tensor_files import read_safetensors
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"

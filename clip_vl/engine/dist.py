@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clip_vl.engine import signals
 from clip_vl.engine.errors import Interrupted, ProgramError, kill_children, leave, printable
-from clip_vl.engine.text import split_lines
+from clip_vl.engine.readers.text import split_lines
 
 PEER_FAILURE = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out waiting", "Socket closed")
 

@@ -6,7 +6,6 @@ import sys
 import unicodedata
 from pathlib import Path
 
-
 JOINERS = "\u200c\u200d"  # parts of words and of emoji
 
 

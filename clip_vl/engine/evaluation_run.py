@@ -21,11 +21,11 @@ import numpy as np
 from clip_vl.engine import dist, signals
 from clip_vl.engine.errors import DataError, Interrupted, UserError
 from clip_vl.engine.files import atomic_file, atomic_json, atomic_write
-from clip_vl.engine.json_files import read_object
-from clip_vl.engine.report import write_report
+from clip_vl.engine.readers.json_files import read_object
+from clip_vl.engine.readers.text import written
 from clip_vl.engine.run import NOT_INPUTS, Run, finite
 from clip_vl.engine.signals import StopRequest
-from clip_vl.engine.text import written
+from clip_vl.reports.page import write_report
 
 SAMPLES = "samples.jsonl"
 

@@ -10,7 +10,7 @@ import secrets
 from contextlib import contextmanager
 from pathlib import Path
 
-from clip_vl.engine.text import written
+from clip_vl.engine.readers.text import written
 
 TEMPORARY = ".tmp-"  # how names begin while something is being written
 unwritten = {}  # path -> why its newest content could not be written although the program went on

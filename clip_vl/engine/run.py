@@ -24,7 +24,7 @@ from pathlib import Path
 
 from clip_vl.engine.errors import DataError, ProgramError, UserError, printable
 from clip_vl.engine.files import TEMPORARY, atomic_json, atomic_write, unwritten
-from clip_vl.engine.json_files import parse_json, read_object
+from clip_vl.engine.readers.json_files import parse_json, read_object
 
 LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "lmdb")
 NOT_INPUTS = ("output", "num_workers", "tqdm", "overwrite", "saliency")  # flags that change no number of an evaluation

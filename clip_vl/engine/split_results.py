@@ -11,7 +11,7 @@ from pathlib import Path
 
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.files import atomic_json
-from clip_vl.engine.json_files import parse_json, read_bounded, read_object
+from clip_vl.engine.readers.json_files import parse_json, read_bounded, read_object
 
 WORDS = {"samples": "{} samples", "checkpoint": "the checkpoint {:.12}...", "data": "the annotations {:.12}...",
          "settings": "the settings {:.12}..."}  # fmt: skip

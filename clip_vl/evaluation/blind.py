@@ -15,7 +15,7 @@ import numpy as np
 
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
-from clip_vl.engine.text import not_utf8, split_lines
+from clip_vl.engine.readers.text import not_utf8, split_lines
 
 WORD = re.compile(r"\w+|[^\w\s]")
 WEIGHTS = (0.6, 0.3, 0.1)  # of trigrams, bigrams, words

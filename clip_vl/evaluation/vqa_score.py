@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 
 from clip_vl.engine.errors import DataError
-from clip_vl.engine.text import id_of
+from clip_vl.engine.readers.text import id_of
 
 ARTICLES = {"a", "an", "the"}
 NUMBER_WORDS = "zero one two three four five six seven eight nine ten".split()

@@ -5,16 +5,16 @@ import json
 
 import pytest
 
-from clip_vl.datasets.json_stream import read_json
-from clip_vl.datasets.probe_aro import read_attribution, read_relation
-from clip_vl.datasets.probe_crepe import read_productivity, read_systematicity
-from clip_vl.datasets.probe_items import Crop, Item, Probe, find_images, literal_strings
-from clip_vl.datasets.probe_nlvr import read_nlvr
-from clip_vl.datasets.probe_scenes import SUBSETS, read_scenes, things_of
-from clip_vl.datasets.probe_sugarcrepe import read_sugarcrepe, recorded_answers
-from clip_vl.datasets.probe_svo import addresses, read_svo, triplets
-from clip_vl.datasets.probe_vlchecklist import read_vlchecklist
-from clip_vl.datasets.probe_winoground import read_winoground, scores_by_file
+from clip_vl.datasets.probes.aro import read_attribution, read_relation
+from clip_vl.datasets.probes.crepe import read_productivity, read_systematicity
+from clip_vl.datasets.probes.items import Crop, Item, Probe, find_images, literal_strings
+from clip_vl.datasets.probes.nlvr import read_nlvr
+from clip_vl.datasets.probes.scenes import SUBSETS, read_scenes, things_of
+from clip_vl.datasets.probes.sugarcrepe import read_sugarcrepe, recorded_answers
+from clip_vl.datasets.probes.svo import addresses, read_svo, triplets
+from clip_vl.datasets.probes.vlchecklist import read_vlchecklist
+from clip_vl.datasets.probes.winoground import read_winoground, scores_by_file
+from clip_vl.datasets.storage.json_stream import read_json
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.evaluation.probe_scores import judge, table_row
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from clip_vl.datasets.probe_items import Crop, Item, Probe, Row
+from clip_vl.datasets.probes.items import Crop, Item, Probe, Row
 from clip_vl.evaluation.probe_ranks import rank_facts
 from clip_vl.evaluation.probe_scores import judge
 

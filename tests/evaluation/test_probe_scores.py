@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from clip_vl.datasets.probe_items import Row
+from clip_vl.datasets.probes.items import Row
 from clip_vl.evaluation.bootstrap import clustered_interval
 from clip_vl.evaluation.probe_scores import calibrate, cross_fitted, fold_of, judge, table_row
 

@@ -7,7 +7,7 @@ import pytest
 
 from clip_vl.evaluation.recall import Ranks
 from clip_vl.evaluation.retrieval_folds import best_of, metrics_of
-from clip_vl.evaluation.retrieval_gallery import choose_queries
+from clip_vl.reports.retrieval import choose_queries
 
 
 def fold(text_ranks, image_ranks, owner):

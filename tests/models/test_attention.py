@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from clip_vl.models import attention
 from clip_vl.models.attention import attend
-from clip_vl.models.bert import attention_bias
+from clip_vl.models.fused.bert import attention_bias
 
 
 def inputs(L, dtype=torch.float32):

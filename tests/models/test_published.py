@@ -11,15 +11,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from clip_vl.datasets.answers import AnswerTable
+from clip_vl.datasets.lxmert.answers import AnswerTable
 from clip_vl.engine.errors import UserError
-from clip_vl.models.bert import BertConfig
-from clip_vl.models.clip import GRID_ENCODERS
-from clip_vl.models.heads import answer_layers
-from clip_vl.models.vl_build import build_classifier, build_encoder, pooler_has_tanh
-from clip_vl.models.vl_checkpoints import load_answer_head, read_checkpoint
-from clip_vl.models.vl_encoder import VLPretrainer
-from clip_vl.models.weights import load_weights
+from clip_vl.models.clip.grid import GRID_ENCODERS
+from clip_vl.models.fused.bert import BertConfig
+from clip_vl.models.fused.build import build_classifier, build_encoder, pooler_has_tanh
+from clip_vl.models.fused.checkpoints import load_answer_head, read_checkpoint
+from clip_vl.models.fused.encoder import VLPretrainer
+from clip_vl.models.fused.heads import answer_layers
+from clip_vl.models.loading.weights import load_weights
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*meta parameter.*:UserWarning")  # copying there does nothing
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*meta parameter.*:UserWarning")
 @pytest.fixture(autouse=True)
 def expanded_tensors(monkeypatch):
     """Other files may not hold tensors whose elements share memory."""
-    monkeypatch.setattr("clip_vl.models.pickled_tensors.refuse_overlap", lambda size, stride: None)
+    monkeypatch.setattr("clip_vl.models.loading.pickled_tensors.refuse_overlap", lambda size, stride: None)
 
 
 WIDTH, WORDS = 768, 30522

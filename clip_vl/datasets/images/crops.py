@@ -1,0 +1,207 @@
+"""Bytes of an image file -> the square uint8 picture of a dual encoder, (3, S, S); the device normalises.
+
+For training a random box, for evaluation open_clip's transform, both with Pillow's antialiased resize, which for a box
+is that of the box alone: what is cut off costs nothing.
+"""
+
+import functools
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from clip_vl.datasets.images.images import decode_image, jpeg_decoder
+from clip_vl.engine.errors import UserError
+
+RATIOS = (3 / 4, 4 / 3)  # width / height of random boxes
+TRIES = 10  # boxes drawn before the largest one of an allowed shape is taken, as in torchvision
+BLUR_KERNEL = 21
+BLUR_SIGMA = (0.1, 2.0)
+JITTER = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+LONGEST = 16  # sides of the view: a resized image that is longer is resized at its centre alone
+COLOUR_SHARE = 0.2  # of the images, each of jitter, grey and blur
+
+
+class Kind(NamedTuple):
+    scale: tuple  # part of the image's area
+    flip: bool
+    colours: bool = False
+
+
+KINDS = {
+    "openclip": Kind((0.9, 1.0), flip=False),
+    "torchvision": Kind((0.08, 1.0), flip=True),
+    "torchvision-late": Kind((0.9, 1.0), flip=True),
+    "protoclip-light": Kind((0.5, 1.0), flip=True, colours=True),
+}
+
+
+def resize(image, size, interpolation="bicubic"):
+    """uint8 (3, H, W) -> uint8 (3, h, w) with antialiasing: Pillow's resize to within a level.
+
+    Columns first, then rows, as Pillow did when the published towers were trained. Pillow 13 starts with the rows where
+    they shrink much more; its pictures then differ by 0.1 to 0.3 levels on average from those of Pillow 12, and ours.
+    """
+    if tuple(image.shape[1:]) == tuple(size):
+        return image
+    batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # says that it is channels last: whole pixels at a time
+    return F.interpolate(batch, size=tuple(size), mode=interpolation, antialias=True)[0]
+
+
+def draw_box(height, width, scale, rng):
+    """(top, left, height, width) of a box of random area and shape, as torchvision's RandomResizedCrop draws it."""
+    low, high = scale
+    for _ in range(TRIES):
+        area = height * width * (low + (high - low) * rng.random())
+        ratio = RATIOS[0] * (RATIOS[1] / RATIOS[0]) ** rng.random()  # even in the logarithm
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    ratio = min(max(width / height, RATIOS[0]), RATIOS[1])
+    h, w = min(height, round(width / ratio)), min(width, round(height * ratio))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+class TrainCrop:
+    """A random view: `crop(data, rng, name)` -> uint8 (3, S, S). Raises DamagedImage.
+
+    kind: of `KINDS`; what is drawn comes from the NumPy generator `rng`
+    """
+
+    def __init__(self, resolution, kind="openclip", interpolation="bicubic"):
+        if kind not in KINDS:
+            raise UserError(f"the augmentation {kind!r} is not one of {', '.join(KINDS)}")
+        self.resolution, self.kind, self.interpolation = resolution, KINDS[kind], interpolation
+        jpeg_decoder()  # before workers start: its import takes seconds
+        if self.kind.colours:
+            _colours()
+
+    def __call__(self, data, rng, name="image"):
+        image = decode_image(data, name)
+        view = self.cut(image, draw_box(*image.shape[1:], self.kind.scale, rng))
+        if self.kind.flip and rng.random() < 0.5:
+            view = view.flip(2)
+        return change_colours(view, rng) if self.kind.colours else view
+
+    def cut(self, image, box):
+        """The box (top, left, height, width) of a decoded image in the size of the view."""
+        top, left, height, width = box
+        size = (self.resolution, self.resolution)
+        return resize(image[:, top : top + height, left : left + width], size, self.interpolation)
+
+
+@functools.cache
+def _colours():
+    from torchvision.transforms.v2 import functional
+
+    return functional
+
+
+def change_colours(image, rng):
+    """Jitter in a random order, grey, blur: each with a chance of 0.2 (the light augmentation of ProtoCLIP)."""
+    functional = _colours()
+    if rng.random() < COLOUR_SHARE:
+        for name in rng.permutation(list(JITTER)):
+            strength = JITTER[name]
+            base = 0.0 if name == "hue" else 1.0
+            image = getattr(functional, f"adjust_{name}")(image, rng.uniform(base - strength, base + strength))
+    if rng.random() < COLOUR_SHARE:
+        image = functional.rgb_to_grayscale(image, num_output_channels=3)
+    if rng.random() < COLOUR_SHARE:
+        kernel = min(BLUR_KERNEL, image.shape[1] - 1 | 1)  # odd, and at most what a small picture can reflect
+        image = functional.gaussian_blur(image, [kernel, kernel], [rng.uniform(*BLUR_SIGMA)] * 2)
+    return image
+
+
+class EvalCrop:
+    """open_clip's evaluation transform up to the normalisation: `crop(data, rng, name)` -> uint8 (3, S, S).
+
+    It is that of the image in RGB, as the loaders of webdataset and torchvision give it, within 2 levels of 255 (0.02
+    on average) and with the pass order of `resize`. Given an image with alpha, a palette or CMYK as it is,
+    open_clip's transform resizes before it converts the colours, and another image results.
+
+    crop: "short_side" resizes the short side to `short_side` pixels (0: the resolution) and cuts out the centre,
+          "squash" resizes to the square, "pad" resizes the long side and centres the picture on black
+    """
+
+    def __init__(self, resolution, interpolation="bicubic", crop="short_side", short_side=0):
+        if crop not in ("short_side", "squash", "pad"):
+            raise UserError(f"the crop {crop!r} is not one of short_side, squash, pad")
+        self.resolution, self.interpolation, self.crop = resolution, interpolation, crop
+        self.short_side = short_side or resolution
+        jpeg_decoder()
+
+    def __call__(self, data, rng=None, name="image"):
+        return self.view(decode_image(data, name))
+
+    def view(self, image):
+        S, (height, width) = self.resolution, image.shape[1:]
+        if self.crop == "squash":
+            return resize(image, (S, S), self.interpolation)
+        if self.crop == "pad":
+            ratio = max(height, width) / S
+            size = max(round(height / ratio), 1), max(round(width / ratio), 1)  # a line of pixels does not vanish
+            return _centre(resize(image, size, self.interpolation), S)
+        size = short_side_size(height, width, self.short_side)
+        if max(size) > LONGEST * S:
+            return _centre_alone(image, size, S, self.interpolation)
+        return _centre(resize(image, size, self.interpolation), S)
+
+
+def short_side_size(height, width, short):
+    """(height, width) with that short side; the long one is cut off to whole pixels, as in torchvision."""
+    if height <= width:
+        return short, int(short * width / height)
+    return int(short * height / width), short
+
+
+def _centre(image, S):
+    """The centre of a picture, or the picture on the centre of black: (3, S, S). Halves round to even, as published."""
+    height, width = image.shape[1:]
+    if height < S or width < S:
+        left, top = (S - width) // 2 if width < S else 0, (S - height) // 2 if height < S else 0
+        image = F.pad(image, (left, max(S - width - left, 0), top, max(S - height - top, 0)))
+        height, width = image.shape[1:]
+    top, left = round((height - S) / 2), round((width - S) / 2)
+    return image[:, top : top + S, left : left + S]
+
+
+def _centre_alone(image, size, S, interpolation):
+    """`_centre(resize(image, size), S)` of a very long image, of which nothing but the centre is resized.
+
+    A line of 1 x 1,000,000 pixels would take 224 x 224,000,000 on the way, 150 GB.
+    """
+    from PIL import Image
+
+    resample, box, bounds = Image.Resampling[interpolation.upper()], [], []
+    for length, new in zip(image.shape[1:], size):
+        scale, out = length / new, min(S, new)
+        start = round((new - out) / 2)
+        margin = 3 * max(scale, 1) + 1  # what the filters reach
+        first, last = max(int(start * scale - margin), 0), min(int((start + out) * scale + margin) + 1, length)
+        bounds.append((first, last))
+        box.append((start * scale - first, (start + out) * scale - first))
+    (top, bottom), (left, right) = bounds
+    part = Image.fromarray(image[:, top:bottom, left:right].permute(1, 2, 0).numpy())
+    shape = min(S, size[1]), min(S, size[0])
+    view = part.resize(shape, resample, box=(box[1][0], box[0][0], box[1][1], box[0][1]))
+    return _centre(torch.from_numpy(np.array(view)).permute(2, 0, 1), S)
+
+
+def eval_crop(tower, args):
+    """The evaluation crop of an image tower that says its resolution, interpolation, crop and short_side.
+
+    args.image_crop: of `EvalCrop`'s, in the place of the tower's own
+    """
+    return EvalCrop(tower.resolution, tower.interpolation, args.image_crop or tower.crop, tower.short_side)
+
+
+def train_crop(tower, args):
+    """The training crop: --augmentation, or that of the tower's library; with "none" the evaluation crop."""
+    if args.augmentation == "none":
+        return eval_crop(tower, args)
+    kind = "torchvision" if args.image_model_builder in ("torchvision", "timm") else "openclip"
+    kind = args.augmentation.removesuffix("-augmentation") if args.augmentation else kind
+    return TrainCrop(tower.resolution, kind, tower.interpolation)

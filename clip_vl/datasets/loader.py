@@ -1,0 +1,300 @@
+"""Batches: the images of a batch decoded once each and placed on one canvas, its texts padded to the longest."""
+
+import functools
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from clip_vl.datasets.features.sources import open_stored
+from clip_vl.datasets.images.images import (
+    COCO_VG,
+    DamagedImage,
+    ImageSource,
+    canvas_size,
+    dynamic_canvas,
+    is_portrait,
+    picture_box,
+    place_on_canvas,
+    resized_size,
+)
+from clip_vl.datasets.images.store import ImageLMDB, store_path
+from clip_vl.datasets.lxmert.samplers import EvalBatches, TrainBatches, aspect_groups
+from clip_vl.engine import dist
+from clip_vl.engine.errors import DataError, ProgramError, printable
+from clip_vl.engine.signals import start_worker
+
+
+def split_paths(args, folder, splits):
+    """The annotation files <data_root>/<folder>/<split>.json of comma-separated splits; an unknown one is an error."""
+    paths = [Path(args.data_root) / folder / f"{split}.json" for split in splits.split(",") if split]
+    for path in paths:
+        if not path.is_file():
+            known = sorted(p.stem for p in path.parent.glob("*.json")) or ["nothing; see data/README.md"]
+            raise DataError(f"no split {path.stem!r}: {path} is not there ({path.parent} holds {', '.join(known)})")
+    return paths
+
+
+def open_images(args, collection=COCO_VG, region_labels=()):
+    """What stands for the images of the data root: the folders, with --use_lmdb what `python -m clip_vl.prepare images`
+    wrote, or with --features what a visual tower or a detector made of them.
+
+    region_labels: {"obj": classes, "attr": classes} that the batches shall have of a detector's regions
+    """
+    if args.features:
+        return open_stored(args, collection, region_labels)
+    if not args.use_lmdb:
+        return ImageSource(args.data_root, collection)
+    m, M = args.image_size_min, args.image_size_max
+    return ImageLMDB(store_path(args.data_root, m, M, collection), m, M, collection)
+
+
+def size_file(args, collection=COCO_VG):
+    """The file with the size of every image, by which images of like shape are batched."""
+    path = Path(args.data_root) / collection.sizes
+    if not path.is_file():
+        raise DataError(
+            f"{path} is not there; `python -m clip_vl.prepare check --data_root {args.data_root}` writes it"
+        )
+    return path
+
+
+def train_batches(annotations, args, images_each=1):
+    """The order of training: batches of images of like shape on one canvas, over the first --max_train_samples.
+
+    images_each: how many consecutive items make one sample, such as a statement about two images; samples are numbered
+    """
+    index, groups, canvases = _shapes(annotations, args, args.max_train_samples, images_each)
+    return TrainBatches(groups, canvases, args.batch_size, rank=dist.rank(), world_size=dist.world_size(),
+                        seed=args.seed, image_of_item=index, sentences_per_image=args.sentences_per_image)  # fmt: skip
+
+
+def eval_batches(annotations, args, images_each=1):
+    """Fixed batches of the first --max_eval_samples, each evaluated by one rank, every sample exactly once."""
+    index, _, canvases = _shapes(annotations, args, args.max_eval_samples, images_each)
+    ranks = {"rank": dist.rank(), "world_size": dist.world_size()}
+    return EvalBatches(canvases, args.batch_size, **ranks, image_of_item=index)
+
+
+def _shapes(annotations, args, limit, images_each):
+    """(first image, aspect group, canvas) of each sample, (N,) each, of the first `limit` samples.
+
+    There is one canvas for all with --dynamic_padding, else portrait and landscape, or each combination of them.
+    """
+    heights, widths = np.asarray(annotations.image_sizes).T
+    groups = aspect_groups(heights, widths, args.aspect_ratio_group_factor)
+    canvases = is_portrait(heights, widths).astype(np.int16) * (not args.dynamic_padding)
+    index = np.asarray(annotations.image_index[: limit and limit * images_each]).reshape(-1, images_each)
+    return index[:, 0], _joint(groups[index]), _joint(canvases[index])
+
+
+def _joint(classes):
+    """One class for the images of a sample together: (N, n) small integers -> (N,)."""
+    base = int(classes.max(initial=0)) + 1
+    return functools.reduce(lambda joint, each: joint * base + each, classes.T)
+
+
+def load_images(source, annotations, rows, args):
+    """What the images of `rows` show: pixels on one canvas, stored grid features, or regions.
+
+    returns a dict of what `place_pictures`, `stack_grids` or `pad_regions` gives, and image_of_text (B,), usable bool
+    (B,), texts whose image could be read, and damaged, a list of (image id, reason); a damaged image is all zeros, and
+    its texts must be left out of every loss
+    """
+    unique, image_of_text = np.unique(np.asarray(annotations.image_index[rows]), return_inverse=True)
+    sizes = np.asarray(annotations.image_sizes[unique]).tolist()
+    loaded, damaged, bad = [], [], []
+    for place, (index, size) in enumerate(zip(unique, sizes)):
+        image_id = annotations.image_ids[int(index)]
+        try:
+            loaded.append(source.load(image_id, args.image_size_min, args.image_size_max, size))
+        except DamagedImage as error:
+            damaged.append((image_id, str(error)))
+            bad.append(place)
+            loaded.append(source.blank(args.image_size_min, args.image_size_max, size))
+    collate = {"pictures": place_pictures, "grids": stack_grids, "regions": pad_regions}[source.kind]
+    return collate(loaded, sizes, args) | {
+        "image_of_text": torch.from_numpy(image_of_text.astype(np.int64)),
+        "damaged": damaged,
+        "usable": torch.from_numpy(~np.isin(image_of_text, bad)),
+    }
+
+
+def place_pictures(pictures, sizes, args):
+    """uint8 pictures (3, h, w) of images of these sizes -> images uint8 (N, 3, H, W), image_boxes (N, 4)."""
+    m, M = args.image_size_min, args.image_size_max
+    if args.dynamic_padding:
+        canvas = dynamic_canvas([tuple(p.shape[1:]) for p in pictures], M)
+    else:
+        canvas = tuple(map(max, *(canvas_size(*size, m, M) for size in sizes), (0, 0)))
+    images, boxes = place_on_canvas(pictures, canvas)
+    return {"images": images, "image_boxes": boxes}
+
+
+def stack_grids(grids, sizes, args):
+    """float16 grids (C, h, w) -> grid_features (N, C, h, w), zeros below and right of a smaller one, image_boxes."""
+    m, M = args.image_size_min, args.image_size_max
+    rows, columns = (max(grid.shape[axis] for grid in grids) for axis in (1, 2))
+    features = torch.zeros(len(grids), grids[0].shape[0], rows, columns, dtype=grids[0].dtype)
+    for place, grid in zip(features, grids):
+        place[:, : grid.shape[1], : grid.shape[2]] = grid
+    boxes = [picture_box(resized_size(*size, m, M), canvas_size(*size, m, M)) for size in sizes]
+    return {"grid_features": features, "image_boxes": torch.tensor(boxes)}
+
+
+def pad_regions(records, _sizes, _args):
+    """Records of `RegionSource` -> region_features (N, K, F), region_boxes (N, K, 4), region_visible (N, K), and the
+    labels and confidences that it was asked for, region_{obj,attr} and region_{obj,attr}_conf (N, K); K is at least 1.
+    """
+    K = max(1, *(len(record["features"]) for record in records))
+
+    def padded(name):
+        first = torch.as_tensor(records[0][name])
+        rows = torch.zeros(len(records), K, *first.shape[1:], dtype=first.dtype)
+        for row, record in zip(rows, records):
+            row[: len(record[name])] = torch.as_tensor(record[name])
+        return rows
+
+    counts = torch.tensor([len(record["features"]) for record in records])
+    batch = {f"region_{name}": padded(name) for name in records[0]}
+    return batch | {"region_visible": torch.arange(K) < counts[:, None]}
+
+
+def build_loader(dataset, epoch, batches, args, device):
+    """A loader of `dataset[(epoch, rows)]` for each row of `batches`, in order; each is one batch already."""
+    keys = [(epoch, rows) for rows in batches]
+    num_workers = min(args.num_workers, len(keys))
+    return _Loader(
+        _InSharedMemory(dataset) if num_workers else dataset,
+        sampler=keys,
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=_start_worker,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=4 if num_workers else None,
+        timeout=dist.timeout_seconds() if num_workers else 0,
+    )
+
+
+class _Loader(DataLoader):
+    """A loader that says in one sentence what is wrong with its workers."""
+
+    def __iter__(self):
+        batches = super().__iter__()
+        try:
+            yield from batches
+        except (OSError, RuntimeError) as error:
+            if self.num_workers:
+                batches._shutdown_workers()  # the traceback would keep them
+            if "No space left" in str(error) or "shared memory" in str(error):
+                raise ProgramError(
+                    "loader workers have no room in /dev/shm: give the container more (docker run --ipc=host, or "
+                    f"--shm-size=8g), or use fewer --num_workers than {self.num_workers}"
+                ) from error
+            if "timed out" in str(error):
+                raise ProgramError(f"loader workers gave no batch in {self.timeout} s (CLIP_VL_TIMEOUT)") from error
+            raise
+
+
+class _InSharedMemory:
+    """A dataset for workers whose batches lie in shared memory already.
+
+    A failure there is then an error of the worker like any other; the thread that sends batches would lose this one,
+    and the program would wait for it for ever.
+    """
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, key):
+        return _shared(self.dataset[key])
+
+
+def _shared(value):
+    if torch.is_tensor(value):
+        value.share_memory_()
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        _shared(item)
+    return value
+
+
+def training_loader(dataset, epoch, batches, damage, device, args):
+    """Yields the batches of an epoch on `device`; `damage` (DamageCount) hears of each image that was not readable."""
+    loader = build_loader(dataset, epoch, batches, args, device)
+    for batch in dist.progress(loader, f"epoch {epoch + 1}", args.tqdm):
+        damage.add(batch.get("damaged", []))
+        yield to_device(batch, device)
+
+
+def evaluation_loader(dataset, order, device, args):
+    """Yields this process's share of the evaluation batches on `device`.
+
+    Evaluation needs every image: a score over the rest would be another score, so a damaged one raises DataError.
+    """
+    loader = build_loader(dataset, 0, list(order), args, device)
+    for batch in dist.progress(loader, "evaluation", args.tqdm):
+        for _, reason in batch.get("damaged", []):
+            raise DataError(f"evaluation needs every image: {reason}")
+        yield to_device(batch, device)
+
+
+def _start_worker(worker_id):
+    torch.set_num_threads(1)
+    start_worker(worker_id)
+
+
+def to_device(batch, device):
+    """The tensors of a batch, and of dicts in it, on `device`; everything else as it is."""
+
+    def moved(value):
+        if isinstance(value, dict):
+            return to_device(value, device)
+        return value.to(device, non_blocking=True) if torch.is_tensor(value) else value
+
+    return {name: moved(value) for name, value in batch.items()}
+
+
+def say_skipped(annotations):
+    """The annotations, after a line about the entries that --skip_bad left out of them."""
+    skipped, examples = (annotations.meta[name] for name in ("skipped", "skipped_examples"))
+    if skipped:
+        dist.print0(f"warning: {skipped} annotation entries of the wrong form are left out; the first: {examples[0]}")
+    return annotations
+
+
+class DamageCount:
+    """Names each training image that is missing or damaged once, and ends the run when there are too many of them."""
+
+    consequence = "its samples count for nothing"
+
+    def __init__(self, annotations, args):
+        self.total, self.tolerated = len(annotations.image_ids), args.max_damaged
+        self.names = set()
+        dropped = annotations.meta["dropped_images"]
+        if dropped:
+            dist.print0(f"{dropped} images of the annotations are not on disk; their sentences are left out")
+        if dropped > self.tolerated * (self.total + dropped):
+            raise DataError(
+                f"{dropped} of {self.total + dropped} images are not on disk, more than --max_damaged "
+                f"{self.tolerated:g} allows; `python -m clip_vl.prepare check` says which and how to fetch them"
+            )
+
+    def add(self, damaged):
+        """damaged: (image id, sentence) pairs of one batch."""
+        for image_id, sentence in damaged:
+            if image_id not in self.names:
+                self.names.add(image_id)
+                print(printable(f"warning: {sentence}; {self.consequence}"), flush=True)
+        if len(self.names) > self.tolerated * self.total:
+            raise DataError(
+                f"{len(self.names)} of {self.total} images are missing or damaged, more than --max_damaged "
+                f"{self.tolerated:g} allows; the last one: {damaged[-1][1]}"
+            )
+
+
+class DamagedPairs(DamageCount):
+    """The same for pairs of images and captions, of which `total` are trained on."""
+
+    def __init__(self, total, args, consequence="another pair takes its place"):
+        self.total, self.tolerated, self.names, self.consequence = total, args.max_damaged, set(), consequence

@@ -1,0 +1,204 @@
+"""Folders that are built once and then only read: by every rank, every loader worker and every later run.
+
+A cache is `<cache root>/<name>-<key>/`, where the key digests all it was made from: changed inputs get another folder.
+It is built under a temporary name and appears by one rename, so whatever exists is whole. An advisory lock makes others
+wait for a builder; the kernel releases it when its owner dies, so a killed builder leaves only a temporary folder,
+which the next one sweeps. Everything lives beside the data, nothing in /dev/shm.
+"""
+
+import contextlib
+import errno
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from clip_vl.engine import dist
+from clip_vl.engine.errors import UserError
+from clip_vl.engine.readers.json_files import parse_json
+
+MANIFEST = "MANIFEST.json"
+UNFINISHED = ".building"  # temporary folders are called .<name>-<key>.<random>.building
+SMALL = 4 << 20  # bytes; files up to this size are verified by digest, larger ones by their size
+
+
+def build_once(cache_root, name, key, build):
+    """The folder `<name>-<key>`, made by `build(folder)` if no whole one exists.
+
+    cache_root: where caches go; a read-only one that lacks this cache is replaced by a folder of the user's own
+    key:        hexadecimal digest of everything that `build` depends on; its first 16 digits are used
+    build:      writes the files into the empty folder it is given
+    Raises UserError when there is nowhere to write, or no room.
+    """
+    folder = f"{name}-{key[:16]}"
+    if is_whole(Path(cache_root, folder)):
+        return Path(cache_root, folder)
+    root = writable_root(cache_root)
+    try:
+        with locked(root, folder):
+            if not is_whole(root / folder):
+                _build(root / folder, build)
+    except OSError as error:
+        raise UserError(f"the cache {root / folder} cannot be built: {error.strerror or error}") from error
+    _sweep(root)
+    return root / folder
+
+
+def _build(final, build):
+    temporary = _temporary_folder(final)
+    try:
+        build(temporary)
+        _write_manifest(temporary)
+        temporary.chmod(0o755)  # mkdtemp makes it private, but other users may share the data
+        _publish(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _publish(temporary, final):
+    """Rename the finished folder; a damaged one in its place moves away, and a whole one (no lock here) stays."""
+    _sync(temporary)
+    try:
+        temporary.rename(final)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        if not is_whole(final):
+            damaged = _temporary_folder(final)
+            final.rename(damaged)
+            temporary.rename(final)
+            shutil.rmtree(damaged, ignore_errors=True)
+    _sync(final.parent)
+
+
+def _temporary_folder(final):
+    return Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=UNFINISHED, dir=final.parent))
+
+
+def _write_manifest(folder):
+    """Sizes and digests of the files, and everything forced to disk: a manifest is written last, so it vouches."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        _sync(path)
+        size = path.stat().st_size
+        files[path.name] = {"size": size, "sha256": sha256(path) if size <= SMALL else None}
+    (folder / MANIFEST).write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+    _sync(folder / MANIFEST)
+
+
+def is_whole(folder):
+    """Whether every file of the manifest is there in its size and, when small, with its digest."""
+    try:
+        files = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        return all(_is_intact(folder / name, entry) for name, entry in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _is_intact(path, entry):
+    if path.stat().st_size != entry["size"]:
+        return False
+    return entry["sha256"] is None or sha256(path) == entry["sha256"]
+
+
+def sha256(path):
+    """Hexadecimal digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(root, name, wait=True):
+    """Hold the lock of `name` in the folder `root`; yields whether it is held. Its file goes when the holder is done.
+
+    On a file system without locks whoever waits goes on at once: two may build, and the first rename wins.
+    """
+    path = root / f".{name}.lock"
+    descriptor = _locked_file(path, wait)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+
+
+def _locked_file(path, wait):
+    """A descriptor that holds the lock of the file at `path`, or None if another process holds it and `wait` is off."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        held = _flock(descriptor, wait)
+        if held and _is_file_at(descriptor, path):
+            return descriptor
+        os.close(descriptor)
+        if not held:
+            return None  # else its last holder removed the file while this process waited: take the new one
+
+
+def _flock(descriptor, wait):
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        return wait  # no locks here
+    return True
+
+
+def _is_file_at(descriptor, path):
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _sweep(root):
+    """Remove what killed builders left: temporary folders of caches whose lock nobody holds."""
+    for path in root.glob(f".*{UNFINISHED}"):
+        folder = path.name[1:].rsplit(".", 2)[0]
+        with contextlib.suppress(OSError), locked(root, folder, wait=False) as builder_is_gone:
+            if builder_is_gone:
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def user_root(cache_root):
+    """The user's own place for caches of a root that cannot be written; a temporary one for a user without a home."""
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # neither HOME nor an entry in the list of users
+        home = Path(tempfile.gettempdir(), f"cache-{os.getuid()}")
+    return home / "clip_vl" / hashlib.sha256(os.fsencode(Path(cache_root).resolve())).hexdigest()[:16]
+
+
+@functools.lru_cache
+def writable_root(cache_root):
+    """`cache_root`, made if need be, or `user_root` of it when it cannot be written, which is said once."""
+    reasons = []
+    for root in (Path(cache_root), user_root(cache_root)):
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=root):
+                pass
+        except OSError as error:
+            reasons.append(f"{root}: {error.strerror}")
+            continue
+        if reasons:
+            dist.print0(f"caches go to {root}, because {reasons[0]}")
+        return root
+    raise UserError(
+        f"there is nowhere to write a cache ({'; '.join(reasons)}); set XDG_CACHE_HOME to a writable folder"
+    )

@@ -1,0 +1,73 @@
+"""Writes a trained dual encoder of CLIP's towers for open_clip or transformers, with a card that says what it is."""
+
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from clip_vl.engine.checkpoint import write_plain
+from clip_vl.engine.errors import UserError
+from clip_vl.engine.files import atomic_file, atomic_json, atomic_write, temporary_name
+from clip_vl.engine.readers.text import written
+from clip_vl.flags.dual import ImageTowerFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags, setting_names
+from clip_vl.models.dual.build import open_dual_encoder
+from clip_vl.models.dual.settings import dual_settings, refuse_without
+from clip_vl.models.loading.card import card
+from clip_vl.models.loading.clip_exchange import to_openclip, to_transformers
+from clip_vl.models.loading.processor import image_processor, transformers_tokenizer
+from clip_vl.models.loading.settings import as_metadata, as_record, read_settings
+from clip_vl.models.towers.pixels import Pixels
+
+
+@dataclass
+class _Towers(ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
+    image_crop: str | None = None
+    seed: int = 0
+
+
+def write_clip(source, target):
+    """An epoch_N.pt -> open_clip's state dict (.pt, the card beside it) or a transformers folder."""
+    source, target = Path(source), Path(target)
+    refuse_without(read_settings(source))
+    args = _Towers(load=str(source))
+    check_dual_flags(args)
+    model = open_dual_encoder(args, torch.device("cpu"))
+    trained_with = read_settings(source).values
+    settings = dual_settings(asdict(args) | trained_with.get("trained_with", trained_with), model, setting_names())
+    state = {name: tensor.detach().contiguous().clone() for name, tensor in to_openclip(model.state_dict()).items()}
+    if target.suffix == ".pt":
+        atomic_write(target.with_suffix(".md"), written(card(source, target, settings, model)))
+        with atomic_file(target) as file:
+            write_plain(file, state, as_record(settings))
+        return
+    activations = {getattr(tower, "activation", None) for tower in (model.image_tower, model.text_tower)}
+    heads = [_blocks(tower)[0].attn.heads for tower in (model.image_tower, model.text_tower) if _blocks(tower)]
+    if len(activations) != 1 or len(heads) != 2:
+        raise UserError(f"transformers' CLIP has two transformers with one activation; {source} has not")
+    tokenizer = transformers_tokenizer(model.tokenizer)
+    ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    state, config = to_transformers(state, heads, *activations, model.image_tower.resolution, ids)
+    processor = image_processor(Pixels(**settings["pixels"]))
+    _write_folder(target, state, config, processor, tokenizer, settings, card(source, target, settings, model))
+
+
+def _blocks(tower):
+    return tower.transformer["resblocks"] if hasattr(tower, "transformer") else []
+
+
+def _write_folder(target, state, config, processor, tokenizer, settings, text):
+    """All files, or none."""
+    from safetensors.torch import save_file
+
+    temporary = temporary_name(target)
+    try:
+        temporary.mkdir(parents=True)
+        tokenizer.save_pretrained(temporary)
+        atomic_json(temporary / "config.json", config)
+        atomic_json(temporary / "preprocessor_config.json", processor)
+        atomic_write(temporary / "README.md", written(text))
+        save_file(state, temporary / "model.safetensors", metadata=as_metadata(settings))
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
