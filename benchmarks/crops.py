@@ -26,7 +26,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from clip_vl.datasets.images.crops import EvalCrop, TrainCrop, draw_box  # noqa: E402
-from clip_vl.datasets.images.images import decode_image  # noqa: E402
+from clip_vl.datasets.images.decoding import decode_image  # noqa: E402
 
 AIM, ALLOWED = 2.2, 0.1
 S = 224

@@ -22,17 +22,11 @@ from PIL import Image
 
 from clip_vl.datasets.features.regions import open_regions
 from clip_vl.datasets.features.store import open_features, write_features
+from clip_vl.datasets.images.collections import COCO_VG, NLVR2, digest_list, relative_path
+from clip_vl.datasets.images.decoding import DamagedImage, decode_image
 from clip_vl.datasets.images.digests import record_digests
 from clip_vl.datasets.images.folders import list_images
-from clip_vl.datasets.images.images import (
-    COCO_VG,
-    NLVR2,
-    DamagedImage,
-    ImageSource,
-    decode_image,
-    digest_list,
-    relative_path,
-)
+from clip_vl.datasets.images.source import ImageSource
 from clip_vl.datasets.lxmert.annotations import build_pretrain_annotations, build_vqa_annotations
 from clip_vl.datasets.lxmert.answers import AnswerTable
 from clip_vl.datasets.lxmert.wordpiece import load_tokenizer
@@ -40,7 +34,7 @@ from clip_vl.datasets.official.nlvr import convert_nlvr
 from clip_vl.datasets.storage.json_stream import iterate_json_list
 from clip_vl.engine.checkpoint import read_checkpoint
 from clip_vl.engine.errors import ProgramError
-from clip_vl.models.loading.weights import read_state_dict
+from clip_vl.models.loading.state_dicts import read_state_dict
 
 MEMORY = 384 * 2**20  # bytes by which hostile files may raise the highest use
 

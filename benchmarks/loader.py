@@ -26,9 +26,10 @@ from PIL import Image
 FIRST = 5  # batches before which nothing is counted: workers start, memory is claimed
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from clip_vl.datasets.images.images import ImageSource, canvas_size, picture_box, place_on_canvas, resized_size  # noqa: E402
+from clip_vl.datasets.images.canvas import canvas_size, picture_box, place_on_canvas, resized_size  # noqa: E402
+from clip_vl.datasets.images.source import ImageSource  # noqa: E402
 from clip_vl.datasets.images.store import ImageLMDB, write_images  # noqa: E402
-from clip_vl.models.fused.visual_tokens import CLIP_MEAN, CLIP_STD  # noqa: E402
+from clip_vl.models.clip.statistics import CLIP_MEAN, CLIP_STD  # noqa: E402
 
 MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
 

@@ -40,7 +40,8 @@ from nlvr_statements import PICTURES, statements
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from clip_vl.datasets.images.images import COCO_VG, NLVR, image_path, read_image_size, relative_path, size_key  # noqa: E402
+from clip_vl.datasets.images.collections import COCO_VG, NLVR, image_path, relative_path, size_key  # noqa: E402
+from clip_vl.datasets.images.decoding import read_image_size  # noqa: E402
 from clip_vl.datasets.official.nlvr import convert_nlvr  # noqa: E402
 from clip_vl.engine.random import derive_seed, numpy_rng  # noqa: E402
 from clip_vl.engine.readers.text import read_lines  # noqa: E402

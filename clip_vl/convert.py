@@ -59,12 +59,13 @@ from clip_vl.engine.errors import UserError
 from clip_vl.engine.files import atomic_file, atomic_json, temporary_name
 from clip_vl.engine.readers.json_files import read_object
 from clip_vl.models.fused.bert import BertConfig
+from clip_vl.models.fused.pretrained import detect_layers
 from clip_vl.models.loading.clip_exchange import from_openclip, from_transformers
 from clip_vl.models.loading.export import write_clip
 from clip_vl.models.loading.processor import pixels_of_processor
 from clip_vl.models.loading.settings import as_metadata, as_record, assumed, read_settings
+from clip_vl.models.loading.state_dicts import read_state_dict
 from clip_vl.models.loading.torchscript import is_archive
-from clip_vl.models.loading.weights import detect_layers, read_state_dict
 
 CASED = "tokenizer_config.json"  # says whether the words are cased
 STORES = (".lmdb", ".h5", ".hdf5")

@@ -54,15 +54,11 @@ import torch
 
 from clip_vl.datasets.features.sources import grid_meta
 from clip_vl.datasets.features.store import exists, merge_features, open_features, write_features
-from clip_vl.datasets.images.images import (
-    COLLECTIONS,
-    DamagedImage,
-    canvas_size,
-    is_portrait,
-    place_on_canvas,
-    size_key,
-)
-from clip_vl.datasets.loader import build_loader, open_images, size_file, to_device
+from clip_vl.datasets.images.canvas import canvas_size, is_portrait, place_on_canvas
+from clip_vl.datasets.images.collections import COLLECTIONS, size_key
+from clip_vl.datasets.images.decoding import DamagedImage
+from clip_vl.datasets.loader import build_loader, to_device
+from clip_vl.datasets.lxmert.batches import open_images, size_file
 from clip_vl.datasets.lxmert.samplers import EvalBatches
 from clip_vl.datasets.storage.json_stream import read_json
 from clip_vl.engine import dist, signals
@@ -72,9 +68,10 @@ from clip_vl.engine.random import seed_step
 from clip_vl.engine.signals import StopRequest
 from clip_vl.models.clip.grid import GRID_ENCODERS
 from clip_vl.models.fused.checkpoints import read_checkpoint
+from clip_vl.models.fused.pretrained import detect_grid_encoder, load_clip_visual
 from clip_vl.models.fused.settings import recall_fused
 from clip_vl.models.fused.visual_tokens import VisualTower
-from clip_vl.models.loading.weights import detect_grid_encoder, load_clip_visual, load_weights
+from clip_vl.models.loading.weights import load_weights
 
 TOWER = "visual_model."
 

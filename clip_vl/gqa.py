@@ -37,17 +37,10 @@ FLAGS = parse(GQAFlags, __doc__) if __name__ == "__main__" else None  # before t
 
 from pathlib import Path
 
-from clip_vl.datasets.images.images import GQA
-from clip_vl.datasets.loader import (
-    DamageCount,
-    eval_batches,
-    evaluation_loader,
-    open_images,
-    split_paths,
-    train_batches,
-    training_loader,
-)
+from clip_vl.datasets.images.collections import GQA
+from clip_vl.datasets.loader import DamageCount, evaluation_loader, training_loader
 from clip_vl.datasets.lxmert.answers import AnswerTable, read_label_vocab
+from clip_vl.datasets.lxmert.batches import eval_batches, open_images, split_paths, train_batches
 from clip_vl.datasets.lxmert.vqa import VQADataset, load_questions
 from clip_vl.datasets.lxmert.wordpiece import load_tokenizer
 from clip_vl.engine import dist

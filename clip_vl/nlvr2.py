@@ -39,15 +39,8 @@ FLAGS = parse(NLVR2Flags, __doc__) if __name__ == "__main__" else None  # before
 from pathlib import Path
 from typing import NamedTuple
 
-from clip_vl.datasets.loader import (
-    DamageCount,
-    eval_batches,
-    evaluation_loader,
-    open_images,
-    split_paths,
-    train_batches,
-    training_loader,
-)
+from clip_vl.datasets.loader import DamageCount, evaluation_loader, training_loader
+from clip_vl.datasets.lxmert.batches import eval_batches, open_images, split_paths, train_batches
 from clip_vl.datasets.lxmert.nlvr2 import StatementDataset, side_by_side
 from clip_vl.datasets.lxmert.tasks import TASKS
 from clip_vl.datasets.lxmert.vqa import load_questions

@@ -44,6 +44,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from clip_vl.datasets.images.collections import COCO_VG, COLLECTIONS, NLVR2, digest_list
 from clip_vl.datasets.images.digests import record_digests
 from clip_vl.datasets.images.folders import (
     count_absent,
@@ -53,28 +54,21 @@ from clip_vl.datasets.images.folders import (
     measure_images,
     save_unreadable,
 )
-from clip_vl.datasets.images.images import COCO_VG, COLLECTIONS, NLVR2, ImageSource, digest_list
+from clip_vl.datasets.images.source import ImageSource
 from clip_vl.datasets.images.store import store_path, write_images
 from clip_vl.datasets.lxmert.annotations import build_pretrain_annotations, build_vqa_annotations
 from clip_vl.datasets.lxmert.answers import AnswerTable, read_label_vocab
 from clip_vl.datasets.lxmert.tasks import TASKS
 from clip_vl.datasets.lxmert.wordpiece import load_tokenizer
 from clip_vl.datasets.official.conversions import conversion_steps
-from clip_vl.datasets.official.data_root import (
-    MAIN_PURPOSES,
-    OFFICIAL_PARTS,
-    PARTS,
-    PURPOSES,
-    TASK_PARTS,
-    clip_parts,
-    hold,
-)
+from clip_vl.datasets.official.data_root import MAIN_PURPOSES, OFFICIAL_PARTS, PARTS, PURPOSES, TASK_PARTS, clip_parts
 from clip_vl.datasets.official.lxmert import TRAINING_FILES
 from clip_vl.datasets.storage.digests import file_digest
+from clip_vl.datasets.storage.locks import hold
 from clip_vl.engine import dist, signals
 from clip_vl.engine.errors import DataError, UserError, printable
 from clip_vl.evaluation.vqa_score import normalise, soft_scores
-from clip_vl.models.loading.weights import OPENAI_SHA256
+from clip_vl.models.fused.pretrained import OPENAI_SHA256
 
 
 def collections_of(need):

@@ -42,19 +42,17 @@ from pathlib import Path
 
 import torch
 
-from clip_vl.datasets.loader import (
-    DamageCount,
+from clip_vl.datasets.loader import DamageCount, evaluation_loader, training_loader
+from clip_vl.datasets.lxmert.annotations import build_pretrain_annotations
+from clip_vl.datasets.lxmert.answers import AnswerTable
+from clip_vl.datasets.lxmert.batches import (
     eval_batches,
-    evaluation_loader,
     open_images,
     say_skipped,
     size_file,
     split_paths,
     train_batches,
-    training_loader,
 )
-from clip_vl.datasets.lxmert.annotations import build_pretrain_annotations
-from clip_vl.datasets.lxmert.answers import AnswerTable
 from clip_vl.datasets.lxmert.masking import mask_regions, mask_tokens
 from clip_vl.datasets.lxmert.pretrain import PretrainDataset
 from clip_vl.datasets.lxmert.wordpiece import load_tokenizer

@@ -41,7 +41,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from clip_vl.datasets.features.store import write_features
-from clip_vl.datasets.images.images import relative_path
+from clip_vl.datasets.images.collections import relative_path
 from clip_vl.datasets.lxmert.wordpiece import SPECIAL_TOKENS
 from clip_vl.datasets.scenes.descriptions import describe_all, small_scene, twin_scenes
 from clip_vl.datasets.scenes.drawing import draw_scene

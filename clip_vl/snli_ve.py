@@ -31,16 +31,9 @@ FLAGS = parse(SNLIVEFlags, __doc__) if __name__ == "__main__" else None  # befor
 
 from pathlib import Path
 
-from clip_vl.datasets.images.images import FLICKR30K
-from clip_vl.datasets.loader import (
-    DamageCount,
-    eval_batches,
-    evaluation_loader,
-    open_images,
-    split_paths,
-    train_batches,
-    training_loader,
-)
+from clip_vl.datasets.images.collections import FLICKR30K
+from clip_vl.datasets.loader import DamageCount, evaluation_loader, training_loader
+from clip_vl.datasets.lxmert.batches import eval_batches, open_images, split_paths, train_batches
 from clip_vl.datasets.lxmert.tasks import TASKS
 from clip_vl.datasets.lxmert.vqa import VQADataset, load_questions
 from clip_vl.datasets.lxmert.wordpiece import load_tokenizer

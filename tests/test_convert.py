@@ -12,8 +12,10 @@ from clip_vl.engine.errors import UserError
 from clip_vl.models.clip.grid import GridConfig
 from clip_vl.models.fused.bert import BertConfig
 from clip_vl.models.fused.encoder import VLClassifier, VLEncoder, VLPretrainer
+from clip_vl.models.fused.pretrained import detect_layers, load_bert, state_for_exchange
 from clip_vl.models.fused.visual_tokens import RegionConfig, Regions
-from clip_vl.models.loading.weights import detect_layers, load_bert, load_weights, read_state_dict, state_for_exchange
+from clip_vl.models.loading.state_dicts import read_state_dict
+from clip_vl.models.loading.weights import load_weights
 
 GRID = GridConfig((1, 1), 8)
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from clip_vl.datasets.loader import build_loader, eval_batches, open_images, train_batches
+from clip_vl.datasets.loader import build_loader
 from clip_vl.datasets.lxmert.annotations import build_pretrain_annotations, build_vqa_annotations
 from clip_vl.datasets.lxmert.answers import AnswerTable, read_label_vocab
+from clip_vl.datasets.lxmert.batches import eval_batches, open_images, train_batches
 from clip_vl.datasets.lxmert.pretrain import PretrainDataset
 from clip_vl.datasets.lxmert.vqa import VQADataset
 from clip_vl.datasets.lxmert.wordpiece import load_tokenizer

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from clip_vl.engine.errors import DataError, UserError
-from clip_vl.models.loading.weights import read_state_dict
+from clip_vl.models.loading.state_dicts import read_state_dict
 
 PICTURES = 12
 TEXT_MODEL = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 128,

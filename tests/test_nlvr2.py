@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from clip_vl.datasets.images.collections import NLVR
 from clip_vl.datasets.images.folders import list_images, measure_images
-from clip_vl.datasets.images.images import NLVR
 from clip_vl.datasets.official.nlvr import convert_nlvr
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.models.fused.bert import BertConfig

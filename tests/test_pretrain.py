@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from clip_vl.engine.checkpoint import load_latest
-from clip_vl.models.loading.weights import read_state_dict
+from clip_vl.models.loading.state_dicts import read_state_dict
 
 
 def flags(programs, shapes_root, output, *more):

@@ -11,7 +11,7 @@ import torch
 from clip_vl.datasets.features.regions import open_regions
 from clip_vl.engine.checkpoint import load_latest
 from clip_vl.engine.errors import DataError, UserError
-from clip_vl.models.loading.weights import read_state_dict
+from clip_vl.models.loading.state_dicts import read_state_dict
 
 TWO = ["--no-visualbert_style", "--llayers", "1", "--xlayers", "1", "--rlayers", "1", "--random_init", "--region_dim",
        "256", "--batchSize", "8", "--sentences_per_image", "2", "--report_step", "3", "--no-bf16",

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from clip_vl import retrieval
-from clip_vl.datasets.images.images import ImageSource
+from clip_vl.datasets.images.source import ImageSource
 from clip_vl.engine.checkpoint import save_plain
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.models.loading.settings import as_record, read_settings
@@ -180,7 +180,7 @@ def test_the_fused_encoder_scores_pairs_as_in_pre_training(programs, fused, pret
         programs.run("retrieval", *fused, "--output", tmp_path / "run")
     finally:
         retrieval.score_pairs = original
-    from clip_vl.datasets.images.images import canvas_size, place_on_canvas
+    from clip_vl.datasets.images.canvas import canvas_size, place_on_canvas
     from clip_vl.datasets.lxmert.wordpiece import load_tokenizer, pad_tokens
     from clip_vl.models.fused.build import bert_folder, build_encoder
     from clip_vl.models.fused.checkpoints import read_checkpoint

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from clip_vl.datasets.images.images import DamagedImage
+from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.datasets.loader import build_loader, evaluation_loader, to_device
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, Interrupted

@@ -14,8 +14,7 @@ import torch
 from clip_vl.encoding.gather import collect
 from clip_vl.engine import dist
 from clip_vl.evaluation.bootstrap import clustered_interval
-from clip_vl.evaluation.neighbours.exact import full_precision, one_thread_each
-from clip_vl.evaluation.neighbours.tiles import count_columns, count_rows, product
+from clip_vl.evaluation.neighbours.tiles import count_columns, count_rows, full_precision, one_thread_each, product
 
 TILES = {"cpu": (256, 1024), "cuda": (4096, 8192)}  # images, texts of one product: 1 MiB of scores stays in the cache
 WAYS = ("text_to_image", "image_to_text")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from clip_vl.datasets.images.images import DamagedImage
+from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.encoding.encode import HeldOutPairs, ImagesOf, TextsOf, shares
 from clip_vl.engine.errors import DataError
 

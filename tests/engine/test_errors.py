@@ -2,7 +2,7 @@
 
 import pytest
 
-from clip_vl.datasets.images.images import DamagedImage
+from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError, printable
 

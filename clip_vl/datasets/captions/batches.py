@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from clip_vl.datasets.images.images import DamagedImage
+from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.engine.errors import DataError
 from clip_vl.engine.random import numpy_rng
 

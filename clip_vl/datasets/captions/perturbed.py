@@ -8,7 +8,7 @@ import hashlib
 import io
 
 from clip_vl.datasets.captions.source import CaptionSource
-from clip_vl.datasets.images.images import decode_image
+from clip_vl.datasets.images.decoding import decode_image
 from clip_vl.datasets.negatives.tagger import load_tagger
 from clip_vl.datasets.probes.order import clean, shuffled
 from clip_vl.engine.errors import UserError

@@ -25,7 +25,8 @@ from clip_vl.datasets.captions.json import open_caption_json
 from clip_vl.datasets.captions.mixture import Mixture
 from clip_vl.datasets.captions.pair_folders import are_pairs, find_sidecars, open_pairs
 from clip_vl.datasets.captions.source import is_remote
-from clip_vl.datasets.captions.tar import expand_braces, open_shards
+from clip_vl.datasets.captions.tar import open_shards
+from clip_vl.datasets.captions.tar_names import expand_braces
 from clip_vl.datasets.hub.captions import open_hub
 from clip_vl.datasets.hub.splits import is_hub_folder
 from clip_vl.engine.errors import UserError

@@ -1,6 +1,5 @@
 """Captioned images in files of a folder: a table of paths, captions and classes, built once and memory-mapped."""
 
-import hashlib
 import json
 from itertools import chain, islice
 from pathlib import Path
@@ -9,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 
 from clip_vl.datasets.captions.source import CaptionSource
-from clip_vl.datasets.images.images import DamagedImage
+from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.datasets.storage.cache import build_once
 from clip_vl.datasets.storage.columns import ColumnWriter, TextColumn, TextWriter, read_column
+from clip_vl.datasets.storage.digests import digest_of
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError
 
@@ -82,10 +82,6 @@ def check_left_out(what, left, kept, most, noun="captions"):
     if count > most * (count + kept):
         raise DataError(f"{sentence}; --max_left_out {most:g} is the largest share that may be")
     dist.print0(sentence)
-
-
-def digest_of(settings):
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 class TableWriter:

@@ -9,26 +9,26 @@ import hashlib
 import itertools
 import os
 import posixpath
-import re
 from pathlib import Path
 
 import numpy as np
 
 from clip_vl.datasets.captions.sidecars import MAX_TEXT, sidecar_captions, sidecar_text
 from clip_vl.datasets.captions.source import is_remote
-from clip_vl.datasets.captions.table import FORMAT, CaptionTable, Record, TableWriter, digest_of
+from clip_vl.datasets.captions.table import FORMAT, CaptionTable, Record, TableWriter
 from clip_vl.datasets.captions.tar_index import iterate_members
+from clip_vl.datasets.captions.tar_names import MAX_SHARDS, expand_braces
+from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.datasets.images.files import EXTENSIONS, is_hidden, readable_extensions
-from clip_vl.datasets.images.images import DamagedImage
 from clip_vl.datasets.storage.cache import build_once
 from clip_vl.datasets.storage.columns import ColumnWriter, read_column
+from clip_vl.datasets.storage.digests import digest_of
 from clip_vl.datasets.storage.tables import number_in
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.readers.text import raw_bytes
 
 MAX_IMAGE = 1 << 28  # bytes
-MAX_SHARDS = 100_000
 HEAD, TAIL = 1 << 20, 1 << 16  # bytes of a file that go into its digest
 BATCH = 8192
 
@@ -61,19 +61,6 @@ def open_shards(spec, cache_root, max_left_out=1.0):
 def _incomplete(counts):
     without_image, without_caption = counts["without_image"], counts["without_caption"]
     return f"{without_image:,} keys without an image and {without_caption:,} images without a caption"
-
-
-def expand_braces(spec):
-    """`s-{08..10}.tar` -> s-08.tar, s-09.tar, s-10.tar, as shells do."""
-    match = re.search(r"\{(\d+)\.\.(\d+)\}", spec)
-    if match is None:
-        return [spec]
-    first, last = int(match[1]), int(match[2])
-    if last - first >= MAX_SHARDS:
-        raise UserError(f"{spec!r:.80} names more than {MAX_SHARDS:,} shards")
-    width = len(match[1]) if match[1].startswith("0") else 0
-    names = (f"{spec[: match.start()]}{number:0{width}d}{spec[match.end() :]}" for number in range(first, last + 1))
-    return list(itertools.chain.from_iterable(map(expand_braces, names)))
 
 
 def quick_digest(path):

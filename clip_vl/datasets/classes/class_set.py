@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from clip_vl.datasets.captions.source import path_below
-from clip_vl.datasets.captions.table import digest_of
-from clip_vl.datasets.images.images import DamagedImage, decode_image
+from clip_vl.datasets.images.decoding import DamagedImage, decode_image
+from clip_vl.datasets.storage.digests import digest_of
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.random import numpy_rng
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from clip_vl.datasets.classes.class_set import ClassSet, checked_path
 from clip_vl.datasets.classes.names import SQUASHED, benchmark_key, metric_of
-from clip_vl.datasets.images.images import DamagedImage
+from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.readers.json_files import parse_json
 from clip_vl.engine.readers.text import read_lines, whole_text

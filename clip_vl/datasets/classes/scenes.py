@@ -3,7 +3,7 @@
 import re
 
 from clip_vl.datasets.classes.class_set import ClassSet, FolderReader, checked_path
-from clip_vl.datasets.images.images import relative_path
+from clip_vl.datasets.images.collections import relative_path
 from clip_vl.datasets.scenes.scene import ATTRIBUTES
 from clip_vl.datasets.storage.tables import column_of, read_header, table_rows
 from clip_vl.engine.errors import DataError, UserError

@@ -10,7 +10,7 @@ import torch
 
 from clip_vl.datasets.classes.class_set import ClassSet
 from clip_vl.datasets.classes.names import benchmark_key, metric_of
-from clip_vl.datasets.images.images import DamagedImage
+from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.readers.colours import to_rgb
 

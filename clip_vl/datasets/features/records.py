@@ -11,7 +11,8 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from clip_vl.datasets.images.images import DamagedImage, relative_path
+from clip_vl.datasets.images.collections import relative_path
+from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.readers.json_files import parse_json
 

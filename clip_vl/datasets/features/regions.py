@@ -14,7 +14,7 @@ import numpy as np
 from clip_vl.datasets.features.hdf5_store import META_NAME, hdf5_fields, hdf5_files, hdf5_group
 from clip_vl.datasets.features.records import damage
 from clip_vl.datasets.features.store import is_lmdb, open_features, write_features
-from clip_vl.datasets.images.images import DamagedImage
+from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.engine.errors import DataError, UserError
 
 MAX_BOXES = 1000

@@ -8,7 +8,9 @@ import torch
 
 from clip_vl.datasets.features.regions import normalised_boxes, open_regions, region_width
 from clip_vl.datasets.features.store import open_features
-from clip_vl.datasets.images.images import DamagedImage, ImageSource, canvas_size, check_recorded
+from clip_vl.datasets.images.canvas import canvas_size
+from clip_vl.datasets.images.decoding import DamagedImage
+from clip_vl.datasets.images.source import ImageSource, check_recorded
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
 

@@ -15,7 +15,7 @@ from clip_vl.datasets.features.hdf5_store import HDF5Features, HDF5Writer, close
 from clip_vl.datasets.features.lmdb_store import LMDBFeatures, LMDBWriter, has_lmdb
 from clip_vl.datasets.features.records import check_meta, content, writing
 from clip_vl.datasets.images import store
-from clip_vl.datasets.official.data_root import is_locked
+from clip_vl.datasets.storage.locks import is_locked
 from clip_vl.engine.errors import UserError
 
 

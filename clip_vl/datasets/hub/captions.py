@@ -9,7 +9,7 @@ from clip_vl.datasets.captions.source import CaptionSource, is_remote, path_belo
 from clip_vl.datasets.captions.table import BLANK, MAX_LEFT_OUT, check_left_out
 from clip_vl.datasets.captions.tar import quick_digest
 from clip_vl.datasets.hub.splits import load_rows
-from clip_vl.datasets.images.images import DamagedImage
+from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.engine.errors import DataError, UserError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "url")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from clip_vl.datasets.images.images import decode_image, jpeg_decoder
+from clip_vl.datasets.images.decoding import decode_image, jpeg_decoder
 from clip_vl.engine.errors import UserError
 
 RATIOS = (3 / 4, 4 / 3)  # width / height of random boxes

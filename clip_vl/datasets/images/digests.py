@@ -19,7 +19,6 @@ from clip_vl.datasets.storage.cache import sha256
 from clip_vl.engine.errors import DataError
 from clip_vl.engine.files import atomic_write
 
-LIST = "image_sha256.txt"
 SHA256, NAME = 64, 66  # where the digest of a line ends and its name begins
 LINE = re.compile(rb"([0-9a-f]{64})  ([^\n]+)\n")
 BLOCK = 4096  # files whose digests are written down at a time: the most that an interruption can cost

@@ -16,7 +16,7 @@ import time
 import urllib.parse
 from pathlib import Path
 
-from clip_vl.datasets.images.images import DamagedImage, decode_image
+from clip_vl.datasets.images.decoding import DamagedImage, decode_image
 from clip_vl.engine.files import atomic_write
 from clip_vl.engine.readers.json_files import parse_json
 from clip_vl.engine.readers.text import read_lines

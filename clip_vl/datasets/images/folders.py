@@ -10,16 +10,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clip_vl.datasets.images.digests import LIST
-from clip_vl.datasets.images.images import (
-    COCO_VG,
-    NLVR2,
-    VG_FOLDER,
-    DamagedImage,
-    read_image_size,
-    relative_path,
-    size_key,
-)
+from clip_vl.datasets.images.collections import COCO_VG, LIST, NLVR2, VG_FOLDER, relative_path, size_key
+from clip_vl.datasets.images.decoding import DamagedImage, read_image_size
 from clip_vl.datasets.storage.json_stream import iterate_json_list, read_json
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_write

@@ -15,17 +15,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from clip_vl.datasets.images.images import (
-    COCO_VG,
-    DamagedImage,
-    ImageSource,
-    check_recorded,
-    decode_image,
-    jpeg_decoder,
-    relative_path,
-    resize,
-    resized_size,
-)
+from clip_vl.datasets.images.canvas import resize, resized_size
+from clip_vl.datasets.images.collections import COCO_VG, relative_path
+from clip_vl.datasets.images.decoding import DamagedImage, decode_image, jpeg_decoder
+from clip_vl.datasets.images.source import ImageSource, check_recorded
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_write
 

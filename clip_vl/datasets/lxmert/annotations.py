@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from clip_vl.datasets.images.images import COCO_VG, Collection
+from clip_vl.datasets.images.collections import COCO_VG, Collection
 from clip_vl.datasets.lxmert.entries import read_pretrain_entry, read_vqa_entry
 from clip_vl.datasets.lxmert.tables import TableBuilder
 from clip_vl.datasets.storage.cache import build_once

@@ -5,8 +5,8 @@ import io
 import numpy as np
 import torch
 
-from clip_vl.datasets.images.images import decode_image
-from clip_vl.datasets.loader import load_images
+from clip_vl.datasets.images.decoding import decode_image
+from clip_vl.datasets.lxmert.batches import load_images
 from clip_vl.datasets.lxmert.wordpiece import pad_tokens
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from clip_vl.datasets.loader import load_images
+from clip_vl.datasets.lxmert.batches import load_images
 from clip_vl.datasets.lxmert.wordpiece import pad_tokens
 from clip_vl.engine.random import numpy_rng
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from clip_vl.datasets.images.images import COCO_VG, relative_path, size_key
+from clip_vl.datasets.images.collections import COCO_VG, relative_path, size_key
 from clip_vl.datasets.storage.columns import ColumnWriter, RaggedWriter, TextWriter, WordWriter
 from clip_vl.datasets.storage.json_stream import iterate_json_list, read_json
 from clip_vl.engine.errors import DataError

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from clip_vl.datasets.images.images import FLICKR30K, GQA, NLVR, NLVR2, Collection
+from clip_vl.datasets.images.collections import FLICKR30K, GQA, NLVR, NLVR2, Collection
 from clip_vl.datasets.lxmert.entries import read_nlvr2_entry, read_nlvr_entry, read_vqa_entry
 
 ENTAILMENTS = ("contradiction", "entailment", "neutral")  # the order of the published checkpoints

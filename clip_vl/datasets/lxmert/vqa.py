@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clip_vl.datasets.images.images import COCO_VG
-from clip_vl.datasets.loader import load_images, say_skipped, size_file, split_paths
+from clip_vl.datasets.images.collections import COCO_VG
 from clip_vl.datasets.lxmert.annotations import build_vqa_annotations
+from clip_vl.datasets.lxmert.batches import load_images, say_skipped, size_file, split_paths
 from clip_vl.datasets.lxmert.entries import read_vqa_entry
 from clip_vl.datasets.lxmert.wordpiece import pad_tokens
 from clip_vl.engine import dist

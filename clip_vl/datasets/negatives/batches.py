@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from clip_vl.datasets.captions.source import path_below
-from clip_vl.datasets.images.images import DamagedImage
+from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.datasets.negatives.table import NegativeLMDB, read_tsv, recorded_images_dir
 from clip_vl.engine.errors import DataError
 from clip_vl.engine.random import numpy_rng

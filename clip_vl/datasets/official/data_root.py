@@ -1,17 +1,12 @@
 """A data root: what it holds, what each part is for and how it is fetched, and a lock on the whole."""
 
-import fcntl
-import os
 import shlex
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from clip_vl.datasets.images.images import COCO_FOLDERS, VG_FOLDER
+from clip_vl.datasets.images.collections import COCO_FOLDERS, VG_FOLDER
 from clip_vl.datasets.lxmert.tasks import TASKS
 from clip_vl.datasets.official.files import OFFICIAL
-from clip_vl.engine.errors import UserError
-from clip_vl.engine.files import TEMPORARY
 
 MAIN_PURPOSES = ("pretrain", "vqa", "test")
 PURPOSES = (*MAIN_PURPOSES, "weights", *TASKS)
@@ -236,29 +231,3 @@ def clip_parts(sha256_of):
     )
 
 
-@contextmanager
-def hold(root):
-    """Keep a data root to this process, and clear away what a killed one left half-written in it."""
-    descriptor = os.open(root, os.O_RDONLY)
-    try:
-        if not is_locked(descriptor):
-            raise UserError(f"another process is preparing {root}; wait until it is done")
-        image_folders = {str(Path(task.collection.sizes).parent) for task in TASKS.values()}
-        for folder in ("", "lxmert", "vqa", "mscoco", *TASKS, *image_folders):
-            for leftover in Path(root, folder).glob(f"{TEMPORARY}*"):
-                with suppress(OSError):  # a read-only data root can still be looked at
-                    leftover.unlink()
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def is_locked(descriptor):
-    """Whether this process now has the lock on an open folder; there is no lock file that could be left behind."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:  # a file system without locks
-        return True
-    return True

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from clip_vl.datasets.images.images import NLVR, image_path
+from clip_vl.datasets.images.collections import NLVR, image_path
 from clip_vl.datasets.official.files import OFFICIAL, expected_form, text_of, write_list
 from clip_vl.datasets.storage.json_stream import iterate_json_lines
 from clip_vl.engine.errors import DataError, UserError

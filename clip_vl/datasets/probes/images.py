@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from clip_vl.datasets.images.images import DamagedImage, decode_image
+from clip_vl.datasets.images.decoding import DamagedImage, decode_image
 from clip_vl.datasets.lxmert.canvas_pairs import on_canvas
 
 FINE, CLAMPED, DAMAGED = 0, 1, 2

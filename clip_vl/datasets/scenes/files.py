@@ -8,7 +8,7 @@ import itertools
 import re
 from pathlib import Path
 
-from clip_vl.datasets.images.images import relative_path, size_key
+from clip_vl.datasets.images.collections import relative_path, size_key
 from clip_vl.datasets.scenes.scene import ATTRIBUTES
 from clip_vl.datasets.scenes.tasks import ENTAILMENTS, FOLDERS
 

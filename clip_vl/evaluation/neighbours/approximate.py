@@ -10,17 +10,9 @@ import torch
 
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.random import numpy_rng
-from clip_vl.evaluation.neighbours.exact import (
-    SPARE,
-    Neighbours,
-    _best,
-    check_k,
-    exclusion_of,
-    one_thread_each,
-    sharded_top_k,
-    top_k,
-)
+from clip_vl.evaluation.neighbours.exact import SPARE, Neighbours, _best, check_k, exclusion_of, sharded_top_k, top_k
 from clip_vl.evaluation.neighbours.inverted_lists import InvertedLists
+from clip_vl.evaluation.neighbours.tiles import one_thread_each
 
 METHODS = ("auto", "exact", "ivf", "hnsw")
 EXACT_ROWS = 1_000_000  # up to here "auto" is exact

@@ -8,8 +8,6 @@ rounding proves for each query that no key outside of them can belong to the res
 candidates from float32 products. The result is that of float32 scores either way, ties by row, whatever the blocks.
 """
 
-import contextlib
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import torch
@@ -17,6 +15,7 @@ import torch
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.optim import is_fast_at_bf16
+from clip_vl.evaluation.neighbours.tiles import full_precision, one_thread_each
 
 QUERY_BLOCK = {"cpu": 512, "cuda": 4096}
 KEY_BLOCK = 8192
@@ -103,34 +102,6 @@ def check_k(k, N, exclude):
 def exclusion_of(exclude, duplicate_above, device):
     query_ids, key_ids = (None, None) if exclude is None else (torch.as_tensor(ids, device=device) for ids in exclude)
     return Exclusion(query_ids, key_ids, float("inf") if duplicate_above is None else duplicate_above)
-
-
-@contextlib.contextmanager
-def full_precision():
-    """Products of float32 in float32, and sums of bfloat16 products too: what the bounds below assume."""
-    cuda, before = torch.backends.cuda.matmul, torch.get_float32_matmul_precision()
-    reduced = cuda.allow_bf16_reduced_precision_reduction
-    torch.set_float32_matmul_precision("highest")
-    cuda.allow_bf16_reduced_precision_reduction = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-        cuda.allow_bf16_reduced_precision_reduction = reduced
-
-
-@contextlib.contextmanager
-def one_thread_each(device):
-    """A `map` over tasks: on a CPU each has a thread to itself, as several for a small product mostly wait."""
-    threads = torch.get_num_threads()
-    if device.type != "cpu" or threads == 1:
-        yield lambda task, *arguments: list(map(task, *arguments))
-        return
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield lambda task, *arguments: list(pool.map(task, *arguments))
-    finally:
-        torch.set_num_threads(threads)
 
 
 class _Rounded:

@@ -12,7 +12,8 @@ from torch.nn import functional
 from clip_vl.engine import dist
 from clip_vl.engine.optim import is_fast_at_bf16
 from clip_vl.engine.random import torch_generator
-from clip_vl.evaluation.neighbours.exact import grouped_largest, largest, one_thread_each
+from clip_vl.evaluation.neighbours.exact import grouped_largest, largest
+from clip_vl.evaluation.neighbours.tiles import one_thread_each
 
 PROBES = 8  # lists whose best keys a query gets; of more, where they are asked for, only what is better
 LISTS = 4  # of them, times the square root of the keys

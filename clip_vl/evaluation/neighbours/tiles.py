@@ -1,5 +1,8 @@
 """Products of float32 features and counts over them, a tile at a time, as fast as the device does them."""
 
+import contextlib
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from torch.nn import functional as F
@@ -49,3 +52,31 @@ def count_rows(compare, scores, thresholds):
             np.add.reduce(words[:, start : start + 255], axis=1).view(np.uint8).reshape(n, WORD).sum(1, dtype=np.int64)
         )
     return total
+
+
+@contextlib.contextmanager
+def full_precision():
+    """Products of float32 in float32, and sums of bfloat16 products too: what the bounds below assume."""
+    cuda, before = torch.backends.cuda.matmul, torch.get_float32_matmul_precision()
+    reduced = cuda.allow_bf16_reduced_precision_reduction
+    torch.set_float32_matmul_precision("highest")
+    cuda.allow_bf16_reduced_precision_reduction = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+        cuda.allow_bf16_reduced_precision_reduction = reduced
+
+
+@contextlib.contextmanager
+def one_thread_each(device):
+    """A `map` over tasks: on a CPU each has a thread to itself, as several for a small product mostly wait."""
+    threads = torch.get_num_threads()
+    if device.type != "cpu" or threads == 1:
+        yield lambda task, *arguments: list(map(task, *arguments))
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield lambda task, *arguments: list(pool.map(task, *arguments))
+    finally:
+        torch.set_num_threads(threads)

@@ -1,6 +1,5 @@
 """Which GELU a CLIP checkpoint was trained with: the shapes cannot tell, so a contradiction is an error."""
 
-import torch
 
 from clip_vl.engine.errors import UserError
 from clip_vl.models.loading.torchscript import is_archive
@@ -34,11 +33,6 @@ def resolve_quick_gelu(name, in_config, asked, tag="", weights=None):
 def openclip_name(name):
     """OpenAI's spelling (ViT-B/32, ViT-L/14@336px) to open_clip's (ViT-B-32, ViT-L-14-336)."""
     return name.replace("/", "-").replace("@336px", "-336")
-
-
-def quick_gelu(x):
-    """OpenAI's approximation of GELU."""
-    return x * torch.sigmoid(1.702 * x)
 
 
 def _of_tag(name, tag):

@@ -14,10 +14,12 @@ from torch.nn import functional as F
 
 from clip_vl.engine.errors import UserError
 from clip_vl.models.attention import PackedProjection, attend
-from clip_vl.models.clip.activations import openclip_name, quick_gelu, resolve_quick_gelu
+from clip_vl.models.clip.activations import openclip_name, resolve_quick_gelu
+from clip_vl.models.clip.quick_gelu import quick_gelu
 from clip_vl.models.clip.tokenizer import ClipTokenizer, WordPieceTokenizer
 from clip_vl.models.loading.pretrained_files import openclip_file
-from clip_vl.models.loading.weights import load_weights, read_state_dict
+from clip_vl.models.loading.state_dicts import read_state_dict
+from clip_vl.models.loading.weights import load_weights
 
 PLAIN_KEYS = {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio", "no_causal_mask"}
 DROPPED = -10000.0  # added to the attention scores of keys that must not be seen

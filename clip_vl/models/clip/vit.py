@@ -8,7 +8,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from clip_vl.models.attention import PackedProjection, attend
-from clip_vl.models.clip.activations import quick_gelu
+from clip_vl.models.clip.quick_gelu import quick_gelu
 
 HEAD_WIDTH = 64
 

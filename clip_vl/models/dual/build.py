@@ -22,8 +22,9 @@ from clip_vl.models.dual.settings import (
     vocabulary_of,
 )
 from clip_vl.models.loading.settings import Settings
+from clip_vl.models.loading.state_dicts import read_state_dict
 from clip_vl.models.loading.torchscript import is_archive
-from clip_vl.models.loading.weights import load_weights, read_state_dict
+from clip_vl.models.loading.weights import load_weights
 from clip_vl.models.towers.image import build_image_tower
 from clip_vl.models.towers.image_clip import resolution_of
 from clip_vl.models.towers.text import build_text_tower

@@ -175,3 +175,17 @@ class BertPooler(nn.Module):
         """x: (B, L, D) -> (B, D)."""
         pooled = self.dense(x[:, 0])
         return pooled.tanh() if self.tanh else pooled
+
+
+def init_weights(module, std=0.02):
+    """BERT's: Linear and Embedding N(0, std), zero biases, identity LayerNorms.
+
+    The convolutions and batch norms of the visual tower keep what they have: it may be CLIP's already.
+    """
+    for part in module.modules():
+        if isinstance(part, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(part.weight, std=std)
+        if isinstance(part, nn.LayerNorm):
+            nn.init.ones_(part.weight)
+        if isinstance(part, (nn.Linear, nn.LayerNorm)):
+            nn.init.zeros_(part.bias)

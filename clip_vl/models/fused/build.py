@@ -14,16 +14,16 @@ from clip_vl.models.fused.bert import BertConfig
 from clip_vl.models.fused.checkpoints import load_encoder, read_checkpoint
 from clip_vl.models.fused.encoder import VLClassifier, VLEncoder
 from clip_vl.models.fused.optim import VISUAL, build_optimizers
-from clip_vl.models.fused.visual_tokens import RegionConfig
-from clip_vl.models.loading.weights import (
+from clip_vl.models.fused.pretrained import (
     detect_grid_encoder,
     detect_layers,
     detect_positions,
     digest_warning,
     load_bert,
     load_clip_visual,
-    load_weights,
 )
+from clip_vl.models.fused.visual_tokens import RegionConfig
+from clip_vl.models.loading.weights import load_weights
 
 HINT = "`python -m clip_vl.prepare check` says where it comes from; --random_init trains without it."
 BOXES = "visn_fc.box_fc."  # of every model of a detector's regions with their boxes

@@ -12,8 +12,10 @@ import torch
 from clip_vl.engine import dist
 from clip_vl.engine.checkpoint import save_plain
 from clip_vl.engine.errors import UserError
+from clip_vl.models.fused.pretrained import state_for_exchange
 from clip_vl.models.loading.settings import as_record
-from clip_vl.models.loading.weights import load_weights, read_state_dict, state_for_exchange
+from clip_vl.models.loading.state_dicts import read_state_dict
+from clip_vl.models.loading.weights import load_weights
 
 ENCODER = re.compile(r"^(lxrt_encoder\.model\.)?bert\.")
 FOREIGN = {re.compile(r"^lxmert\."): "bert.", re.compile(r"^lxrt_encoder\.model\.module\."): "lxrt_encoder.model."}

@@ -6,11 +6,10 @@ Parameter names are those of the published checkpoints. The two-stream encoder i
 import torch
 from torch import nn
 
-from clip_vl.models.fused.bert import BertEmbeddings, BertLayer, BertPooler, attention_bias
+from clip_vl.models.fused.bert import BertEmbeddings, BertLayer, BertPooler, attention_bias, init_weights
 from clip_vl.models.fused.heads import AnswerHead, PretrainHeads, RegionHead, answer_layers
 from clip_vl.models.fused.two_stream import TwoStream
 from clip_vl.models.fused.visual_tokens import Regions, VisualTokens
-from clip_vl.models.loading.weights import init_weights
 
 
 class FusedStream(VisualTokens):

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from clip_vl.models.loading.weights import init_weights
+from clip_vl.models.fused.bert import init_weights
 
 
 def answer_layers(config, num_answers, images_each=1):

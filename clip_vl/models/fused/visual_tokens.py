@@ -8,10 +8,8 @@ from torch.nn import functional as F
 
 from clip_vl.engine.errors import UserError
 from clip_vl.models.clip.grid import build_grid_encoder
+from clip_vl.models.clip.statistics import CLIP_MEAN, CLIP_STD
 from clip_vl.models.dropout import Dropout
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class RegionConfig(NamedTuple):

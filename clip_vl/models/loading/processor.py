@@ -1,8 +1,8 @@
 """How transformers' CLIPProcessor reads images and texts for one of our models: its two configurations, and back."""
 
 from clip_vl.engine.errors import UserError
+from clip_vl.models.clip.statistics import CLIP_MEAN, CLIP_STD
 from clip_vl.models.clip.tokenizer import ClipTokenizer, WordPieceTokenizer, byte_pairs, special_ids
-from clip_vl.models.fused.visual_tokens import CLIP_MEAN, CLIP_STD
 from clip_vl.models.towers.pixels import Pixels
 
 RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers

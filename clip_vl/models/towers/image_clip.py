@@ -16,7 +16,7 @@ from clip_vl.models.clip.activations import openclip_name, published_preprocessi
 from clip_vl.models.clip.grid import GridConfig, ModifiedResNet
 from clip_vl.models.clip.vit import HEAD_WIDTH, PooledVisionTransformer, ViTConfig, resize_positions
 from clip_vl.models.loading.pretrained_files import load_tower, openclip_file
-from clip_vl.models.loading.weights import read_state_dict
+from clip_vl.models.loading.state_dicts import read_state_dict
 from clip_vl.models.towers.pixels import describe, published_pixels
 
 PLAIN_KEYS = {"image_size", "layers", "width", "patch_size", "head_width", "mlp_ratio"}

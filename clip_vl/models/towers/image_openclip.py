@@ -7,7 +7,7 @@ from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.readers.json_files import parse_json
 from clip_vl.models.clip.activations import published_preprocessing, resolve_quick_gelu
 from clip_vl.models.loading.pretrained_files import OPENCLIP_FILES, find_file, load_tower, openclip_file
-from clip_vl.models.loading.weights import read_state_dict
+from clip_vl.models.loading.state_dicts import read_state_dict
 from clip_vl.models.towers.pixels import describe, measure_width, published_pixels
 from clip_vl.models.towers.pooled import PooledTower
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from clip_vl.engine.errors import UserError
 from clip_vl.models.loading.pretrained_files import load_tower, published_file
-from clip_vl.models.loading.weights import read_state_dict
+from clip_vl.models.loading.state_dicts import read_state_dict
 from clip_vl.models.towers.pixels import Pixels, describe, measure_width
 from clip_vl.models.towers.pooled import PooledTower
 

@@ -6,7 +6,7 @@ import torch
 from torch.func import functional_call
 
 from clip_vl.engine.errors import UserError
-from clip_vl.models.fused.visual_tokens import CLIP_MEAN, CLIP_STD
+from clip_vl.models.clip.statistics import CLIP_MEAN, CLIP_STD
 
 OPENCLIP_CROPS = {"shortest": "short_side", "squash": "squash", "longest": "pad"}
 

@@ -94,7 +94,8 @@ def _positions(config):
 
 def _load(model, path, pooler):
     """Load a file of this encoder's weights; the heads of the model it came from are left out."""
-    from clip_vl.models.loading.weights import load_weights, read_state_dict
+    from clip_vl.models.loading.state_dicts import read_state_dict
+    from clip_vl.models.loading.weights import load_weights
 
     prefix = model.base_model_prefix + "."
     state = read_state_dict(path)

@@ -12,7 +12,7 @@ from clip_vl.datasets.captions.batches import MAX_REPLACEMENTS, AlignDataset
 from clip_vl.datasets.captions.episodes import PlainBatches
 from clip_vl.datasets.captions.source import CaptionSource
 from clip_vl.datasets.images.crops import EvalCrop, TrainCrop
-from clip_vl.datasets.images.images import DamagedImage
+from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.datasets.loader import build_loader, evaluation_loader, to_device
 from clip_vl.engine.errors import DataError
 

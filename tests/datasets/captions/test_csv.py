@@ -8,7 +8,7 @@ import pytest
 from clip_vl.datasets.captions import csv as caption_csv
 from clip_vl.datasets.captions.csv import open_csv
 from clip_vl.datasets.captions.table import BATCH, TableWriter
-from clip_vl.datasets.images.images import DamagedImage
+from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.datasets.storage.cache import writable_root
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.flags.captions import SourceFlags

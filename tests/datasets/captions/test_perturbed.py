@@ -9,7 +9,7 @@ from PIL import Image
 
 from clip_vl.datasets.captions.perturbed import ShuffledCrop, perturbed, shuffle_parts, views_of
 from clip_vl.datasets.captions.source import CaptionSource
-from clip_vl.datasets.images.images import decode_image
+from clip_vl.datasets.images.decoding import decode_image
 from clip_vl.datasets.negatives.tagger import load_tagger
 from clip_vl.engine.errors import UserError
 from clip_vl.flags.perturbed import IMAGES, TEXTS, PerturbedFlags

@@ -8,9 +8,10 @@ import tarfile
 import pytest
 
 from clip_vl.datasets.captions.sources import open_sources
-from clip_vl.datasets.captions.tar import expand_braces, open_shards
+from clip_vl.datasets.captions.tar import open_shards
 from clip_vl.datasets.captions.tar_index import iterate_members
-from clip_vl.datasets.images.images import DamagedImage
+from clip_vl.datasets.captions.tar_names import expand_braces
+from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.datasets.storage.cache import writable_root
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.flags.captions import SourceFlags

@@ -14,7 +14,7 @@ from clip_vl.datasets.classes import elevater as classes_elevater
 from clip_vl.datasets.classes.class_set import held_out
 from clip_vl.datasets.classes.names import Prompts, benchmark_key, metric_of, named, read_list, read_templates
 from clip_vl.datasets.classes.sets import open_class_set, open_training
-from clip_vl.datasets.images.images import DamagedImage
+from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.engine.errors import DataError, UserError
 
 

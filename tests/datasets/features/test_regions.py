@@ -10,8 +10,8 @@ import pytest
 
 from clip_vl.datasets.features.regions import convert_regions, normalised_boxes, open_regions, read_lxmert_tsv
 from clip_vl.datasets.features.store import write_features
-from clip_vl.datasets.images.images import DamagedImage
-from clip_vl.datasets.loader import open_images, pad_regions
+from clip_vl.datasets.images.decoding import DamagedImage
+from clip_vl.datasets.lxmert.batches import open_images, pad_regions
 from clip_vl.engine.errors import DataError, UserError
 
 FIELDS = ["img_id", "img_h", "img_w", "objects_id", "objects_conf", "attrs_id", "attrs_conf", "num_boxes", "boxes",

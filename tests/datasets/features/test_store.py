@@ -25,7 +25,7 @@ from clip_vl.datasets.features import lmdb_store as feature_lmdb
 from clip_vl.datasets.features import records as feature_records
 from clip_vl.datasets.features import store as feature_store
 from clip_vl.datasets.features.store import merge_features, open_features, write_features
-from clip_vl.datasets.images.images import DamagedImage
+from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.engine.errors import DataError, UserError
 
 META = {"model": "RN50", "shape": [3, 4]}

@@ -9,7 +9,7 @@ from PIL import Image
 
 from clip_vl.datasets.captions.sources import open_sources
 from clip_vl.datasets.hub.captions import open_hub
-from clip_vl.datasets.images.images import DamagedImage
+from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.datasets.storage.cache import writable_root
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.flags.captions import SourceFlags

@@ -11,7 +11,7 @@ from PIL import Image
 
 from clip_vl.datasets.images import crops
 from clip_vl.datasets.images.crops import EvalCrop, TrainCrop, change_colours, draw_box
-from clip_vl.datasets.images.images import DamagedImage, decode_image
+from clip_vl.datasets.images.decoding import DamagedImage, decode_image
 from clip_vl.engine.errors import UserError
 
 PHOTOGRAPHS = sorted(Path(os.environ.get("CLIP_VL_REAL_DATA", "../shared/data"), "images").glob("*.JPEG"))

@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 
 from clip_vl.datasets.images import digests as image_digests
+from clip_vl.datasets.images.collections import COCO_VG, digest_list
+from clip_vl.datasets.images.decoding import DamagedImage, decode_image
 from clip_vl.datasets.images.digests import DigestList, record_digests
 from clip_vl.datasets.images.folders import list_images
-from clip_vl.datasets.images.images import COCO_VG, DamagedImage, ImageSource, decode_image, digest_list
+from clip_vl.datasets.images.source import ImageSource
 from clip_vl.datasets.images.store import write_images
 from clip_vl.engine.errors import DataError
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from clip_vl.datasets.images import folders as image_folders
+from clip_vl.datasets.images.collections import NLVR2
 from clip_vl.datasets.images.folders import (
     count_absent,
     flatten_nlvr2,
@@ -16,7 +17,6 @@ from clip_vl.datasets.images.folders import (
     read_sizes,
     save_unreadable,
 )
-from clip_vl.datasets.images.images import NLVR2
 from clip_vl.engine.errors import DataError, UserError
 
 

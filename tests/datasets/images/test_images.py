@@ -13,22 +13,18 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from clip_vl.datasets.images.files import FORMATS
-from clip_vl.datasets.images.images import (
-    DamagedImage,
-    ImageSource,
+from clip_vl.datasets.images.canvas import (
     canvas_size,
-    decode_image,
     dynamic_canvas,
-    image_path,
     is_portrait,
     place_on_canvas,
-    read_image_size,
-    relative_path,
     resize,
     resized_size,
-    size_key,
 )
+from clip_vl.datasets.images.collections import image_path, relative_path, size_key
+from clip_vl.datasets.images.decoding import DamagedImage, decode_image, read_image_size
+from clip_vl.datasets.images.files import FORMATS
+from clip_vl.datasets.images.source import ImageSource
 from clip_vl.engine.errors import DataError
 
 PHOTOGRAPHS = sorted(Path(os.environ.get("CLIP_VL_REAL_DATA", "../shared/data"), "images").glob("*.JPEG"))

@@ -15,7 +15,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from clip_vl.datasets.images import store
-from clip_vl.datasets.images.images import DamagedImage, ImageSource, decode_image
+from clip_vl.datasets.images.decoding import DamagedImage, decode_image
+from clip_vl.datasets.images.source import ImageSource
 from clip_vl.datasets.images.store import ImageLMDB, write_images
 from clip_vl.engine.errors import DataError, UserError
 

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from clip_vl.datasets.images.images import is_portrait
+from clip_vl.datasets.images.canvas import is_portrait
 from clip_vl.datasets.lxmert.samplers import EvalBatches, TrainBatches, aspect_groups
 from clip_vl.engine.errors import DataError, UserError
 

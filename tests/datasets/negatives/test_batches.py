@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_vl.datasets.images.images import decode_image
+from clip_vl.datasets.images.decoding import decode_image
 from clip_vl.datasets.negatives.batches import NegativePairs, NegativeTable, usable_rows
 from clip_vl.datasets.negatives.table import NegativeRow
 from clip_vl.engine.errors import DataError

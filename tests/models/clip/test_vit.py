@@ -12,7 +12,7 @@ from clip_vl.models.clip.grid import GRID_ENCODERS, build_grid_encoder
 from clip_vl.models.clip.vit import VisionTransformer, ViTConfig, resize_positions
 from clip_vl.models.fused.bert import BertConfig
 from clip_vl.models.fused.encoder import VLEncoder
-from clip_vl.models.loading.weights import detect_grid_encoder, load_clip_visual
+from clip_vl.models.fused.pretrained import detect_grid_encoder, load_clip_visual
 
 PUBLISHED = {"ViT-B/32": (768, 32, 7), "ViT-B/16": (768, 16, 14), "ViT-L/14": (1024, 14, 16)}
 SMALL = ViTConfig(layers=2, width=128, patch=16, positions=3)

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from clip_vl.models.clip.statistics import CLIP_MEAN, CLIP_STD
 from clip_vl.models.clip.text import ClipTextTower, TextConfig
 from clip_vl.models.dual.encoder import CachedTower, DualEncoder
-from clip_vl.models.fused.visual_tokens import CLIP_MEAN, CLIP_STD
 from clip_vl.models.loading.clip_exchange import to_openclip
 from clip_vl.models.towers.image_clip import build_clip_tower
 

@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from clip_vl.engine.errors import UserError
 from clip_vl.models.clip.grid import GridConfig
+from clip_vl.models.clip.statistics import CLIP_MEAN, CLIP_STD
 from clip_vl.models.fused.bert import BertConfig
 from clip_vl.models.fused.encoder import VLClassifier, VLEncoder, VLPretrainer
-from clip_vl.models.fused.visual_tokens import CLIP_MEAN, CLIP_STD, VisualTower, picture_cells
+from clip_vl.models.fused.visual_tokens import VisualTower, picture_cells
 
 CONFIG = BertConfig(
     vocab_size=60,

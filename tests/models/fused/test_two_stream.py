@@ -9,8 +9,8 @@ from clip_vl.models.clip.grid import GridConfig
 from clip_vl.models.fused.bert import BertConfig
 from clip_vl.models.fused.checkpoints import save_task
 from clip_vl.models.fused.encoder import VLClassifier, VLEncoder, VLPretrainer
+from clip_vl.models.fused.pretrained import detect_layers
 from clip_vl.models.loading.settings import read_settings
-from clip_vl.models.loading.weights import detect_layers
 
 SIZES = {"vocab_size": 60, "hidden_size": 48, "num_attention_heads": 4, "intermediate_size": 96}
 CONFIG = BertConfig(**SIZES, num_hidden_layers=3, max_position_embeddings=16)

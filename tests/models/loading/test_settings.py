@@ -7,7 +7,7 @@ from clip_vl.engine.checkpoint import save_plain
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.models.fused.settings import digest_of_bert, recall_fused
 from clip_vl.models.loading.settings import Settings, as_metadata, as_record, read_settings, recall
-from clip_vl.models.loading.weights import read_state_dict
+from clip_vl.models.loading.state_dicts import read_state_dict
 
 VALUES = {"image_size_min": 96, "lr": 0.5, "image_crop": None, "mask_padding": True, "odd": "\ud800é"}
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from clip_vl.engine.errors import DataError
+from clip_vl.models.loading.state_dicts import read_state_dict
 from clip_vl.models.loading.torch_files import read_torch
-from clip_vl.models.loading.weights import read_state_dict
 
 CALL = torch._utils._rebuild_tensor_v2
 

@@ -12,19 +12,18 @@ from torch import nn
 
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.models.clip.grid import GRID_ENCODERS, GridConfig, ModifiedResNet, build_grid_encoder
-from clip_vl.models.fused.bert import BertConfig
+from clip_vl.models.fused.bert import BertConfig, init_weights
 from clip_vl.models.fused.encoder import VLClassifier, VLEncoder, VLPretrainer
-from clip_vl.models.loading.weights import (
+from clip_vl.models.fused.pretrained import (
     OPENAI_SHA256,
     detect_grid_encoder,
     digest_warning,
-    init_weights,
     load_bert,
     load_clip_visual,
-    load_weights,
-    read_state_dict,
     state_for_exchange,
 )
+from clip_vl.models.loading.state_dicts import read_state_dict
+from clip_vl.models.loading.weights import load_weights
 
 CONFIG = BertConfig(
     vocab_size=60,

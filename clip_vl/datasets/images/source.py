@@ -1,0 +1,82 @@
+"""Image files -> uint8 pictures: where an image lies, how large it is, decoding, resizing, one canvas for a batch.
+
+The geometry is CLIP-ViL's: the short side becomes m = 384 unless the long one would pass M = 640, and the picture is
+centred on a black canvas of m x M whose orientation follows the original. Pictures stay uint8 up to the device.
+Image files are foreign bytes: their size is read from the header before anything of that size is allocated.
+"""
+
+from pathlib import Path
+
+import torch
+
+from clip_vl.datasets.images.canvas import resize, resized_size
+from clip_vl.datasets.images.collections import COCO_VG, digest_list, image_path, relative_path
+from clip_vl.datasets.images.decoding import DamagedImage, decode_image, jpeg_decoder
+from clip_vl.datasets.images.digests import DigestList
+
+# ---- where images lie ----
+
+
+# ---- reading ----
+
+
+# ---- geometry ----
+
+
+# ---- the images of a data root ----
+
+
+class ImageSource:
+    """The images in the folders of a data root, held to their recorded digests where there are any.
+
+    It holds no open file, so any worker can have a copy.
+    """
+
+    kind = "pictures"
+
+    def __init__(self, data_root, collection=COCO_VG):
+        self.data_root, self.collection = Path(data_root), collection
+        recorded = digest_list(data_root, collection)
+        self.digests = DigestList(recorded) if recorded.exists() else None
+        jpeg_decoder()
+
+    def read(self, img_id):
+        """The bytes of the image file. Raises DamagedImage, also where it is missing or not what was recorded."""
+        name = relative_path(img_id, self.collection)
+        path = self.data_root / name
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DamagedImage(path, f"cannot be read: {error.strerror}") from None
+        self.check(name, data)
+        return data
+
+    def check(self, name, data):
+        """Raise DamagedImage where `data` is not what was recorded for the file `name`, a path below the data root."""
+        if self.digests and (complaint := self.digests.complaint(name, data)):
+            raise DamagedImage(self.data_root / name, complaint)
+
+    def load(self, img_id, m=384, M=640, recorded_size=None):
+        """The resized picture, uint8 (3, h, w). Raises DamagedImage.
+
+        recorded_size: (height, width) by which the batch was chosen. An image of another size would be cropped by the
+        canvas of that batch, so it counts as damaged.
+        """
+        path = image_path(self.data_root, img_id, self.collection)
+        image = decode_image(self.read(img_id), path)
+        original = tuple(image.shape[1:])
+        check_recorded(path, original, recorded_size)
+        return resize(image, resized_size(*original, m, M))
+
+    @staticmethod
+    def blank(m, M, size):
+        """A black picture in the place of a damaged one of that (height, width)."""
+        return torch.zeros((3, *resized_size(*size, m, M)), dtype=torch.uint8)
+
+
+def check_recorded(name, size, recorded_size):
+    """Raise DamagedImage unless an image has the (height, width) that was recorded for it, where one was."""
+    if recorded_size is not None and tuple(recorded_size) != tuple(size):
+        (height, width), (recorded_height, recorded_width) = size, recorded_size
+        reason = f"is {width}x{height} but recorded as {recorded_width}x{recorded_height} (width x height)"
+        raise DamagedImage(name, f"{reason}; `python -m clip_vl.prepare` records the sizes anew")
