@@ -19,16 +19,9 @@ import dataclasses
 import re
 from pathlib import Path
 
-from clip_vl.datasets.captions.csv import open_csv
-from clip_vl.datasets.captions.folders import open_classes
-from clip_vl.datasets.captions.json import open_caption_json
 from clip_vl.datasets.captions.mixture import Mixture
-from clip_vl.datasets.captions.pair_folders import are_pairs, find_sidecars, open_pairs
 from clip_vl.datasets.captions.source import is_remote
-from clip_vl.datasets.captions.tar import open_shards
 from clip_vl.datasets.captions.tar_names import expand_braces
-from clip_vl.datasets.hub.captions import open_hub
-from clip_vl.datasets.hub.splits import is_hub_folder
 from clip_vl.engine.errors import UserError
 
 KARPATHY = "karpathy/dataset_coco.json"
@@ -73,6 +66,8 @@ def open_entry(name, splits, settings):
     if name.startswith("mscoco_captions") and not Path(name).exists():
         return _open_coco(name, splits, settings, cache_root)
     if ".tar" in name:
+        from clip_vl.datasets.captions.tar import open_shards
+
         return open_shards(
             "::".join(_located(part, settings) for part in name.split("::")), cache_root, settings.max_left_out
         )
@@ -82,9 +77,13 @@ def open_entry(name, splits, settings):
     if not path.is_file():
         raise UserError(f"{name} is not there, neither as a path nor below --datasets_dir {settings.datasets_dir}")
     if path.suffix.lower() in JSONS:
+        from clip_vl.datasets.captions.json import open_caption_json
+
         return open_caption_json(path, splits, settings, cache_root)
     if path.suffix.lower() not in TABLES:
         raise UserError(f"{path}: the form of its data is not known; tables, JSON, .tar shards and folders are")
+    from clip_vl.datasets.captions.csv import open_csv
+
     return open_csv(path, settings, cache_root, splits)
 
 
@@ -96,6 +95,8 @@ def _located(name, settings):
 
 
 def _open_coco(name, splits, settings, cache_root):
+    from clip_vl.datasets.captions.json import open_caption_json
+
     root = Path(settings.datasets_dir)
     if name == "mscoco_captions_2014":
         path = root / "official" / f"captions_{(splits or ['train'])[0]}2014.json"
@@ -111,19 +112,31 @@ def _open_coco(name, splits, settings, cache_root):
 
 def _open_folder(path, splits, settings, cache_root):
     if (path / KARPATHY).is_file():
+        from clip_vl.datasets.captions.json import open_caption_json
+
         return open_caption_json(path / KARPATHY, splits, settings, cache_root)
+    from clip_vl.datasets.captions.pair_folders import are_pairs, find_sidecars, open_pairs
+
     found, others = find_sidecars(path)
     if are_pairs(path, found):
         _refuse_splits(path, splits, "of pairs")
         return open_pairs(path, found, others, cache_root, settings.max_left_out)
     if shards := sorted(map(str, path.glob("*.tar"))):
+        from clip_vl.datasets.captions.tar import open_shards
+
         _refuse_splits(path, splits, "of shards")
         return open_shards("::".join(shards), cache_root, settings.max_left_out)
+    from clip_vl.datasets.hub.splits import is_hub_folder
+
     if is_hub_folder(path):
+        from clip_vl.datasets.hub.captions import open_hub
+
         if splits and len(splits) > 1:
             raise UserError(f"{path}@{'+'.join(splits)}: name one split, and the others as entries of their own")
         return open_hub(path, splits and splits[0], settings, cache_root)
     _refuse_splits(path, splits, "of classes")
+    from clip_vl.datasets.captions.folders import open_classes
+
     return open_classes(path, cache_root)
 
 

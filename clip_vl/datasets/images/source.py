@@ -12,7 +12,6 @@ import torch
 from clip_vl.datasets.images.canvas import resize, resized_size
 from clip_vl.datasets.images.collections import COCO_VG, digest_list, image_path, relative_path
 from clip_vl.datasets.images.decoding import DamagedImage, decode_image, jpeg_decoder
-from clip_vl.datasets.images.digests import DigestList
 
 # ---- where images lie ----
 
@@ -37,7 +36,11 @@ class ImageSource:
     def __init__(self, data_root, collection=COCO_VG):
         self.data_root, self.collection = Path(data_root), collection
         recorded = digest_list(data_root, collection)
-        self.digests = DigestList(recorded) if recorded.exists() else None
+        self.digests = None
+        if recorded.exists():
+            from clip_vl.datasets.images.digests import DigestList
+
+            self.digests = DigestList(recorded)
         jpeg_decoder()
 
     def read(self, img_id):

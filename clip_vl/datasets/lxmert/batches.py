@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clip_vl.datasets.features.sources import open_stored
 from clip_vl.datasets.images.canvas import (
     canvas_size,
     dynamic_canvas,
@@ -18,7 +17,6 @@ from clip_vl.datasets.images.canvas import (
 from clip_vl.datasets.images.collections import COCO_VG
 from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.datasets.images.source import ImageSource
-from clip_vl.datasets.images.store import ImageLMDB, store_path
 from clip_vl.datasets.lxmert.samplers import EvalBatches, TrainBatches, aspect_groups
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError
@@ -41,9 +39,13 @@ def open_images(args, collection=COCO_VG, region_labels=()):
     region_labels: {"obj": classes, "attr": classes} that the batches shall have of a detector's regions
     """
     if args.features:
+        from clip_vl.datasets.features.sources import open_stored
+
         return open_stored(args, collection, region_labels)
     if not args.use_lmdb:
         return ImageSource(args.data_root, collection)
+    from clip_vl.datasets.images.store import ImageLMDB, store_path
+
     m, M = args.image_size_min, args.image_size_max
     return ImageLMDB(store_path(args.data_root, m, M, collection), m, M, collection)
 
