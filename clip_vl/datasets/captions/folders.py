@@ -13,7 +13,8 @@ from pathlib import Path
 from clip_vl.datasets.captions.pair_folders import SIDECARS, are_pairs, find_sidecars
 from clip_vl.datasets.captions.source import checked_below
 from clip_vl.datasets.captions.table import CaptionTable, Record, build_table
-from clip_vl.datasets.images.files import NAMED, is_hidden, is_image, list_images, natural_key, ordered, say_left_out
+from clip_vl.datasets.images.files import NAMED, is_hidden, is_image, list_images, natural_key, ordered, unread_files
+from clip_vl.datasets.storage.left_out import report_left_out
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError, printable
 from clip_vl.engine.readers.text import raw_bytes, read_lines
@@ -67,13 +68,13 @@ def read_class_folders(root):
     found = {name: list_images(Path(root, name)) for name in names}
     others = sum((counts for _, counts in found.values()), Counter())
     loose = [entry.name for entry in entries if is_image(entry.name) and not entry.is_dir()]
+    num_images = sum(len(images) for images, _ in found.values())
     empty = [name for name, (images, _) in found.items() if not images]
     if others.keys() & set(SIDECARS):
         _check_captions(root, names)
-    say_left_out(root, others)
-    if loose:
-        dist.print0(f"warning: {root}: {len(loose):,} images are left out, since they are in no class folder; "
-                    f"the first: {printable(min(loose))}")  # fmt: skip
+    report_left_out(root, unread_files(others), num_images, noun="files")
+    in_no_class = {"in no class folder": (len(loose), printable(min(loose, default="")))}
+    report_left_out(root, in_no_class, num_images, noun="images")
     if empty:
         dist.print0(f"warning: {root}: {len(empty):,} of {len(names):,} classes have no image: "
                     f"{', '.join(map(repr, empty[:NAMED]))}{', ...' * (len(empty) > NAMED)}")  # fmt: skip

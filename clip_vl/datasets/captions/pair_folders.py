@@ -7,8 +7,9 @@ from pathlib import Path
 from clip_vl.datasets.captions.sidecars import MAX_TEXT, sidecar_captions
 from clip_vl.datasets.captions.source import checked_below
 from clip_vl.datasets.captions.table import MAX_LEFT_OUT, NO_CAPTION, CaptionTable, LeftOut, Record, build_table
-from clip_vl.datasets.images.files import extension, is_image, say_left_out, walk
+from clip_vl.datasets.images.files import extension, is_image, unread_files, walk
 from clip_vl.datasets.storage.digests import digest_of
+from clip_vl.datasets.storage.left_out import report_left_out
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
 
@@ -56,7 +57,7 @@ def open_pairs(folder, found, others, cache_root, max_left_out=MAX_LEFT_OUT):
     table, digest = build_table(cache_root, folder, {"pairs": digest_of([list(found), states])}, records, max_left_out)
     source = CaptionTable(table, digest, folder)
     dist.print0(f"{folder}: {len(source):,} images with captions beside them are read as pairs, not as classes")
-    say_left_out(folder, others)
+    report_left_out(folder, unread_files(others), len(states) + len(found), noun="files")
     return source
 
 

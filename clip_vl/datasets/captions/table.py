@@ -12,7 +12,7 @@ from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.datasets.storage.cache import build_once
 from clip_vl.datasets.storage.columns import ColumnWriter, TextColumn, TextWriter, read_column
 from clip_vl.datasets.storage.digests import digest_of
-from clip_vl.engine import dist
+from clip_vl.datasets.storage.left_out import report_left_out
 from clip_vl.engine.errors import DataError
 
 FORMAT = 3  # counts up when the tables change their form or meaning, so that older ones are built again
@@ -56,7 +56,7 @@ def build_table(cache_root, what, settings, records, max_left_out=MAX_LEFT_OUT):
 
     folder = build_once(cache_root, "captions", digest, build)
     meta = json.loads((folder / "meta.json").read_bytes())
-    check_left_out(what, meta["left_out"], meta["texts"] or meta["rows"], max_left_out)
+    report_left_out(what, meta["left_out"], meta["texts"] or meta["rows"], max_left_out)
     return folder, digest
 
 
@@ -67,21 +67,6 @@ def _counted(records, left):
             left.setdefault(record.reason, [0, record.place])[0] += record.count
         else:
             yield record
-
-
-def check_left_out(what, left, kept, most, noun="captions"):
-    """Say what was left out of a file; DataError where that is more than the share `most` of all there was.
-
-    left: {reason: (how many, where the first is)};  kept: how many of the same there are
-    """
-    count = sum(number for number, _ in left.values())
-    if not count:
-        return
-    reasons = "; ".join(f"{reason}: {number:,}, first {place}" for reason, (number, place) in left.items())
-    sentence = f"{what}: {count:,} of {count + kept:,} {noun} are left out ({reasons})"
-    if count > most * (count + kept):
-        raise DataError(f"{sentence}; --max_left_out {most:g} is the largest share that may be")
-    dist.print0(sentence)
 
 
 class TableWriter:

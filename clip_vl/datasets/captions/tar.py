@@ -23,6 +23,7 @@ from clip_vl.datasets.images.files import EXTENSIONS, is_hidden, readable_extens
 from clip_vl.datasets.storage.cache import build_once
 from clip_vl.datasets.storage.columns import ColumnWriter, read_column
 from clip_vl.datasets.storage.digests import digest_of
+from clip_vl.datasets.storage.left_out import report_left_out
 from clip_vl.datasets.storage.tables import number_in
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
@@ -44,14 +45,11 @@ def open_shards(spec, cache_root, max_left_out=1.0):
     digest = digest_of({"format": FORMAT, "shards": [quick_digest(shard) for shard in shards]})
     folder = build_once(cache_root, "shards", digest, lambda folder: _index(folder, shards))
     source = ShardSource(folder, digest, shards)
-    if source.meta["without_image"] or source.meta["without_caption"]:
-        left = source.meta["without_image"] + source.meta["without_caption"]
-        sentence = f"{spec}: {_incomplete(source.meta)} in the same shard"
-        if left > max_left_out * (left + len(source)):
-            raise DataError(
-                f"{sentence}; beside {len(source):,} pairs that is more than --max_left_out {max_left_out:g}"
-            )
-        dist.print0(f"warning: {sentence}; they are left out")
+    reasons = {
+        "no image of the key in its shard": (source.meta["without_image"], ""),
+        "no caption of the image in its shard": (source.meta["without_caption"], ""),
+    }
+    report_left_out(spec, reasons, len(source), max_left_out, noun="keys")
     if doubled := source.meta["doubled"]:
         dist.print0(f"warning: {spec}: {doubled:,} members have the name of an earlier one of their shard; "
                     "the last one counts, as where a tar file is unpacked")  # fmt: skip

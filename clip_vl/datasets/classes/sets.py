@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 
 from clip_vl.datasets.captions.folders import class_names, read_class_folders, warn_of_order
-from clip_vl.datasets.captions.table import check_left_out
 from clip_vl.datasets.classes.class_set import ClassSet, FolderReader, check_same_classes, checked_path, held_out
 from clip_vl.datasets.classes.elevater import open_elevater
 from clip_vl.datasets.classes.names import benchmark_key, metric_of, named, read_list
 from clip_vl.datasets.classes.scenes import open_scenes
 from clip_vl.datasets.classes.torchvision import open_torchvision
 from clip_vl.datasets.images.files import is_hidden
+from clip_vl.datasets.storage.left_out import report_left_out
 from clip_vl.datasets.storage.tables import MISSING, column_of, read_header, table_rows
 from clip_vl.engine.errors import DataError, UserError
 
@@ -151,7 +151,7 @@ def _table_rows(path, split, args):
         mine = of_split is None or row[of_split].strip() == split
         rows.append((line, row[image], row[label].strip(), mine))
     if without:
-        check_left_out(path, {"they have no class": (len(without), without[0])}, len(rows), args.max_left_out, "rows")
+        report_left_out(path, {"no class": (len(without), without[0])}, len(rows), args.max_left_out, "rows")
     if not any(mine for *_, mine in rows):
         raise UserError(f"{path} has no row of the split {split!r}")
     return rows

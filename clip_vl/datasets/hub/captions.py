@@ -6,10 +6,11 @@ import hashlib
 from pathlib import Path
 
 from clip_vl.datasets.captions.source import CaptionSource, is_remote, path_below
-from clip_vl.datasets.captions.table import BLANK, MAX_LEFT_OUT, check_left_out
+from clip_vl.datasets.captions.table import BLANK, MAX_LEFT_OUT
 from clip_vl.datasets.captions.tar import quick_digest
 from clip_vl.datasets.hub.splits import load_rows
 from clip_vl.datasets.images.decoding import DamagedImage
+from clip_vl.datasets.storage.left_out import report_left_out
 from clip_vl.engine.errors import DataError, UserError
 
 IMAGE_COLUMNS = ("image", "img", "jpg", "png", "url")
@@ -25,7 +26,7 @@ def open_hub(folder, split, settings, cache_root):
 class HubSource(CaptionSource):
     """Rows of the data set in `folder`. The columns are those named, where they are there, or else the usual ones.
 
-    max_left_out: of `check_left_out`; None: nothing is said, as of copies in loader workers
+    max_left_out: of `report_left_out`; None: nothing is said, as of copies in loader workers
     images_dir: where files lie that rows name by their path, or by the last part of an address [the folder]
     """
 
@@ -91,7 +92,7 @@ class HubSource(CaptionSource):
         if blanks.any():
             left = {BLANK: (int(blanks.sum()), f"row {np.flatnonzero(blanks)[0]}")}
             if max_left_out is not None:
-                check_left_out(self.folder, left, int(counts.sum()), max_left_out)
+                report_left_out(self.folder, left, int(counts.sum()), max_left_out)
             self.data, self.captions_only = self.data.select(rows), data.select(rows)
             ends = (first + counts + blanks * found["is_list"])[rows]
             self.places = [np.flatnonzero(is_spoken[a:b]) for a, b in zip(first[rows], ends)]

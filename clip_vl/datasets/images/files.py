@@ -6,7 +6,6 @@ import re
 from collections import Counter
 from itertools import chain
 
-from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, printable
 
 # Pillow's formats that are read, and their extensions in any case. Pillow also knows formats that start other programs.
@@ -99,11 +98,9 @@ def natural_key(name):
     return [(int(part), "") if place % 2 else (-1, part) for place, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
-def say_left_out(folder, others):
-    """Say how many files were left out for their extension. others: Counter {extension: number}"""
-    if others:
-        ranked = sorted(others.items(), key=lambda item: (-item[1], item[0]))
-        counts = ", ".join(f"{count:,} {printable(name)}" for name, count in ranked[:NAMED])
-        more = ", ..." * (len(ranked) > NAMED)
-        dist.print0(f"warning: {folder}: {others.total():,} files are left out, since their extensions are of no image "
-                    f"format that is read here: {counts}{more}")  # fmt: skip
+def unread_files(others):
+    """Counts of files by extension, Counter {extension: number}, as `report_left_out` takes them."""
+    ranked = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    counts = ", ".join(f"{count:,} {printable(name)}" for name, count in ranked[:NAMED])
+    more = ", ..." * (len(ranked) > NAMED)
+    return {f"no image format that is read, {counts}{more}": (others.total(), "")} if others else {}

@@ -99,9 +99,10 @@ def test_every_image_extension_is_read_and_what_is_not_read_is_counted(tmp_path,
     make(tmp_path, ".hidden/1.jpg", "a/.DS_Store", "a/._0.jpg", "__MACOSX/a/1.jpg", "a/.ipynb_checkpoints/1.jpg")
     found, said = read_class_folders(tmp_path), capsys.readouterr().out
     assert found == {"a": sorted(name[2:] for name in known), "b": ["1.jpg"], "empty": []}
-    assert "5 files are left out" in said and "2 .heic, 1 .md, 1 .svg, 1 without an extension" in said
+    assert f"5 of {len(known) + 6} files are left out" in said
+    assert "2 .heic, 1 .md, 1 .svg, 1 without an extension" in said
     assert "1 of 3 classes have no image: 'empty'" in said
-    assert "1 images are left out, since they are in no class folder; the first: bare.png" in said
+    assert "images are left out (in no class folder: 1, first bare.png)" in said
 
 
 def test_names_of_files_are_printed_without_control_characters(tmp_path, capsys):

@@ -116,10 +116,11 @@ def test_incomplete_and_doubled_keys_are_counted_as_they_are(tmp_path, capsys):
     source = open_shards(str(tmp_path / "s.tar"), tmp_path / "cache")
     assert [source.captions(row)[0] for row in range(len(source))] == ["0 txt", "a later one", "2 txt", "3 txt"]
     said = capsys.readouterr().out
-    assert "2 keys without an image and 3 images without a caption" in said and "1 members have the name" in said
+    assert "5 of 9 keys are left out (no image of the key in its shard: 2; no caption" in said
+    assert "1 members have the name" in said
     open_shards(str(tmp_path / "s.tar"), tmp_path / "cache")
     assert capsys.readouterr().out == said  # from the cache as well
-    with pytest.raises(DataError, match=r"3 images without a caption in the same shard; beside 4 pairs that is"):
+    with pytest.raises(DataError, match=r"5 of 9 keys .*; at most a share of 0\.5 may be \(--max_left_out\)"):
         open_shards(str(tmp_path / "s.tar"), tmp_path / "cache", max_left_out=0.5)
 
 

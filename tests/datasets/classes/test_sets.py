@@ -86,7 +86,7 @@ def test_a_table_names_or_numbers_its_classes(folder, tmp_path):
 @pytest.mark.parametrize(
     "line, sentence",
     [("../x.png,a,test", "t.csv:2: .*leaves the folder"), ("test/ant/0.png,a", "t.csv:2: the row has 2 columns"),
-     ("test/ant/0.png,,test", "no class: 1, first .*t.csv:2.; --max_left_out"),
+     ("test/ant/0.png,,test", "no class: 1, first .*t.csv:2.; at most a share of"),
      ("test/none.png,a,test", "none.png: cannot be read")],
 )  # fmt: skip
 def test_a_bad_row_of_a_table_is_named(folder, tmp_path, line, sentence):
