@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from clip_vl.losses.layer_targets import layer_average, layer_distillation
+from clip_vl.losses.distill.layers import layer_average, layer_distillation
 from clip_vl.models.distill.beit import Beit, BeitSpec, relative_index
 from clip_vl.models.distill.blocks import PreNormBlock
 from clip_vl.models.distill.files import read_beitv2, read_data2vec2

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from clip_vl.engine import dist
-from clip_vl.losses.distillation import BankDistillation, batch_distillation
-from clip_vl.losses.image_text import image_text_contrast
+from clip_vl.losses.distill.contrast import image_text_contrast
+from clip_vl.losses.distill.targets import BankDistillation, batch_distillation
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent.parent
 N, D = 8, 6
 IDS = torch.tensor([3, 4, 3, -1, -1, 5, 6, 4])
 NAMES = ("bank", "bank of 11, masked", "batch", "contrast")

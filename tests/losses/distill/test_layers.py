@@ -2,7 +2,7 @@
 
 import torch
 
-from clip_vl.losses.layer_targets import layer_average, layer_distillation
+from clip_vl.losses.distill.layers import layer_average, layer_distillation
 
 
 def test_the_average_is_of_states_normalised_over_tokens():

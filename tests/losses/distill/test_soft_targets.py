@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from clip_vl.losses.soft_targets import mix_images, smooth_one_hot, soft_target_loss
+from clip_vl.losses.distill.soft_targets import mix_images, smooth_one_hot, soft_target_loss
 
 
 def wave(shape, a, b, scale):

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from clip_vl.losses.distillation import (
+from clip_vl.losses.distill.contrast import image_text_contrast
+from clip_vl.losses.distill.targets import (
     BankDistillation,
     batch_distillation,
     class_distillation,
     mse_distillation,
 )
-from clip_vl.losses.image_text import image_text_contrast
 
 GOLDEN = Path(os.environ.get("CLIP_VL_REAL_DATA", "../shared/data")) / "golden" / "dev_smke.json"
 needs_golden = pytest.mark.skipif(not GOLDEN.exists(), reason="CLIP_VL_REAL_DATA has no golden/dev_smke.json")
