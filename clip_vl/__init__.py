@@ -1,1 +1,1 @@
-"""clip_vl: train, fine-tune and judge image-text models in plain PyTorch."""
+"""clip_vl: train, fine-tune and evaluate image-text models in plain PyTorch."""
