@@ -76,7 +76,7 @@ def read_rows(path):
             else None
         )
         try:
-            key = id_of(name)
+            key = id_of(name, whole=False)
             problem = f"has the id {name} of an earlier one" if key in found else None
         except ValueError as error:
             problem = "has no id" if name is None else f"cannot be named: {error}"

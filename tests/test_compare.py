@@ -71,6 +71,13 @@ def test_rows_are_read_as_evaluations_write_them(programs, runs, tmp_path):
     assert json.loads((tmp_path / "c.json").read_text())["groups"]["all"]["n"] == 2
 
 
+def test_rows_of_files_whose_names_are_not_utf8_are_compared(programs, tmp_path):
+    row = {"id": "caf\udce9.png", "image": "caf\udce9.png"}
+    one, two = (write(tmp_path / name, [row | {"correct": right}]) for name, right in (("a", 1), ("b", 0)))
+    programs.run_here("compare", one, two, "--output", tmp_path / "c.json")
+    assert json.loads((tmp_path / "c.json").read_text())["groups"]["all"]["worse"][0]["id"] == row["id"]
+
+
 @pytest.mark.parametrize(
     "content, sentence",
     [

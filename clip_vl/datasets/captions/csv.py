@@ -7,6 +7,7 @@ from clip_vl.datasets.captions.source import path_below
 from clip_vl.datasets.captions.table import BLANK, CaptionTable, LeftOut, Record, build_table
 from clip_vl.datasets.storage.digests import file_digest
 from clip_vl.datasets.storage.tables import captions_in, column_of, number_in, read_header, table_rows
+from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.readers.text import open_text, whole_text
 
@@ -36,6 +37,8 @@ def open_csv(path, settings, cache_root, splits=None):
         is_plain = separator != "," or _is_plain(path)
         return grouped(_read_rows(path, images, separator, columns, splits) if is_plain else _read_flickr(path, images))
 
+    if SPLIT in names and not splits:
+        dist.print0(f"{path}: the rows of all splits are read; {path}@train reads those of one")
     what = f"{path}@{'+'.join(splits)}" if splits else path
     folder, digest = build_table(cache_root, what, inputs, records, settings.max_left_out)
     return CaptionTable(folder, digest, images)

@@ -58,17 +58,20 @@ def _what(path, splits):
 
 
 def _find_images(path, paths, settings):
-    """(folder, strip) of `CaptionTable`: --images_dir, or what lies where data/README.md says, by the first images."""
+    """(folder, strip) of `CaptionTable`: --images_dir, or of what lies where data/README.md says the one with most of
+    the first images.
+    """
     near, root = path.parent, path.parent.parent
     folders = [Path(settings.images_dir)] if settings.images_dir else [
         near, near / "images", root / "mscoco", root / "flickr30k_images",
         *(Path(settings.datasets_dir) / name for name in ("mscoco", "flickr30k_images", ".")),
     ]  # fmt: skip
     names = [paths[row] for row in range(min(TRIED, len(paths)))]
-    for folder in folders:
-        for strip in (False, True):
-            if any((folder / (name.partition("/")[2] if strip else name)).is_file() for name in names):
-                return folder, strip
+    places = [(folder, strip) for folder in folders for strip in (False, True)]
+    found = [sum((folder / (name.partition("/")[2] if strip else name)).is_file() for name in names)
+             for folder, strip in places]  # fmt: skip
+    if any(found):
+        return places[found.index(max(found))]
     tried = ", ".join(dict.fromkeys(map(str, folders)))
     raise UserError(
         f"the images of {path}, such as {names[0]}, are in none of {tried}; --images_dir names their folder"
@@ -144,6 +147,8 @@ def _records(place, entry, classes):
         yield LeftOut(place, BLANK, len(texts) - len(captions))
     if captions:
         yield Record(path_below(".", path), captions, label)
+    elif not texts:
+        yield LeftOut(place, NO_CAPTION)
 
 
 def _image_captions(entry, classes):
@@ -154,9 +159,9 @@ def _image_captions(entry, classes):
         parts = (entry.get("title"), *([tags] if isinstance(tags, str) else tags), entry.get("description"))
         joined = " ".join(" ".join(str(part).split()) for part in parts if part)
         return f"{entry['wnid']}/{entry['filename']}", [joined], label
-    found = next((entry[key] for key in ("caption", "captions", "sentences") if key in entry), None)
+    found = next((entry[key] or [] for key in ("caption", "captions", "sentences") if key in entry), None)
     found = [found] if isinstance(found, str) else found
-    if not isinstance(found, list) or not found:
+    if not isinstance(found, list):
         raise ValueError("the entry has no captions; 'caption', 'captions' or 'sentences' was expected")
     return _image(entry), [text["raw"] if isinstance(text, dict) else text for text in found], -1
 

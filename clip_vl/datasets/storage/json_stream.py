@@ -11,6 +11,7 @@ import math
 from pathlib import Path
 
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.readers.json_files import finite_float
 
 READ_BYTES = 1 << 20
 LONGEST_ITEM = 1 << 26  # characters; a published item has some thousands
@@ -139,7 +140,7 @@ def _refuse_constant(name):
     raise ValueError(f"{name} is not a JSON number")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=finite_float)
 
 
 class _Text:

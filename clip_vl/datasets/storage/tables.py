@@ -6,6 +6,7 @@ Between tabs a quote counts only where it opens a field and closes it: `"vintage
 import ast
 import csv
 import json
+import math
 import re
 
 from clip_vl.engine.errors import DataError, UserError
@@ -153,6 +154,7 @@ def number_in(cell):
     text = cell.strip()
     if text in MISSING:
         return -1
-    if not re.fullmatch(r"-1(\.0*)?|\d{1,9}(\.0*)?", text):
+    number = float(text) if re.fullmatch(r"[-+]?\d+(\.\d*)?([eE][-+]?\d{1,3})?", text) else math.inf
+    if not (-1 <= number < 1e9 and number.is_integer()):
         raise ValueError(f"the class {text!r:.40} must be an integer from 0, or -1 for none")
-    return int(float(text))
+    return int(number)

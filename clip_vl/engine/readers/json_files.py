@@ -74,11 +74,12 @@ def _int(digits):
     return int(digits)
 
 
-def _float(digits):
+def finite_float(digits):
+    """A JSON number with a fraction or an exponent; ValueError where no float can hold it."""
     value = float(digits)
     if math.isinf(value):
         raise ValueError(f"it holds a number that is too large, {digits:.20}")
     return value
 
 
-_DECODER = json.JSONDecoder(parse_int=_int, parse_float=_float)
+_DECODER = json.JSONDecoder(parse_int=_int, parse_float=finite_float)

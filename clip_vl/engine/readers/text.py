@@ -71,11 +71,16 @@ def raw_bytes(text):
     return text.encode("utf-8", "surrogatepass")
 
 
-def id_of(value):
-    """The one form of an id, whatever way a file writes it: 1, 1.0, "1" and "1.0" are "1". ValueError for no id."""
+def id_of(value, whole=True):
+    """The one form of an id, whatever way a file writes it: 1, 1.0, "1" and "1.0" are "1". ValueError for no id.
+
+    whole: refuse half surrogates; rows that this repository wrote may name files whose names are not UTF-8
+    """
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"an id must be a number or a text, not {value!r:.40}")
-    text = whole_text(value).strip() if isinstance(value, str) else repr(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = (whole_text(value) if whole else value).strip() if isinstance(value, str) else repr(value)
     if not text:
         raise ValueError("an id must be a number or a text, not an empty one")
     number = re.fullmatch(r"(-?\d+)\.0+", text)

@@ -148,7 +148,7 @@ def test_a_blank_caption_is_left_out_and_a_list_is_several_captions(tmp_path, ca
     assert "half of a surrogate" in told(tmp_path, HEADER + 'a.jpg,"[""party \\ud83c""]"\n')
 
 
-def test_splits_pick_rows_by_their_column(tmp_path):
+def test_splits_pick_rows_by_their_column(tmp_path, capsys):
     (tmp_path / "pairs.csv").write_text("filepath,title,split\na.jpg,one,train\nb.jpg,two,test\nc.jpg,three,val\n")
 
     def captions(splits):
@@ -156,6 +156,7 @@ def test_splits_pick_rows_by_their_column(tmp_path):
         return [source.captions(row)[0] for row in range(len(source))]
 
     assert captions(["test"]) == ["two"] and captions(["train", "val"]) == ["one", "three"] and len(captions(None)) == 3
+    assert "pairs.csv: the rows of all splits are read; " in capsys.readouterr().out
     with pytest.raises(UserError, match="has no row of the split dev; it has test, train, val"):
         captions(["dev"])
 

@@ -131,6 +131,19 @@ def test_what_is_left_out_is_counted_and_said_at_every_opening(tmp_path, capsys)
         assert "no image has their image_id: 1, first" in printed and "the image has no caption: 1, first" in printed
 
 
+@pytest.mark.parametrize("none", [None, []])
+def test_an_image_without_captions_is_left_out_as_in_tables_and_folders(tmp_path, capsys, none):
+    value = [{"image": "a.jpg", "caption": "x"}, {"image": "b.jpg", "caption": none}]
+    assert rows(opened(tmp_path, value, images=["mscoco/a.jpg"])) == [("mscoco/a.jpg", ["x"])]
+    assert "1 of 2 captions are left out (the image has no caption: 1" in capsys.readouterr().out
+
+
+def test_of_two_folders_with_images_of_these_names_the_one_with_more_counts(tmp_path):
+    value = [{"image": f"{name}.jpg", "caption": "x"} for name in "abc"]
+    source = opened(tmp_path, value, images=["karpathy/a.jpg", *(f"mscoco/{name}.jpg" for name in "abc")])
+    assert [path for path, _ in rows(source)] == ["mscoco/a.jpg", "mscoco/b.jpg", "mscoco/c.jpg"]
+
+
 def test_imagenet_captions_are_joined_and_classed(tmp_path):
     entry = {
         "wnid": "n01",

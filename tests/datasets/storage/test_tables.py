@@ -62,10 +62,10 @@ def test_a_cell_holds_a_caption_or_a_list_of_them():
 
 def test_class_numbers_mean_what_they_mean_in_pandas(tmp_path):
     pandas = pytest.importorskip("pandas")
-    cells = ["3", "0.0", "-1", "nan", "", "NaN", "7.", "-1.0", "NULL"]
+    cells = ["3", "0.0", "-1", "nan", "", "NaN", "7.", "-1.0", "NULL", "-0.0", "+1", "1e3"]
     (tmp_path / "t.csv").write_text("y,z\n" + "".join(f"{cell},x\n" for cell in cells))
     expected = pandas.read_csv(tmp_path / "t.csv")["y"].fillna(-1).astype(int).tolist()
-    assert [number_in(cell) for cell in cells] == expected == [3, 0, -1, -1, -1, -1, 7, -1, -1]
-    for cell in ("cat", "-2", "1.5", "inf", "1e3"):
+    assert [number_in(cell) for cell in cells] == expected == [3, 0, -1, -1, -1, -1, 7, -1, -1, 0, 1, 1000]
+    for cell in ("cat", "-2", "1.5", "inf", "1e300", "1_0"):
         with pytest.raises(ValueError, match="must be an integer from 0"):
             number_in(cell)

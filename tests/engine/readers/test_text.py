@@ -46,6 +46,8 @@ def test_half_a_surrogate_pair_is_told_and_whole_ones_are_text():
 def test_numbers_and_texts_are_the_same_id():
     assert {id_of(value) for value in (1, 1.0, "1", "1.0", " 1 ")} == {"1"}
     assert id_of("01") == "01" and id_of(1.5) == "1.5" and id_of(-3.0) == "-3" and id_of("a.0") == "a.0"
+    assert id_of(1e16) == id_of(10**16) == "1" + "0" * 16
+    assert id_of("caf\udce9.png", whole=False) == "caf\udce9.png"
     for value in (True, None, [1], "", " ", "\ud83c"):
         with pytest.raises(ValueError, match=r"an id must be|surrogate"):
             id_of(value)
