@@ -1,14 +1,12 @@
 """Published weight files of the distilled models -> state dicts under our parameter names."""
 
 import re
-import zipfile
 from collections import Counter
 from pathlib import Path
 
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.models.loading.state_dicts import read_state_dict
-from clip_vl.models.loading.stubbed import load_with_stubs, nested_tensors
-from clip_vl.models.loading.torchscript import check_archive
+from clip_vl.models.loading.stubbed import read_tensors_only
 from clip_vl.models.loading.weights import mismatch_table
 
 IMAGE = "modality_encoders.IMAGE."
@@ -30,12 +28,7 @@ def read_tensors(path, hint=""):
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is missing. {hint}".rstrip())
-    if path.suffix == ".safetensors":
-        state = read_state_dict(path)
-    else:
-        if zipfile.is_zipfile(path):
-            check_archive(path)
-        state = nested_tensors(load_with_stubs(path), path)
+    state = read_state_dict(path) if path.suffix == ".safetensors" else read_tensors_only(path)
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 

@@ -24,11 +24,14 @@ def is_zip(path):
         return file.read(4) == ZIP_START
 
 
-def read_torch(path):
-    """The dicts, lists, numbers, texts and CPU tensors that a file of torch.save holds; DataError for anything else."""
+def read_torch(path, extend=lambda reader: reader):
+    """The dicts, lists, numbers, texts and CPU tensors that a file of torch.save holds; DataError for anything else.
+
+    extend: class of unpickler -> the one that is used, such as `stubbed.with_stubs`
+    """
     path = Path(path)
     try:
-        return _read_zip(path) if is_zip(path) else _read_legacy(path)
+        return _read_zip(path, extend(ZipReader)) if is_zip(path) else _read_legacy(path, extend(_Legacy))
     except NotData as error:
         raise DataError(
             f"{path}: refused: it tries to run code, {error}, where weights alone are read; "
@@ -43,23 +46,23 @@ def read_torch(path):
         raise DataError(f"{path} is not a torch checkpoint, or not a whole one ({reason}); fetch it again") from error
 
 
-def _read_zip(path):
+def _read_zip(path, reader):
     root = check_archive(path)
     with zipfile.ZipFile(path) as archive:
         order = f"{root}byteorder"
         if order in archive.namelist() and archive.getinfo(order).file_size < 10 and archive.read(order) == b"big":
             raise NotPlain("numbers in big-endian byte order")
-        return ZipReader(archive, root, path.stat().st_size).load()
+        return reader(archive, root, path.stat().st_size).load()
 
 
-def _read_legacy(path):
+def _read_legacy(path, reader):
     with path.open("rb") as file:
         head = [_Legacy(file).load() for _ in range(3)]
         if head[:2] != [MAGIC, VERSION] or not isinstance(head[2], dict):
             raise ValueError("no known magic number")
         if not head[2].get("little_endian", True):
             raise NotPlain("numbers in big-endian byte order")
-        reader = _Legacy(file, path.stat().st_size)
+        reader = reader(file, path.stat().st_size)
         content = reader.load()
         keys = _Legacy(file).load()
         if not isinstance(keys, list) or sorted(keys) != sorted(reader.storages):
