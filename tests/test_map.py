@@ -244,10 +244,3 @@ def test_help_needs_no_torch():
     )
     done = subprocess.run([sys.executable, "-c", code, *sorted(PROGRAMS)], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "shown\n", done.stderr
-
-
-def test_the_readme_is_short_and_its_files_exist():
-    text = (ROOT / "README.md").read_text()
-    assert len(text.splitlines()) < 250
-    for name in re.findall(r"`((?:clip_vl|scripts|tests|benchmarks)/[\w/]+\.\w+)`", text):
-        assert (ROOT / name).exists(), name
