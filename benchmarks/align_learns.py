@@ -188,7 +188,7 @@ def swap_accuracy(folder, args):
     weights = max(folder.glob("epoch_*.pt"), key=lambda path: int(path.stem.partition("_")[2]))
     flags = parse(AlignFlags, "", [*map(str, [*TOWERS, "--text_vocab", ROOT / args.data, "--load", weights])])
     model = build_dual_encoder(flags, {"scale"}).eval()
-    crop = eval_crop(model.image_tower, flags)
+    crop = eval_crop(model.image_tower, flags.image_crop)
     rows = []
     for split in ("test", "valid"):  # nothing was trained or chosen by either
         with (ROOT / args.data / f"{split}.tsv").open() as file:

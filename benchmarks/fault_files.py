@@ -16,7 +16,9 @@ import torch
 from fault_check import check
 
 from clip_vl.datasets.features.store import open_features, write_features
-from clip_vl.datasets.images.store import ImageLMDB, _close_reader, write_images
+from clip_vl.datasets.images.image_lmdb import ImageLMDB
+from clip_vl.datasets.images.image_lmdb_writer import write_images
+from clip_vl.datasets.storage.lmdb_files import close_reader
 from clip_vl.engine.checkpoint import load_latest, save_checkpoint
 from clip_vl.engine.errors import ProgramError
 from clip_vl.engine.meters import Meters
@@ -193,7 +195,7 @@ def damaged_stores(count, data_root, folder, rng):
     keys["images.lmdb"] = [image.name for image in images]
     wanted = {name: read_all(opened[name], keys[name]) for name in opened}
     for name in opened:
-        _close_reader(stores[name])
+        close_reader(stores[name])
     killed = 0
     for number in range(count):
         name = list(stores)[number % 3]

@@ -22,11 +22,11 @@ from PIL import Image
 
 from clip_vl.datasets.features.regions import open_regions
 from clip_vl.datasets.features.store import open_features, write_features
-from clip_vl.datasets.images.collections import COCO_VG, NLVR2, digest_list, relative_path
+from clip_vl.datasets.images.collections import COCO_VG, NLVR2, digest_list_path, relative_path
 from clip_vl.datasets.images.decoding import DamagedImage, decode_image
-from clip_vl.datasets.images.digests import record_digests
-from clip_vl.datasets.images.folders import list_images
-from clip_vl.datasets.images.source import ImageSource
+from clip_vl.datasets.images.digest_list import record_digests
+from clip_vl.datasets.images.image_folders import ImageFolders
+from clip_vl.datasets.images.inventory import list_collection
 from clip_vl.datasets.lxmert.annotations import build_pretrain_annotations, build_vqa_annotations
 from clip_vl.datasets.lxmert.answers import AnswerTable
 from clip_vl.datasets.lxmert.wordpiece import load_tokenizer
@@ -50,12 +50,12 @@ def damaged_images(count, data_root, folder, rng):
     root = folder / "data"
     files, sources = [], {}
     for collection in (COCO_VG, NLVR2):
-        names = list_images(data_root, collection)[0][:40]
+        names = list_collection(data_root, collection)[0][:40]
         for name in names:
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(data_root / name, root / name)
-        record_digests(digest_list(root, collection), root, names)
-        sources[collection.name] = ImageSource(root, collection)
+        record_digests(digest_list_path(root, collection), root, names)
+        sources[collection.name] = ImageFolders(root, collection)
         files += [(root / name, sources[collection.name]) for name in names]
     originals = {path: path.read_bytes() for path, _ in files}
     silent = 0
@@ -394,4 +394,4 @@ def picture(folder, bait, rng):
         path.symlink_to("/etc/passwd")
     else:
         path.write_bytes(image_bomb(rng))
-    return path.name, lambda: ImageSource(folder).load("1")
+    return path.name, lambda: ImageFolders(folder).load("1")

@@ -27,8 +27,9 @@ FIRST = 5  # batches before which nothing is counted: workers start, memory is c
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from clip_vl.datasets.images.canvas import canvas_size, picture_box, place_on_canvas, resized_size  # noqa: E402
-from clip_vl.datasets.images.source import ImageSource  # noqa: E402
-from clip_vl.datasets.images.store import ImageLMDB, write_images  # noqa: E402
+from clip_vl.datasets.images.image_folders import ImageFolders  # noqa: E402
+from clip_vl.datasets.images.image_lmdb import ImageLMDB  # noqa: E402
+from clip_vl.datasets.images.image_lmdb_writer import write_images  # noqa: E402
 from clip_vl.models.clip.statistics import CLIP_MEAN, CLIP_STD  # noqa: E402
 
 MEAN, STD = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
@@ -66,7 +67,7 @@ def compare_readers(folder, rounds):
         for photograph, file in zip(photographs, files):
             file.write_bytes(photograph.read_bytes())
         write_images(root / "images.lmdb", files)
-        source, store = ImageSource(root), ImageLMDB(root / "images.lmdb")
+        source, store = ImageFolders(root), ImageLMDB(root / "images.lmdb")
         readers = {
             "pillow": read_with_pillow,
             "files": lambda file: source.load(file.stem),

@@ -76,7 +76,7 @@ from clip_vl.datasets.captions.episodes import training_order
 from clip_vl.datasets.captions.sources import open_held_out, open_sources
 from clip_vl.datasets.images.crops import eval_crop, train_crop
 from clip_vl.datasets.loader import DamagedPairs, training_loader
-from clip_vl.datasets.storage.digests import file_digest
+from clip_vl.datasets.storage.file_digests import file_digest
 from clip_vl.encoding.cache import cached_features
 from clip_vl.encoding.encode import HeldOutPairs, ImagesOf, TextsOf, encode_numbers, shares
 from clip_vl.encoding.gather import collect
@@ -223,7 +223,7 @@ def open_teacher(args, sources, device):
         return pixels.features(batch["images"]) if of_images else tower(batch["tokens"])
 
     def features_of(source):
-        dataset = ImagesOf(source, eval_crop(tower, args)) if of_images else TextsOf(source, tower.tokenizer)
+        dataset = ImagesOf(source, eval_crop(tower, args.image_crop)) if of_images else TextsOf(source, tower.tokenizer)
         count = len(source) if of_images else source.num_texts
         described = f"{digest} {args.image_crop} {args.precision} {args.force_quick_gelu} {vocabulary}"
         of_numbers = lambda numbers: encode_numbers(dataset, numbers, encode, device, args, skip_damaged=True)  # noqa: E731
@@ -286,7 +286,11 @@ def train(device, args):
     cached, (teacher, valid_teacher) = open_teacher(args, [job.source, held_out], device)
     side = next(iter(cached), None)
     model = build_model(job, args, cached)
-    crops = [None if side == "image" else crop(model.image_tower, args) for crop in (train_crop, eval_crop)]
+    crops = [None, None]
+    if side != "image":
+        tower = model.image_tower
+        crops[0] = train_crop(tower, args.augmentation, args.image_model_builder, args.image_crop)
+        crops[1] = eval_crop(tower, args.image_crop)
     valid = held_out and HeldOutPairs(held_out, crops[1], model.tokenizer, args, {side: valid_teacher})
     job.train_set = AlignDataset(
         job.source,

@@ -135,7 +135,7 @@ def encode_images(source, device, args):
     that cannot be read.
     """
     side = open_image_side(args, device)
-    dataset = ImagesOf(source, eval_crop(side.tower, args))
+    dataset = ImagesOf(source, eval_crop(side.tower, args.image_crop))
 
     def encode(rows):
         return encode_numbers(dataset, rows, lambda batch: side.features(batch["images"]), device, args)

@@ -59,7 +59,7 @@ from clip_vl.datasets.captions.sources import open_held_out
 from clip_vl.datasets.images.crops import eval_crop, train_crop
 from clip_vl.datasets.loader import DamagedPairs, training_loader
 from clip_vl.datasets.negatives.batches import NegativePairs, open_negatives
-from clip_vl.datasets.storage.digests import file_digest
+from clip_vl.datasets.storage.file_digests import file_digest
 from clip_vl.encoding.encode import HeldOutPairs
 from clip_vl.engine import dist
 from clip_vl.engine.checkpoint import save_plain
@@ -114,7 +114,8 @@ def train(device, args):
     job.damage = DamagedPairs(len(job.table), args)
     model = build_model(args)
     kinds = {"texts": args.negative_texts, "images": args.negative_images}
-    job.train_set = NegativePairs(job.table, train_crop(model.image_tower, args), model.tokenizer, args.seed, **kinds)
+    crop = train_crop(model.image_tower, args.augmentation, args.image_model_builder, args.image_crop)
+    job.train_set = NegativePairs(job.table, crop, model.tokenizer, args.seed, **kinds)
     anchors = len(job.train_set.anchors)
     if anchors < len(job.table):
         dist.print0(f"{len(job.table) - anchors} rows are no anchors: they or a neighbour have no negative caption")
@@ -122,7 +123,7 @@ def train(device, args):
     held_out = open_held_out(args.valid_data, args)
     table_digest = file_digest(args.train_negatives, Path(args.datasets_dir) / "cache")
     job.watch_data(**{"--train_negatives": table_digest, "--valid_data": held_out and held_out.digest})
-    valid = held_out and HeldOutPairs(held_out, eval_crop(model.image_tower, args), model.tokenizer, args)
+    valid = held_out and HeldOutPairs(held_out, eval_crop(model.image_tower, args.image_crop), model.tokenizer, args)
 
     job.model = prepare_training(model, args, device)
     updates_per_epoch = -(-len(job.order) // args.gradient_accumulation_steps)

@@ -44,149 +44,29 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clip_vl.datasets.images.collections import COCO_VG, COLLECTIONS, NLVR2, digest_list
-from clip_vl.datasets.images.digests import record_digests
-from clip_vl.datasets.images.folders import (
-    count_absent,
-    flatten_nlvr2,
-    flatten_visual_genome,
-    list_images,
-    measure_images,
-    save_unreadable,
-)
-from clip_vl.datasets.images.source import ImageSource
-from clip_vl.datasets.images.store import store_path, write_images
-from clip_vl.datasets.lxmert.annotations import build_pretrain_annotations, build_vqa_annotations
-from clip_vl.datasets.lxmert.answers import AnswerTable, read_label_vocab
+from clip_vl.datasets.images.collections import COCO_VG, COLLECTIONS, digest_list_path
+from clip_vl.datasets.images.inventory import list_collection
 from clip_vl.datasets.lxmert.tasks import TASKS
-from clip_vl.datasets.lxmert.wordpiece import load_tokenizer
-from clip_vl.datasets.official.conversions import conversion_steps
-from clip_vl.datasets.official.data_root import MAIN_PURPOSES, OFFICIAL_PARTS, PARTS, PURPOSES, TASK_PARTS, clip_parts
-from clip_vl.datasets.official.lxmert import TRAINING_FILES
-from clip_vl.datasets.storage.digests import file_digest
-from clip_vl.datasets.storage.locks import hold
+from clip_vl.datasets.official.data_root import collections_of, hold_data_root, print_commands
+from clip_vl.datasets.official.files import TRAINING_FILES
+from clip_vl.datasets.official.parts import OFFICIAL_PARTS, PARTS, PURPOSES, TASK_PARTS
 from clip_vl.engine import dist, signals
 from clip_vl.engine.errors import DataError, UserError, printable
-from clip_vl.evaluation.vqa_score import normalise, soft_scores
-from clip_vl.models.fused.pretrained import OPENAI_SHA256
-
-
-def collections_of(need):
-    """The image collections of some purposes; COCO and Visual Genome unless they are all of sibling tasks."""
-    siblings = [TASKS[name].collection for name in TASKS if name in need]
-    return [COCO_VG, *siblings] if is_main(need) else siblings
-
-
-def is_main(need):
-    return bool(set(need) & set(MAIN_PURPOSES)) or not set(need) & set(TASKS)
-
-
-# ---- check ----
 
 
 def check(root, args):
-    """Report on the data root; DataError when something that is needed is missing."""
-    unnest_images(root, args.need)
-    missing = report_parts(root, args.need)
-    usable = set().union(*(report_images(root, collection) for collection in collections_of(args.need)))
-    faulty = report_annotations(root, usable, args)
-    if missing or faulty:
-        faults = {"missing or damaged": missing, "without enough of their images, or of the wrong form": faulty}
-        text = "; ".join(f"{', '.join(names)} {fault}" for fault, names in faults.items() if names)
-        raise DataError(f"{root} is not ready for {', '.join(args.need)}: {text}")
-    print(f"\n{root} is ready for {', '.join(args.need)}")
+    """Report on the data root; DataError when something that --need names is missing."""
+    from clip_vl.datasets.official.check import check_data_root
+    from clip_vl.models.clip.published import OPENAI_SHA256
 
-
-def unnest_images(root, need):
-    for collection, name, flatten in (
-        (COCO_VG, "Visual Genome", flatten_visual_genome),
-        (NLVR2, "NLVR2", flatten_nlvr2),
-    ):
-        moved, kept = flatten(root) if collection in collections_of(need) else (0, [])
-        if moved:
-            print(f"{name}: {moved:,} images moved out of nested folders")
-        if kept:
-            first = printable(kept[0])
-            print(f"{name}: {len(kept):,} images stay nested, since other files have their names, such as {first}")
-
-
-def report_parts(root, need):
-    """Print a line for each part, then the commands for what is missing; returns the needed paths that are amiss.
-
-    The parts of the main job are listed with it whatever is needed of them; others only when they are used.
-    """
-    main = (*PARTS, *clip_parts(OPENAI_SHA256))
-    amiss, needed, others = [], [], []
-    for part in (*main, *TASK_PARTS):
-        is_used = bool(set(part.uses) & set(need))
-        if not is_used and not (part in main and is_main(need)):
-            continue
-        state = part_state(root, part)
-        print(f"  {state:8} {part.path:36} {part.what}")
-        if state in ("missing", "damaged"):
-            is_needed = is_used and not part.is_optional
-            (needed if is_needed else others).append(part.command(root, again=state == "damaged"))
-            amiss += [part.path] * is_needed
-    print_commands("to fetch what is needed:", needed)
-    print_commands(f"to fetch what {', '.join(need)} can do without:", others)
-    return amiss
-
-
-def print_commands(title, commands):
-    """Each command once, since one archive may hold several parts."""
-    if commands:
-        print(f"\n{title}", *dict.fromkeys(commands), sep="\n  ")
-
-
-def part_state(root, part):
-    """ok, missing, or else not the published file: damaged, or for a table that can be made here, own."""
-    path = part.find(root)
-    if path is None:
-        return "missing"
-    if part.sha256 is None or part.sha256 == file_digest(path, root / "cache"):
-        return "ok"
-    return "own" if path.suffix == ".json" else "damaged"
-
-
-def report_images(root, collection):
-    """Measure what is not measured yet; returns the keys of the images that are there and readable."""
-    images, others = list_images(root, collection)
-    measured = measure_images(root, images, collection)
-    print(f"\nimages: {len(images):,}, of which {measured.new:,} newly measured for {collection.sizes}")
-    if others:
-        print(f"  {len(others):,} other names in the image folders are ignored, such as {others[0]!r}")
-    listing = save_unreadable(root, measured.unreadable, collection)
-    if measured.unreadable:
-        print(f"  {len(measured.unreadable):,} images are unreadable; {listing} names them and says why")
-    return measured.usable(images)
-
-
-def report_annotations(root, usable, args):
-    """Print how many entries of each needed annotation file lack their image; returns the paths with too many."""
-    faulty = []
-    for part in (*PARTS, *TASK_PARTS):
-        if not part.is_list or not set(part.uses) & set(args.need) or not part.find(root):
-            continue
-        task = TASKS.get(part.path.partition("/")[0])
-        form = {"collection": task.collection, "images_of": task.images_of} if task else {}
-        try:
-            entries, absent, example = count_absent(root / part.path, usable, **form)
-            first = f", {example!r} first" if absent else ""
-            print(f"  {part.path:36} {entries:,} entries, {absent:,} without image{first}")
-            is_faulty = not entries or absent > args.tolerance * entries
-        except DataError as error:
-            print(f"  {printable(error)}")
-            is_faulty = True
-        if is_faulty:
-            faulty.append(part.path)
-    return faulty
-
-
-# ---- convert ----
+    check_data_root(root, args.need, args.tolerance, OPENAI_SHA256)
 
 
 def convert(root, args):
-    """Make the annotation files that are not there yet and can be made; DataError when a needed one cannot."""
+    """Make the annotation files that are missing and can be made; DataError when a needed one cannot."""
+    from clip_vl.datasets.official.conversions import conversion_steps
+    from clip_vl.evaluation.vqa_score import normalise, soft_scores
+
     known = {part.path: part for part in (*PARTS, *TASK_PARTS, *OFFICIAL_PARTS)}
 
     def fetch(names):
@@ -209,13 +89,12 @@ def convert(root, args):
     print(f"every annotation file for {', '.join(args.need)} is there")
 
 
-# ---- digests, images and caches ----
-
-
 def record_images(root, args):
-    """The digests of the images of every collection that is there; from then on a file that differs is damaged."""
+    """Record the digests of the images of every collection; an image that changes afterwards counts as damaged."""
+    from clip_vl.datasets.images.digest_list import record_digests
+
     for collection in COLLECTIONS:
-        names, path = list_images(root, collection)[0], digest_list(root, collection)
+        names, path = list_collection(root, collection)[0], digest_list_path(root, collection)
         if not names:
             continue
         with tqdm(total=len(names), desc=f"digests of {collection.name}", unit="image", disable=None) as bar:
@@ -225,21 +104,25 @@ def record_images(root, args):
             print(printable(f"  left out: {root / name} cannot be read: {reason}"))
 
 
-def build_stores(root, args):
-    """The LMDBs of resized images, which --use_lmdb reads: one for each collection of the purposes."""
+def build_image_lmdbs(root, args):
+    """Build the LMDBs of resized images that --use_lmdb reads: one for each collection of the purposes."""
     for collection in collections_of(args.need):
-        build_store(root, collection, args)
+        build_image_lmdb(root, collection, args)
 
 
-def build_store(root, collection, args):
-    paths, m, M = list_images(root, collection)[0], args.image_size_min, args.image_size_max
+def build_image_lmdb(root, collection, args):
+    from clip_vl.datasets.images.image_folders import ImageFolders
+    from clip_vl.datasets.images.image_lmdb import store_path
+    from clip_vl.datasets.images.image_lmdb_writer import write_images
+
+    paths, m, M = list_collection(root, collection)[0], args.image_size_min, args.image_size_max
     if not paths:
         folders = ", ".join(collection.folders.values())
         raise DataError(
             f"{root} has no images in {folders}; `python -m clip_vl.prepare check` says where they come from"
         )
     target = store_path(root, m, M, collection)
-    source = ImageSource(root, collection)
+    source = ImageFolders(root, collection)
     with tqdm(total=len(paths), desc="images", unit="image", disable=None) as bar:
         damaged = write_images(target, [root / path for path in paths], m, M, workers=args.num_workers,
                                check=lambda file, data: source.check(file.relative_to(root), data),
@@ -252,7 +135,11 @@ def build_store(root, collection, args):
 
 
 def build_caches(root, args):
-    """The caches of the published splits, exactly as the programs would build them."""
+    """Build the annotation caches of the published splits, exactly as the programs would."""
+    from clip_vl.datasets.lxmert.annotations import build_pretrain_annotations, build_vqa_annotations
+    from clip_vl.datasets.lxmert.answers import AnswerTable, read_label_vocab
+    from clip_vl.datasets.lxmert.wordpiece import load_tokenizer
+
     common = {
         "tokenizer": load_tokenizer(args.bert or root / "bert-base-uncased"),
         "cache_root": root / "cache",
@@ -271,44 +158,41 @@ def build_caches(root, args):
     for names in splits:
         files = [root / "vqa" / f"{name}.json" for name in names]
         report_cache(names, build_vqa_annotations(files, answers=read_label_vocab(root / "vqa"), **sizes, **common))
-    for name in TASKS:
-        if name in args.need:
-            build_task_caches(root, name, common)
+    for name, task in TASKS.items():
+        if name not in args.need:
+            continue
+        for files in task_files(root, name):
+            annotations = build_vqa_annotations(
+                files,
+                answers=task.classes or read_label_vocab(root / name),
+                image_sizes=root / task.collection.sizes,
+                collection=task.collection,
+                read_entry=task.read_entry,
+                **common,
+            )
+            report_cache([f"{name} {path.stem}" for path in files], annotations)
 
 
-def build_task_caches(root, name, common):
-    """The caches of a sibling task, of those splits that are there."""
-    task = TASKS[name]
-    groups = [[root / name / f"{split}.json" for split in group] for group in task.splits]
+def task_files(root, name):
+    """The annotation files of a sibling task, in the groups that its program reads; groups with missing files not."""
+    groups = [[root / name / f"{split}.json" for split in group] for group in TASKS[name].splits]
     groups = [files for files in groups if all(path.exists() for path in files)]
     if not groups:
         raise DataError(
             f"{root / name} has none of its files; `python -m clip_vl.prepare check --need {name}` says how"
         )
-    for files in groups:
-        annotations = build_vqa_annotations(
-            files,
-            answers=task.classes or read_label_vocab(root / name),
-            image_sizes=root / task.collection.sizes,
-            collection=task.collection,
-            read_entry=task.read_entry,
-            **common,
-        )
-        report_cache([f"{name} {path.stem}" for path in files], annotations)
+    return groups
 
 
 def report_cache(names, annotations):
     print(f"{', '.join(names)}: {len(annotations):,} sentences of {len(annotations.image_ids):,} images")
 
 
-# ---- the program ----
-
-
 COMMANDS = {
     "check": check,
     "convert": convert,
     "digests": record_images,
-    "images": build_stores,
+    "images": build_image_lmdbs,
     "caches": build_caches,
 }
 
@@ -324,7 +208,7 @@ def main(args):
     signals.listen(can_raise=True)
     signals.release("stopped; what is done is kept, and the same command goes on from there")
     try:
-        with hold(root):
+        with hold_data_root(root):
             COMMANDS[args.command](root, args)
     except OSError as error:
         raise UserError(f"{error.filename or root} cannot be read or written: {error.strerror}") from error

@@ -101,7 +101,7 @@ class DualScorer:
         check_dual_flags(args)
         self.args, self.device = args, device
         self.model = open_dual_encoder(args, device)
-        self.view = eval_crop(self.model.image_tower, args)
+        self.view = eval_crop(self.model.image_tower, args.image_crop)
 
     def inputs(self):
         """Digests of the weights, of the tokenizer by what it makes of a sentence, and of how pictures are cropped."""

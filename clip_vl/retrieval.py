@@ -75,7 +75,7 @@ BLOCK = {"image": 1024, "text": 8192, "pair": 4096}  # what a killed process can
 def encode(side, pairs, model, run, device, args):
     """(N, D) or (M, D) features of the images or texts, L2-normalised, encoded once by all processes and kept."""
     if side == "image":
-        dataset, wanted = ImagesOf(*views_of(pairs.source, eval_crop(model.image_tower, args))), pairs.rows
+        dataset, wanted = ImagesOf(*views_of(pairs.source, eval_crop(model.image_tower, args.image_crop))), pairs.rows
     else:
         dataset, wanted = TextsOf(pairs.source, model.tokenizer), pairs.numbers
 
@@ -128,7 +128,7 @@ def kept(pairs, described, count, compute, block, args):
 
 def dual_look(pairs, model, device, args):
     """(row, text) -> a picture of where the cosine of a pair comes from, as `drawn` gives it."""
-    source, crop = views_of(pairs.source, eval_crop(model.image_tower, args))
+    source, crop = views_of(pairs.source, eval_crop(model.image_tower, args.image_crop))
 
     def look(row, text):
         image = crop(source.read(row), None, source.name(row))

@@ -7,11 +7,11 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from clip_vl.convert import write_lxmert_folder
 from clip_vl.engine.errors import UserError
 from clip_vl.models.clip.grid import GridConfig
 from clip_vl.models.fused.bert import BertConfig
 from clip_vl.models.fused.encoder import VLClassifier, VLEncoder, VLPretrainer
+from clip_vl.models.fused.exchange import write_lxmert_folder
 from clip_vl.models.fused.pretrained import detect_layers, load_bert, state_for_exchange
 from clip_vl.models.fused.visual_tokens import RegionConfig, Regions
 from clip_vl.models.loading.state_dicts import read_state_dict
@@ -134,7 +134,7 @@ def test_two_streams_with_clips_tower_become_no_lxmert_folder(tmp_path):
     """CLIP-ViL's files hold unused box weights beside the tower; transformers would add a tanh that they have not."""
     names = ("visn_fc.box_fc.weight", "visual_model.visual.conv1.weight")
     state = {f"bert.encoder.{name}": torch.zeros(1) for name in names}
-    with pytest.raises(UserError, match="over a detector's regions alone"):
+    with pytest.raises(UserError, match="regions of a detector with their boxes"):
         write_lxmert_folder(state, tmp_path / "lxmert", tmp_path, {})
 
 
@@ -202,7 +202,7 @@ def test_what_cannot_be_converted_is_refused_and_leaves_nothing(programs, publis
     for source, target, sentence in (
         (path, "model.bin", "ends in .bin"),
         (path, "there.pth", "exists already"),
-        (tmp_path / "two.pth", "bert", "over a detector's regions alone"),
+        (tmp_path / "two.pth", "bert", "regions of a detector with their boxes"),
         (tmp_path / "missing.pth", "x.pth", "missing"),
     ):
         with pytest.raises(UserError, match=sentence):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from clip_vl.datasets.images.collections import NLVR
-from clip_vl.datasets.images.folders import list_images, measure_images
+from clip_vl.datasets.images.inventory import list_collection, measure_images
 from clip_vl.datasets.official.nlvr import convert_nlvr
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.models.fused.bert import BertConfig
@@ -107,7 +107,7 @@ def nlvr_root(shapes_root, tmp_path_factory):
                     archive.writestr(f"nlvr/{split}/images/1/{name}", buffer.getvalue())
             archive.writestr(f"nlvr/{split}/{split}.json", "\n".join(examples))
     convert_nlvr(root, [root / "nlvr_train.zip", root / "nlvr_dev.zip"])
-    measure_images(root, list_images(root, NLVR)[0], NLVR)
+    measure_images(root, list_collection(root, NLVR)[0], NLVR)
     return root
 
 

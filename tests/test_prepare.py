@@ -16,8 +16,8 @@ import pytest
 from PIL import Image
 
 from clip_vl import prepare
-from clip_vl.datasets.images.store import ImageLMDB, store_path
-from clip_vl.datasets.official.data_root import PARTS, TASK_PARTS
+from clip_vl.datasets.images.image_lmdb import ImageLMDB, store_path
+from clip_vl.datasets.official.parts import PARTS, TASK_PARTS
 from clip_vl.engine.errors import DataError, Interrupted, UserError
 from clip_vl.engine.signals import SIGNALS
 

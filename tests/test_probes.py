@@ -215,7 +215,8 @@ def test_the_scores_are_the_log_odds_of_the_pretrained_head(judged, root, pretra
     import torch
     from transformers import BertTokenizerFast
 
-    from clip_vl.datasets.images.canvas import canvas_size, place_on_canvas, resize, resized_size
+    from clip_vl.datasets.images.canvas import canvas_size, place_on_canvas, resized_size
+    from clip_vl.datasets.images.decoding import resize
     from clip_vl.models.fused.build import bert_folder, build_encoder
     from clip_vl.models.fused.checkpoints import read_checkpoint
     from clip_vl.models.fused.encoder import VLPretrainer

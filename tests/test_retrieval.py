@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from clip_vl import retrieval
-from clip_vl.datasets.images.source import ImageSource
+from clip_vl.datasets.images.image_folders import ImageFolders
 from clip_vl.engine.checkpoint import save_plain
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.models.loading.settings import as_record, read_settings
@@ -191,7 +191,7 @@ def test_the_fused_encoder_scores_pairs_as_in_pre_training(programs, fused, pret
     state, _ = read_checkpoint(pretrained)
     model = VLPretrainer(build_encoder(given, state)).eval()
     load_weights(model, state, ignore=("answer_head.",))
-    source = ImageSource(shapes_root)
+    source = ImageFolders(shapes_root)
     name = pairs.source.name(int(pairs.rows[0]))
     image_id = name.rpartition("/")[2].removesuffix(".jpg")
     size = Image.open(name).size[::-1]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from clip_vl.datasets.storage.cache import build_once, is_whole, user_root, writable_root
-from clip_vl.datasets.storage.digests import digest_of
+from clip_vl.datasets.storage.cache import digest_of
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_file

@@ -13,7 +13,6 @@ construction. What happens to it later (a flipped bit, a lost block) the digests
 have no checksum of their own and load silently.
 """
 
-import fcntl
 import hashlib
 import itertools
 import json
@@ -29,7 +28,7 @@ from pathlib import Path
 import torch
 
 from clip_vl.engine.errors import DataError
-from clip_vl.engine.files import TEMPORARY, atomic_file, atomic_write, sync_folder, temporary_name, unwritten
+from clip_vl.engine.files import TEMPORARY, atomic_file, atomic_write, sync_folder, temporary_name, try_lock, unwritten
 from clip_vl.engine.readers.json_files import parse_json
 from clip_vl.engine.readers.tensor_files import read_safetensors
 
@@ -162,19 +161,11 @@ def _locked(path):
     """Hold a lock on `path` that the kernel lets go when this process ends; BlockingIOError if another one holds it."""
     handle = os.open(path, os.O_RDONLY)
     try:
-        _flock(handle)
+        if not try_lock(handle):
+            raise BlockingIOError(f"another process holds the lock of {path}")
         yield
     finally:
         os.close(handle)
-
-
-def _flock(handle):
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:  # a file system without locks, where a run is its folder's only writer all the same
-        pass
 
 
 def _sweep(folder):

@@ -4,6 +4,7 @@ A reader never meets half a file, whatever moment the writer is killed at, and a
 """
 
 import errno
+import fcntl
 import json
 import os
 import secrets
@@ -66,3 +67,17 @@ def atomic_write(path, data, durable=True):
 def atomic_json(path, value):
     """Write `value` as indented UTF-8 JSON."""
     atomic_write(path, written(json.dumps(value, indent=1, ensure_ascii=False) + "\n"))
+
+
+def try_lock(descriptor):
+    """Whether this process now holds the lock of an open file or folder; the kernel releases it when the process ends.
+
+    True on a file system without locks as well: there a folder is taken to have one writer.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
+    return True

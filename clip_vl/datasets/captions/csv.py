@@ -5,7 +5,7 @@ from pathlib import Path
 
 from clip_vl.datasets.captions.source import path_below
 from clip_vl.datasets.captions.table import BLANK, CaptionTable, LeftOut, Record, build_table
-from clip_vl.datasets.storage.digests import file_digest
+from clip_vl.datasets.storage.file_digests import file_digest
 from clip_vl.datasets.storage.tables import captions_in, column_of, number_in, read_header, table_rows
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError

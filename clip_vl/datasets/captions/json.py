@@ -15,7 +15,7 @@ from clip_vl.datasets.captions.csv import grouped
 from clip_vl.datasets.captions.source import path_below
 from clip_vl.datasets.captions.table import BLANK, NO_CAPTION, CaptionTable, LeftOut, Record, build_table
 from clip_vl.datasets.storage.columns import TextColumn
-from clip_vl.datasets.storage.digests import file_digest
+from clip_vl.datasets.storage.file_digests import file_digest
 from clip_vl.datasets.storage.json_stream import iterate_json_lines, iterate_json_list, iterate_json_members
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.readers.text import id_of, whole_text

@@ -8,7 +8,7 @@ from clip_vl.datasets.captions.sidecars import MAX_TEXT, sidecar_captions
 from clip_vl.datasets.captions.source import checked_below
 from clip_vl.datasets.captions.table import MAX_LEFT_OUT, NO_CAPTION, CaptionTable, LeftOut, Record, build_table
 from clip_vl.datasets.images.files import extension, is_image, unread_files, walk
-from clip_vl.datasets.storage.digests import digest_of
+from clip_vl.datasets.storage.cache import digest_of
 from clip_vl.datasets.storage.left_out import report_left_out
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError

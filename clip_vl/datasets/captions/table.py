@@ -11,7 +11,7 @@ from clip_vl.datasets.captions.source import CaptionSource
 from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.datasets.storage.cache import build_once
 from clip_vl.datasets.storage.columns import ColumnWriter, TextColumn, TextWriter, read_column
-from clip_vl.datasets.storage.digests import digest_of
+from clip_vl.datasets.storage.cache import digest_of
 from clip_vl.datasets.storage.left_out import report_left_out
 from clip_vl.engine.errors import DataError
 

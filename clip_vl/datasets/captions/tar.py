@@ -22,7 +22,7 @@ from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.datasets.images.files import EXTENSIONS, is_hidden, readable_extensions
 from clip_vl.datasets.storage.cache import build_once
 from clip_vl.datasets.storage.columns import ColumnWriter, read_column
-from clip_vl.datasets.storage.digests import digest_of
+from clip_vl.datasets.storage.cache import digest_of
 from clip_vl.datasets.storage.left_out import report_left_out
 from clip_vl.datasets.storage.tables import number_in
 from clip_vl.engine import dist

@@ -5,7 +5,7 @@ import torch
 
 from clip_vl.datasets.captions.source import path_below
 from clip_vl.datasets.images.decoding import DamagedImage, decode_image
-from clip_vl.datasets.storage.digests import digest_of
+from clip_vl.datasets.storage.cache import digest_of
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.random import numpy_rng
 

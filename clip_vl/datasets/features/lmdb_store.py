@@ -17,7 +17,7 @@ from clip_vl.datasets.features.records import (
     unpack_value,
     writing,
 )
-from clip_vl.datasets.images import store
+from clip_vl.datasets.storage import lmdb_files
 from clip_vl.engine.errors import UserError
 
 COMMIT_EVERY = 100  # records per transaction: the most that an interruption can cost
@@ -41,13 +41,13 @@ class LMDBWriter:
         self.path, self.meta, self.batch = path, meta, {}
         if has_lmdb(path):
             found = _lmdb_meta(path)
-            store._close_reader(path)  # LMDB lets a process open a file once
+            lmdb_files.close_reader(path)  # LMDB lets a process open a file once
             if found is not None:
                 check_meta(path, found, meta)
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
             # Without LMDB's own lock: `_locked` keeps other writers away, and readers take none.
-            self.environment = lmdb.open(str(path), map_size=store.MAP_SIZE, readahead=False, lock=False)
+            self.environment = lmdb.open(str(path), map_size=lmdb_files.MAP_SIZE, readahead=False, lock=False)
             with self.environment.begin(write=True) as transaction:
                 transaction.put(META_KEY, self._meta(complete=False), overwrite=False)
 
@@ -88,7 +88,7 @@ def _lmdb_meta(path):
     import lmdb
 
     try:
-        with store._reader(path).begin() as transaction:
+        with lmdb_files.open_reader(path).begin() as transaction:
             text = transaction.get(META_KEY)
             first = next(iter(transaction.cursor()), None)
     except lmdb.Error as error:
@@ -98,7 +98,7 @@ def _lmdb_meta(path):
     if first is None:
         return None
     if not first[1].startswith(LZ4_MAGIC):
-        store._close_reader(path)
+        lmdb_files.close_reader(path)
         raise UserError(f"{path} is an LMDB of something else than features")
     return {"format": 0, "complete": True}  # CLIP-ViL's tool, which says nothing of what it wrote
 
@@ -114,24 +114,24 @@ class LMDBFeatures:
         self.path = Path(path)
         if not has_lmdb(self.path):
             raise UserError(f"there is no feature store at {path}")
-        store._close_reader(self.path)  # opened before the store grew, it would not see all of it
+        lmdb_files.close_reader(self.path)  # opened before the store grew, it would not see all of it
         self.meta = _lmdb_meta(self.path)
         if self.meta is None:
             raise UserError(f"{path} is empty: its writer was killed before it began; run it again")
 
     def keys(self):
         """The ids of all images, sorted."""
-        with readable(self.path), store._reader(self.path).begin() as transaction:
+        with readable(self.path), lmdb_files.open_reader(self.path).begin() as transaction:
             return [os.fsdecode(key) for key in transaction.cursor().iternext(values=False) if key != META_KEY]
 
     def __len__(self):
-        return store._reader(self.path).stat()["entries"] - (self.meta["format"] > 0)
+        return lmdb_files.open_reader(self.path).stat()["entries"] - (self.meta["format"] > 0)
 
     def load(self, img_id):
         """The record of an image. Raises DamagedImage where it is missing or not what was written."""
         key = record_key(img_id)
         with damage(f"{self.path}/{img_id}"):
-            with store._reader(self.path).begin() as transaction:
+            with lmdb_files.open_reader(self.path).begin() as transaction:
                 value = transaction.get(key)
             if value is None:
                 raise ValueError("is not in the store")

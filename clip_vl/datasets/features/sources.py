@@ -10,7 +10,7 @@ from clip_vl.datasets.features.regions import normalised_boxes, open_regions, re
 from clip_vl.datasets.features.store import open_features
 from clip_vl.datasets.images.canvas import canvas_size
 from clip_vl.datasets.images.decoding import DamagedImage
-from clip_vl.datasets.images.source import ImageSource, check_recorded
+from clip_vl.datasets.images.image_folders import ImageFolders, check_recorded
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
 
@@ -25,7 +25,7 @@ def grid_meta(args, stride):
 
 def open_stored(args, collection, region_labels):
     """The source of --features: comma-separated paths of one kind, regions without --input_raw_images, else grids."""
-    paths, images = [Path(path) for path in args.features.split(",") if path], ImageSource(args.data_root, collection)
+    paths, images = [Path(path) for path in args.features.split(",") if path], ImageFolders(args.data_root, collection)
     if args.input_raw_images:
         return GridSource(paths, args, images)
     return RegionSource(paths, args, images, region_labels)
@@ -61,7 +61,7 @@ def _names(store):
 
 
 class GridSource(StoredSource):
-    """Grid features that `python -m clip_vl.extract_features` wrote, with the methods of `images.ImageSource`."""
+    """Grid features that `python -m clip_vl.extract_features` wrote, with the methods of `ImageFolders`."""
 
     kind = "grids"
 
@@ -89,7 +89,7 @@ class GridSource(StoredSource):
 
 
 class RegionSource(StoredSource):
-    """Regions of a detector in any form that `regions.open_regions` reads, with the methods of `images.ImageSource`.
+    """Regions of a detector in any form that `regions.open_regions` reads, with the methods of `ImageFolders`.
 
     labels: {"obj": classes, "attr": classes} or some of them, what is asked of the regions beside their features
     """

@@ -14,8 +14,8 @@ from pathlib import Path
 from clip_vl.datasets.features.hdf5_store import HDF5Features, HDF5Writer, close_hdf5, has_hdf5, parts
 from clip_vl.datasets.features.lmdb_store import LMDBFeatures, LMDBWriter, has_lmdb
 from clip_vl.datasets.features.records import check_meta, content, writing
-from clip_vl.datasets.images import store
-from clip_vl.datasets.storage.locks import is_locked
+from clip_vl.datasets.storage import lmdb_files
+from clip_vl.engine.files import try_lock
 from clip_vl.engine.errors import UserError
 
 
@@ -109,7 +109,7 @@ def exists(path):
 def _remove(path):
     """Delete a complete store. Its data goes in one step, so that no half of it is left to be taken for a store."""
     if is_lmdb(path):
-        store._close_reader(path)
+        lmdb_files.close_reader(path)
         (path / "data.mdb").unlink()
         shutil.rmtree(path)
     else:
@@ -126,7 +126,7 @@ def _locked(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        if not is_locked(descriptor) or not _is_file_at(descriptor, lock):
+        if not try_lock(descriptor) or not _is_file_at(descriptor, lock):
             raise UserError(f"another process is writing {path}; wait until it is done, then run again")
         try:
             yield

@@ -5,7 +5,6 @@ image. Images stay uint8 up to the device.
 """
 
 import torch
-import torch.nn.functional as F
 
 
 def resized_size(height, width, m=384, M=640):
@@ -21,15 +20,6 @@ def resized_size(height, width, m=384, M=640):
         return height, width
     other = int(target * long / short)
     return (other, target) if width < height else (target, other)
-
-
-def resize(image, size):
-    """uint8 (3, H, W) -> uint8 (3, h, w), bilinear with antialiasing: Pillow's BILINEAR to within a level."""
-    if tuple(image.shape[1:]) == tuple(size):
-        return image
-    # A batch of one that says it is channels last: PyTorch then resizes, and copies to the canvas, whole pixels.
-    batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
-    return F.interpolate(batch, size=tuple(size), mode="bilinear", antialias=True)[0]
 
 
 def is_portrait(height, width):

@@ -65,7 +65,7 @@ def size_key(relative):
     return f"data/{relative}"
 
 
-def digest_list(data_root, collection=COCO_VG):
+def digest_list_path(data_root, collection=COCO_VG):
     """Where the digests of a collection's images are recorded, in a data root in which they are."""
     return Path(data_root, collection.sizes).with_name(LIST)
 

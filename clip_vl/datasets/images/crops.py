@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from clip_vl.datasets.images.decoding import decode_image, jpeg_decoder
+from clip_vl.datasets.images.decoding import decode_image, jpeg_decoder, resize
 from clip_vl.engine.errors import UserError
 
 RATIOS = (3 / 4, 4 / 3)  # width / height of random boxes
@@ -36,18 +36,6 @@ KINDS = {
     "torchvision-late": Kind((0.9, 1.0), flip=True),
     "protoclip-light": Kind((0.5, 1.0), flip=True, colours=True),
 }
-
-
-def resize(image, size, interpolation="bicubic"):
-    """uint8 (3, H, W) -> uint8 (3, h, w) with antialiasing: Pillow's resize to within a level.
-
-    Columns first, then rows, as Pillow did when the published towers were trained. Pillow 13 starts with the rows where
-    they shrink much more; its pictures then differ by 0.1 to 0.3 levels on average from those of Pillow 12, and ours.
-    """
-    if tuple(image.shape[1:]) == tuple(size):
-        return image
-    batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)  # says that it is channels last: whole pixels at a time
-    return F.interpolate(batch, size=tuple(size), mode=interpolation, antialias=True)[0]
 
 
 def draw_box(height, width, scale, rng):
@@ -190,18 +178,20 @@ def _centre_alone(image, size, S, interpolation):
     return _centre(torch.from_numpy(np.array(view)).permute(2, 0, 1), S)
 
 
-def eval_crop(tower, args):
-    """The evaluation crop of an image tower that says its resolution, interpolation, crop and short_side.
+def eval_crop(tower, crop=""):
+    """The evaluation crop of an image tower: its own, or `crop`, one of `EvalCrop`'s."""
+    return EvalCrop(tower.resolution, tower.interpolation, crop or tower.crop, tower.short_side)
 
-    args.image_crop: of `EvalCrop`'s, in the place of the tower's own
+
+def train_crop(tower, augmentation="", builder="", crop=""):
+    """The training crop of an image tower.
+
+    augmentation: a kind of `KINDS`, with or without "-augmentation"; "none" for the evaluation crop; "" for that of
+                  the library that `builder` names
+    crop:         of the evaluation crop, as in `eval_crop`
     """
-    return EvalCrop(tower.resolution, tower.interpolation, args.image_crop or tower.crop, tower.short_side)
-
-
-def train_crop(tower, args):
-    """The training crop: --augmentation, or that of the tower's library; with "none" the evaluation crop."""
-    if args.augmentation == "none":
-        return eval_crop(tower, args)
-    kind = "torchvision" if args.image_model_builder in ("torchvision", "timm") else "openclip"
-    kind = args.augmentation.removesuffix("-augmentation") if args.augmentation else kind
+    if augmentation == "none":
+        return eval_crop(tower, crop)
+    kind = "torchvision" if builder in ("torchvision", "timm") else "openclip"
+    kind = augmentation.removesuffix("-augmentation") if augmentation else kind
     return TrainCrop(tower.resolution, kind, tower.interpolation)

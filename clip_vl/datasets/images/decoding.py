@@ -1,4 +1,4 @@
-"""Bytes of an image file -> uint8 RGB tensor.
+"""Bytes of an image file -> uint8 RGB tensor, and its antialiased resize.
 
 Image files are untrusted: sizes are checked in the header before anything is decoded.
 """
@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 from clip_vl.datasets.images.files import readable_formats
@@ -98,3 +99,16 @@ def _check_scans(data, pixels):
     scans = np.count_nonzero((values[:-1] == 0xFF) & (values[1:] == 0xDA))  # five times as fast as bytes.count
     if scans * pixels > MAX_SCANNED:
         raise ValueError(f"its {scans:,} scans of {pixels:,} pixels would take too long to decode; save it again")
+
+
+def resize(image, size, interpolation="bilinear"):
+    """uint8 (3, H, W) -> uint8 (3, h, w), antialiased: Pillow's resize to within a level of 255.
+
+    Columns are resized first, then rows, as in Pillow when the published towers were trained. Pillow 13 starts with the
+    rows where they shrink much more; its images then differ by 0.1 to 0.3 levels on average from those of Pillow 12.
+    """
+    if tuple(image.shape[1:]) == tuple(size):
+        return image
+    # A batch of one in channels-last strides: PyTorch then resizes, and copies to a canvas, whole pixels at a time.
+    batch = image.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+    return F.interpolate(batch, size=tuple(size), mode=interpolation, antialias=True)[0]

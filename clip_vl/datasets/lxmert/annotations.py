@@ -18,7 +18,7 @@ from clip_vl.datasets.lxmert.entries import read_pretrain_entry, read_vqa_entry
 from clip_vl.datasets.lxmert.tables import TableBuilder
 from clip_vl.datasets.storage.cache import build_once
 from clip_vl.datasets.storage.columns import ColumnWriter, RaggedColumn, TextColumn, TextWriter, WordWriter, read_column
-from clip_vl.datasets.storage.digests import file_digest
+from clip_vl.datasets.storage.file_digests import file_digest
 from clip_vl.engine.errors import DataError
 
 FORMAT = 1  # counts up when the tables change their form or meaning, so that older ones are built again

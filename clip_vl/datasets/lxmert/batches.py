@@ -16,7 +16,7 @@ from clip_vl.datasets.images.canvas import (
 )
 from clip_vl.datasets.images.collections import COCO_VG
 from clip_vl.datasets.images.decoding import DamagedImage
-from clip_vl.datasets.images.source import ImageSource
+from clip_vl.datasets.images.image_folders import ImageFolders
 from clip_vl.datasets.lxmert.samplers import EvalBatches, TrainBatches, aspect_groups
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError
@@ -43,8 +43,8 @@ def open_images(args, collection=COCO_VG, region_labels=()):
 
         return open_stored(args, collection, region_labels)
     if not args.use_lmdb:
-        return ImageSource(args.data_root, collection)
-    from clip_vl.datasets.images.store import ImageLMDB, store_path
+        return ImageFolders(args.data_root, collection)
+    from clip_vl.datasets.images.image_lmdb import ImageLMDB, store_path
 
     m, M = args.image_size_min, args.image_size_max
     return ImageLMDB(store_path(args.data_root, m, M, collection), m, M, collection)

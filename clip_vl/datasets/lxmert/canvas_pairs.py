@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from clip_vl.datasets.images.canvas import canvas_size, place_on_canvas, resize, resized_size
-from clip_vl.datasets.images.decoding import DamagedImage, decode_image
+from clip_vl.datasets.images.canvas import canvas_size, place_on_canvas, resized_size
+from clip_vl.datasets.images.decoding import DamagedImage, decode_image, resize
 from clip_vl.datasets.loader import to_device
 from clip_vl.datasets.lxmert.wordpiece import pad_tokens
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from clip_vl.datasets.images.canvas import is_portrait, resize, resized_size
-from clip_vl.datasets.images.decoding import DamagedImage, decode_image, read_image_size
-from clip_vl.datasets.images.source import check_recorded
+from clip_vl.datasets.images.canvas import is_portrait, resized_size
+from clip_vl.datasets.images.decoding import DamagedImage, decode_image, read_image_size, resize
+from clip_vl.datasets.images.image_folders import check_recorded
 from clip_vl.datasets.lxmert.batches import place_pictures
 from clip_vl.datasets.lxmert.samplers import TrainBatches, aspect_groups
 from clip_vl.datasets.lxmert.wordpiece import pad_tokens
 from clip_vl.datasets.storage.cache import build_once
-from clip_vl.datasets.storage.digests import digest_of
+from clip_vl.datasets.storage.cache import digest_of
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.random import numpy_rng

@@ -12,7 +12,7 @@ import io
 from pathlib import Path
 from typing import NamedTuple
 
-from clip_vl.datasets.images import store
+from clip_vl.datasets.storage import lmdb_files
 from clip_vl.datasets.storage.tables import read_header, table_rows
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_write
@@ -148,7 +148,7 @@ def write_lmdb(path, rows):
     try:
         _remove(new)
         new.mkdir(parents=True)
-        with lmdb.open(str(new), map_size=store.MAP_SIZE, lock=False) as environment:
+        with lmdb.open(str(new), map_size=lmdb_files.MAP_SIZE, lock=False) as environment:
             for start in range(0, len(rows), COMMIT_EVERY):
                 with environment.begin(write=True) as transaction:
                     for i, row in enumerate(rows[start : start + COMMIT_EVERY], start):
@@ -189,12 +189,12 @@ class NegativeLMDB:
             raise UserError(f"{path} is an LMDB of something else than mined negatives")
 
     def _get(self, key):
-        with store._reader(self.path).begin() as transaction:
+        with lmdb_files.open_reader(self.path).begin() as transaction:
             return transaction.get(key)
 
     def keys(self):
         """The ids of all rows, sorted."""
-        with store._reader(self.path).begin() as transaction:
+        with lmdb_files.open_reader(self.path).begin() as transaction:
             return [key for key in transaction.cursor().iternext(values=False) if key != META_KEY]
 
     def load(self, key):

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from clip_vl.datasets.official.data_root import OFFICIAL_PARTS
+from clip_vl.datasets.official.files import TRAINING_FILES
 from clip_vl.datasets.official.gqa import convert_gqa, convert_gqa_submit
-from clip_vl.datasets.official.lxmert import FILES, TRAINING_FILES, build_answer_table, convert_lxmert
+from clip_vl.datasets.official.lxmert import FILES, build_answer_table, convert_lxmert
 from clip_vl.datasets.official.nlvr import convert_nlvr, convert_nlvr2
+from clip_vl.datasets.official.parts import OFFICIAL_PARTS
 from clip_vl.datasets.official.snli_ve import convert_snli_ve
 from clip_vl.datasets.official.vqa import convert_vqa, convert_vqa_test
 

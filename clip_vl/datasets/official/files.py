@@ -10,6 +10,7 @@ from clip_vl.engine.errors import DataError
 from clip_vl.engine.files import atomic_file
 from clip_vl.engine.readers.text import read_text, whole_text
 
+TRAINING_FILES = ("mscoco_train", "mscoco_nominival", "vgnococo")  # of pre-training, in lxmert/
 OFFICIAL = "official"  # folder below the data root, flat, with the files' own names
 MINIVAL_PART = 8  # without a published list one val2014 image in eight is held out, about 5,060 of 40,504
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from clip_vl.datasets.lxmert.answers import normalise_answer
 from clip_vl.datasets.official.coco import coco_captions
 from clip_vl.datasets.official.files import (
+    TRAINING_FILES,
     coco_image_id,
     expected_form,
     minival_rule,
@@ -26,7 +27,6 @@ from clip_vl.engine.errors import DataError
 from clip_vl.engine.readers.text import id_of
 
 FILES = ("mscoco_train", "mscoco_nominival", "mscoco_minival", "vgnococo")
-TRAINING_FILES = ("mscoco_train", "mscoco_nominival", "vgnococo")
 TABLE_SIZE = 9500  # answers of the pre-training table
 
 

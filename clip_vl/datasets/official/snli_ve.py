@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from clip_vl.datasets.features.records import damage, unpack_frame
-from clip_vl.datasets.images import store
+from clip_vl.datasets.storage import lmdb_files
 from clip_vl.datasets.lxmert.tasks import ENTAILMENTS
 from clip_vl.datasets.official.files import OFFICIAL, expected_form, text_of, write_list
 from clip_vl.datasets.storage.json_stream import iterate_json_lines, read_json
@@ -50,7 +50,7 @@ def _uniter_rows(path):
     import lmdb
 
     try:
-        with store._reader(path).begin() as transaction:
+        with lmdb_files.open_reader(path).begin() as transaction:
             entries, expected = transaction.stat()["entries"], len(read_json(path / "id2len.json"))
             if entries != expected:
                 raise DataError(f"{path} has {entries:,} texts, but {expected:,} in its id2len.json; fetch it again")
@@ -62,7 +62,7 @@ def _uniter_rows(path):
     except lmdb.Error as error:
         raise DataError(f"{path} is not a whole LMDB: {error}; fetch it again") from None
     finally:
-        store._close_reader(path)
+        lmdb_files.close_reader(path)
 
 
 def _uniter_row(name, record):

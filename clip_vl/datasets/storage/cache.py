@@ -105,6 +105,11 @@ def _is_intact(path, entry):
     return entry["sha256"] is None or sha256(path) == entry["sha256"]
 
 
+def digest_of(settings):
+    """Hexadecimal digest of a JSON value, for the key of a cache."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
 def sha256(path):
     """Hexadecimal digest of a file's content."""
     with path.open("rb") as file:

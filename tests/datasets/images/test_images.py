@@ -18,13 +18,12 @@ from clip_vl.datasets.images.canvas import (
     dynamic_canvas,
     is_portrait,
     place_on_canvas,
-    resize,
     resized_size,
 )
 from clip_vl.datasets.images.collections import image_path, relative_path, size_key
-from clip_vl.datasets.images.decoding import DamagedImage, decode_image, read_image_size
+from clip_vl.datasets.images.decoding import DamagedImage, decode_image, read_image_size, resize
 from clip_vl.datasets.images.files import FORMATS
-from clip_vl.datasets.images.source import ImageSource
+from clip_vl.datasets.images.image_folders import ImageFolders
 from clip_vl.engine.errors import DataError
 
 PHOTOGRAPHS = sorted(Path(os.environ.get("CLIP_VL_REAL_DATA", "../shared/data"), "images").glob("*.JPEG"))
@@ -322,7 +321,7 @@ def test_a_missing_file_is_damaged_and_named(tmp_path):
     with pytest.raises(DamagedImage, match=r"1\.jpg: cannot be read: No such file"):
         read_image_size(tmp_path / "1.jpg")
     with pytest.raises(DamagedImage, match=r"VG_100K/1\.jpg: cannot be read: No such file"):
-        ImageSource(tmp_path).load("1")
+        ImageFolders(tmp_path).load("1")
 
 
 def png_header(width, height):
@@ -425,7 +424,7 @@ def test_an_id_that_is_no_file_name_is_refused(img_id, tmp_path):
     with pytest.raises(DataError, match="plain file name"):
         image_path(tmp_path, img_id)
     with pytest.raises(DataError, match="plain file name"):
-        ImageSource(tmp_path).read(img_id)
+        ImageFolders(tmp_path).read(img_id)
 
 
 @pytest.mark.parametrize("img_id", [".", "..", "...", "-rf", "~", "$HOME"])
@@ -445,7 +444,7 @@ def data_root(tmp_path):
 
 
 def test_the_source_loads_resized_pictures(data_root):
-    source = pickle.loads(pickle.dumps(ImageSource(data_root)))  # as a spawned worker has it
+    source = pickle.loads(pickle.dumps(ImageFolders(data_root)))  # as a spawned worker has it
     image = source.load("COCO_val2014_1", recorded_size=(480, 640))
     decoded = decode_image(source.read("COCO_val2014_1"))
     assert torch.equal(image, resize(decoded, (384, 512)))
@@ -454,4 +453,4 @@ def test_the_source_loads_resized_pictures(data_root):
 
 def test_an_image_of_another_size_than_recorded_is_damaged(data_root):
     with pytest.raises(DamagedImage, match=r"COCO_val2014_1\.jpg: is 640x480 but recorded as 480x640"):
-        ImageSource(data_root).load("COCO_val2014_1", recorded_size=(640, 480))
+        ImageFolders(data_root).load("COCO_val2014_1", recorded_size=(640, 480))

@@ -60,7 +60,7 @@ def test_the_file_alone_gives_the_features_of_training(trained):
     args, found = opened(path)
     tower = found.image_tower
     assert (tower.resolution, tower.mean, tower.std, tower.interpolation) == (48, HALF, HALF, "bilinear")
-    crop = eval_crop(tower, args)
+    crop = eval_crop(tower, args.image_crop)
     assert (crop.resolution, crop.crop, crop.short_side) == (48, "squash", 54)
     ids = found.tokenizer(["a red cat and a dog"])["input_ids"]
     assert ids.tolist() == [[2, 5, 8, 6, 3]]  # the words of training, cut to --max_seq_length 5
@@ -73,7 +73,7 @@ def test_flags_that_contradict_the_file_count_and_are_said(trained, capsys):
     _, path = trained
     more = ["--image_crop", "pad", "--image_resolution", "64", "--no-force_quick_gelu", "--max_seq_length", "5"]
     args, found = opened(path, *more)
-    assert eval_crop(found.image_tower, args).crop == "pad" and found.image_tower.resolution == 64
+    assert eval_crop(found.image_tower, args.image_crop).crop == "pad" and found.image_tower.resolution == 64
     assert found.image_tower.short_side == 72 and found.quick_gelu.tolist() == [0, 0]
     said = capsys.readouterr().out
     for flag in ("image_crop pad", "image_resolution 64", "force_quick_gelu False"):

@@ -12,10 +12,10 @@ from torch import nn
 
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.models.clip.grid import GRID_ENCODERS, GridConfig, ModifiedResNet, build_grid_encoder
+from clip_vl.models.clip.published import OPENAI_SHA256
 from clip_vl.models.fused.bert import BertConfig, init_weights
 from clip_vl.models.fused.encoder import VLClassifier, VLEncoder, VLPretrainer
 from clip_vl.models.fused.pretrained import (
-    OPENAI_SHA256,
     detect_grid_encoder,
     digest_warning,
     load_bert,

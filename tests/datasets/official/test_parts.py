@@ -4,7 +4,7 @@ import shlex
 import subprocess
 import zipfile
 
-from clip_vl.datasets.official.data_root import OFFICIAL_PARTS, PARTS, PURPOSES, TASK_PARTS, clip_parts
+from clip_vl.datasets.official.parts import OFFICIAL_PARTS, PARTS, PURPOSES, TASK_PARTS, clip_parts
 
 CLIP = clip_parts({"RN50": "a" * 64, "RN101": "b" * 64})
 

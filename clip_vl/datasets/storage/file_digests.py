@@ -1,8 +1,6 @@
 """Digests of input files, remembered beside the caches so that 1.4 GB of annotations are not hashed at every start."""
 
 import contextlib
-import hashlib
-import json
 import time
 from pathlib import Path
 
@@ -57,7 +55,3 @@ def _remembered(memory):
 def _remember(memory, path, entry):
     with locked(memory.parent, memory.name):
         atomic_json(memory, {**_remembered(memory), path: entry})
-
-
-def digest_of(settings):
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

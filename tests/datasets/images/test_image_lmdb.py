@@ -14,10 +14,11 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from clip_vl.datasets.images import store
+from clip_vl.datasets.images import image_lmdb_writer
 from clip_vl.datasets.images.decoding import DamagedImage, decode_image
-from clip_vl.datasets.images.source import ImageSource
-from clip_vl.datasets.images.store import ImageLMDB, write_images
+from clip_vl.datasets.images.image_folders import ImageFolders
+from clip_vl.datasets.images.image_lmdb import ImageLMDB
+from clip_vl.datasets.images.image_lmdb_writer import write_images
 from clip_vl.engine.errors import DataError, UserError
 
 SIZES = {
@@ -58,7 +59,7 @@ def change_value(path, name, change):
 
 
 def test_stored_pictures_are_those_of_the_folders_up_to_the_jpeg_loss(data_root, stored):
-    folders, images = ImageSource(data_root), ImageLMDB(stored, m, M)
+    folders, images = ImageFolders(data_root), ImageLMDB(stored, m, M)
     for img_id, size in SIZES.items():
         expected = folders.load(img_id, m, M, recorded_size=size)
         found = images.load(img_id, m, M, recorded_size=size)
@@ -76,7 +77,7 @@ def test_the_store_lists_its_names_and_original_sizes(stored):
 
 def test_a_jpeg_that_needs_no_resizing_keeps_its_bytes(data_root, stored):
     images = ImageLMDB(stored, m, M)
-    assert images.read("8") == ImageSource(data_root).read("8")
+    assert images.read("8") == ImageFolders(data_root).read("8")
     assert tuple(decode_image(images.read("7")).shape) == (3, 40, 40)
 
 
@@ -120,7 +121,7 @@ def test_damaged_files_are_returned_and_left_out(data_root):
 
 def test_writing_goes_on_where_it_was_interrupted(data_root, monkeypatch):
     """Stopped in the third transaction, it redoes that one only."""
-    monkeypatch.setattr(store, "COMMIT_EVERY", 2)
+    monkeypatch.setattr(image_lmdb_writer, "COMMIT_EVERY", 2)
     done, redone = [], []
 
     def interrupt(count):
@@ -132,8 +133,8 @@ def test_writing_goes_on_where_it_was_interrupted(data_root, monkeypatch):
         write_images(data_root / "lmdb", files_of(data_root), m, M, advance=interrupt)
     assert len(ImageLMDB(data_root / "lmdb", m, M).keys()) == 4
 
-    resized = store._resized_value
-    monkeypatch.setattr(store, "_resized_value", lambda file, *size: redone.append(file) or resized(file, *size))
+    resized, name = image_lmdb_writer._resized_value, "_resized_value"
+    monkeypatch.setattr(image_lmdb_writer, name, lambda file, *size: redone.append(file) or resized(file, *size))
     counts = []
     assert write_images(data_root / "lmdb", files_of(data_root), m, M, advance=counts.append) == []
     assert redone == files_of(data_root)[4:] and sum(counts) == len(SIZES)
@@ -141,7 +142,7 @@ def test_writing_goes_on_where_it_was_interrupted(data_root, monkeypatch):
 
 
 def test_a_killed_writer_leaves_a_store_that_opens_and_can_be_finished(data_root, monkeypatch):
-    monkeypatch.setattr(store, "COMMIT_EVERY", 1)
+    monkeypatch.setattr(image_lmdb_writer, "COMMIT_EVERY", 1)
 
     def write_and_die(kill_at):
         torch.set_num_threads(1)
@@ -154,7 +155,7 @@ def test_a_killed_writer_leaves_a_store_that_opens_and_can_be_finished(data_root
             advance=lambda count: done.append(count) or (sum(done) == kill_at and os.kill(os.getpid(), signal.SIGKILL)),
         )
 
-    store.jpeg_decoder()  # the children inherit the import
+    image_lmdb_writer.jpeg_decoder()  # the children inherit the import
     for kill_at in (1, 3, 5):
         child = multiprocessing.get_context("fork").Process(target=write_and_die, args=(kill_at,))
         child.start()

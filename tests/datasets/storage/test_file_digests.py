@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from clip_vl.datasets.storage import digests
+from clip_vl.datasets.storage import file_digests
 from clip_vl.datasets.storage.cache import writable_root
-from clip_vl.datasets.storage.digests import file_digest
+from clip_vl.datasets.storage.file_digests import file_digest
 from clip_vl.engine.errors import DataError, UserError
 
 
@@ -19,8 +19,8 @@ def own_home(tmp_path, monkeypatch):
 @pytest.fixture
 def hashed(monkeypatch):
     """The files whose content was read, in order."""
-    calls, sha256 = [], digests.sha256
-    monkeypatch.setattr(digests, "sha256", lambda path: calls.append(path.name) or sha256(path))
+    calls, sha256 = [], file_digests.sha256
+    monkeypatch.setattr(file_digests, "sha256", lambda path: calls.append(path.name) or sha256(path))
     return calls
 
 
@@ -92,7 +92,7 @@ def test_nowhere_to_remember_is_no_reason_to_stop(tmp_path, monkeypatch):
 
 def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
     path = old_file(tmp_path / "train.json", b"[1]")
-    monkeypatch.setattr(digests, "sha256", lambda path: path.write_bytes(b"[1, 2]"))
+    monkeypatch.setattr(file_digests, "sha256", lambda path: path.write_bytes(b"[1, 2]"))
     with pytest.raises(DataError, match=r"train.json changed while it was read"):
         file_digest(path, tmp_path / "cache")
 

@@ -9,23 +9,11 @@ from pathlib import Path
 
 import torch
 
-from clip_vl.datasets.images.canvas import resize, resized_size
-from clip_vl.datasets.images.collections import COCO_VG, digest_list, image_path, relative_path
-from clip_vl.datasets.images.decoding import DamagedImage, decode_image, jpeg_decoder
+from clip_vl.datasets.images.canvas import resized_size
+from clip_vl.datasets.images.collections import COCO_VG, digest_list_path, image_path, relative_path
+from clip_vl.datasets.images.decoding import DamagedImage, decode_image, jpeg_decoder, resize
 
-# ---- where images lie ----
-
-
-# ---- reading ----
-
-
-# ---- geometry ----
-
-
-# ---- the images of a data root ----
-
-
-class ImageSource:
+class ImageFolders:
     """The images in the folders of a data root, held to their recorded digests where there are any.
 
     It holds no open file, so any worker can have a copy.
@@ -35,10 +23,10 @@ class ImageSource:
 
     def __init__(self, data_root, collection=COCO_VG):
         self.data_root, self.collection = Path(data_root), collection
-        recorded = digest_list(data_root, collection)
+        recorded = digest_list_path(data_root, collection)
         self.digests = None
         if recorded.exists():
-            from clip_vl.datasets.images.digests import DigestList
+            from clip_vl.datasets.images.digest_list import DigestList
 
             self.digests = DigestList(recorded)
         jpeg_decoder()

@@ -1,8 +1,6 @@
-"""The image folders of a data root: unnested, listed, and every image measured once, from its header."""
+"""The images of a collection in a data root: their names, and their sizes, read once from the headers of the files."""
 
-import filecmp
 import json
-import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -10,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from clip_vl.datasets.images.collections import COCO_VG, LIST, NLVR2, VG_FOLDER, relative_path, size_key
+from clip_vl.datasets.images.collections import COCO_VG, LIST, relative_path, size_key
 from clip_vl.datasets.images.decoding import DamagedImage, read_image_size
 from clip_vl.datasets.storage.json_stream import iterate_json_list, read_json
 from clip_vl.engine.errors import DataError, UserError
@@ -23,58 +21,7 @@ BLOCK = 4096  # images measured between two looks at the clock
 SAVE_SECONDS = 30
 
 
-def flatten_visual_genome(root):
-    """Move the images of VG_100K/VG_100K and VG_100K/VG_100K_2, as the official archives unpack, up into VG_100K.
-
-    Each move is one rename within the file system: an interrupt leaves every image whole in one of two places, and a
-    repeat moves the rest. Nothing is overwritten: where the name is taken, an identical copy is removed and a different
-    file stays.
-    returns: the number of images moved, and the paths of those that stay because their name is taken
-    """
-    target = Path(root, VG_FOLDER)
-    return _flatten(target, (target / "VG_100K", target / "VG_100K_2", target.with_name("VG_100K_2")), COCO_VG.suffix)
-
-
-def flatten_nlvr2(root):
-    """The same for nlvr2_raw_images/train/0 ... 99, and for images/train/0 ... 99 as the official archive unpacks."""
-    target = Path(root, NLVR2.folders["train-"])
-    parents = (target, target.with_name("images") / "train")
-    return _flatten(target, [path for parent in parents for path in sorted(parent.glob("[0-9]*"))], NLVR2.suffix)
-
-
-def _flatten(target, folders, suffix):
-    moved, kept = 0, []
-    for nested in folders:
-        if not nested.is_dir() or nested.is_symlink():
-            continue
-        try:
-            target.mkdir(exist_ok=True)
-            for image in sorted(nested.glob(f"*{suffix}")):
-                if _move(image, target / image.name):
-                    moved += 1
-                else:
-                    kept.append(image)
-            if not any(nested.iterdir()):
-                nested.rmdir()
-        except OSError as error:
-            raise UserError(
-                f"the images of {nested} cannot be moved up to {target}: {error.strerror}; move them by hand"
-            ) from error
-    return moved, kept
-
-
-def _move(image, target):
-    """Whether `image` now lies at `target`, by a rename or because an identical file did already."""
-    if not os.path.lexists(target):
-        image.rename(target)
-        return True
-    if target.is_file() and filecmp.cmp(image, target, shallow=False):
-        image.unlink()
-        return True
-    return False
-
-
-def list_images(root, collection=COCO_VG):
+def list_collection(root, collection=COCO_VG):
     """Names in the image folders of a collection.
 
     returns: sorted paths below the root of the images that an annotation can name, and of everything else found there
