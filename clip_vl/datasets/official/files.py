@@ -8,7 +8,7 @@ from pathlib import Path
 from clip_vl.datasets.storage.json_stream import iterate_json_list, read_json
 from clip_vl.engine.errors import DataError
 from clip_vl.engine.files import atomic_file
-from clip_vl.engine.readers.text import read_text, whole_text
+from clip_vl.engine.readers.text import whole_text
 
 TRAINING_FILES = ("mscoco_train", "mscoco_nominival", "vgnococo")  # of pre-training, in lxmert/
 OFFICIAL = "official"  # folder below the data root, flat, with the files' own names
@@ -20,13 +20,11 @@ def official_path(root, name):
 
 
 def read_official(path):
-    """The content of a JSON file."""
+    """The content of an official JSON file."""
     try:
-        return json.loads(read_text(path, "fetch it again"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}:{error.lineno}: {error.msg}; is the file whole? fetch it again") from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
-        raise DataError(f"{path} is not valid JSON ({error}); fetch it again") from None
+        return read_json(path)
+    except DataError as error:
+        raise DataError(f"{error}; fetch it again") from None
 
 
 @contextmanager

@@ -7,7 +7,7 @@ places. Whoever takes a sentence for a bag of words cannot tell the two apart.
 from dataclasses import replace
 from typing import NamedTuple
 
-from clip_vl.datasets.scenes.scene import ATTRIBUTES, think_up_scene
+from clip_vl.datasets.scenes.scene import ATTRIBUTES, random_scene
 from clip_vl.datasets.scenes.sentences import article, place, relation
 
 MOST_THINGS = 3
@@ -23,9 +23,9 @@ class Description(NamedTuple):
 
 def small_scene(rng):
     """A scene of at most three things: its description has about thirty words."""
-    scene = think_up_scene(rng)
+    scene = random_scene(rng)
     while len(scene.things) > MOST_THINGS:
-        scene = think_up_scene(rng)
+        scene = random_scene(rng)
     return scene
 
 

@@ -133,7 +133,7 @@ def vocabulary(records, drawn):
     return ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys([*pieces, *sorted(words)])]
 
 
-def picture_files(records):
+def data_root_files(records):
     """{path: value} of the JSON files of pre-training and VQA."""
     table, answers = answer_tables(records)
     official = official_vqa(records["mscoco_minival"])

@@ -105,13 +105,13 @@ def scene_from_json(row):
     return Scene(row["width"], row["height"], background["kind"], tuple(background["tints"]), things)
 
 
-def think_up_scene(rng):
+def random_scene(rng):
     """A new scene from a `random.Random`: what there is first, then a place for each thing."""
     count = rng.choices(list(COUNT_WEIGHTS), COUNT_WEIGHTS.values())[0]
     width, height = rng.choice(CROWDED_FRAMES if count >= 5 else FRAMES)
     places = None
     while places is None:  # six large things may not fit
-        looks = think_up_looks(count, rng)
+        looks = random_attributes(count, rng)
         radii = [round(rng.uniform(*RADII[look["size"]]), 1) for look in looks]
         places = find_places(radii, width, height, rng)
     backdrop = rng.choice(BACKDROPS)
@@ -124,7 +124,7 @@ def think_up_scene(rng):
     return Scene(width, height, backdrop, (first, second), tuple(things))
 
 
-def think_up_looks(count, rng):
+def random_attributes(count, rng):
     """Attributes of `count` things; half of the scenes favour one shape, half one colour."""
     looks = [{name: rng.choice(values) for name, values in ATTRIBUTES.items()} for _ in range(count)]
     for name in ("shape", "color"):

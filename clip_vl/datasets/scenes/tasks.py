@@ -12,7 +12,7 @@ such as "both images contain a ring", which is false wherever one is missing.
 """
 
 from clip_vl.datasets.lxmert.tasks import TASKS
-from clip_vl.datasets.scenes.scene import ATTRIBUTES, think_up_scene
+from clip_vl.datasets.scenes.scene import ATTRIBUTES, random_scene
 from clip_vl.datasets.scenes.sentences import (
     RELATIONS,
     TRIES,
@@ -36,7 +36,7 @@ GQA_QUESTIONS = 10  # per picture; a poor scene has fewer
 
 def gqa_picture(split, number, rng):
     """One picture with its questions; those of `submit` come without types and answers."""
-    img_id, scene = f"n{1_000_000 + number}", think_up_scene(rng)
+    img_id, scene = f"n{1_000_000 + number}", random_scene(rng)
     rows = []
     for place, question in enumerate(questions(scene, rng, GQA_QUESTIONS)):
         row = {"question_id": f"{1_000_000 + number}{place:03d}", "img_id": img_id, "sent": question.text}
@@ -83,7 +83,7 @@ UNSEEN_CLAUSES = (  # after a claim about the whole picture
 
 def snli_ve_picture(split, number, rng):
     """One picture with six hypotheses, two of each class, in any order."""
-    img_id, scene = f"{4_000_000 + number}", think_up_scene(rng)
+    img_id, scene = f"{4_000_000 + number}", random_scene(rng)
     rows = [
         {"question_id": f"{img_id}.jpg#{place}r1{label[0]}", "img_id": img_id, "sent": text, "label": {label: 1.0}}
         for place, (text, label) in enumerate(hypotheses(scene, rng))
@@ -176,7 +176,7 @@ def nlvr2_set(split, number, rng):
     """
     pairs, stated = [], []
     while len(stated) < STATEMENTS:  # most sets of pictures allow fewer
-        pairs = [(think_up_scene(rng), think_up_scene(rng)) for _ in range(PAIRS)]
+        pairs = [(random_scene(rng), random_scene(rng)) for _ in range(PAIRS)]
         stated = statements(pairs, rng, STATEMENTS)
     pictures = {}
     for place, pair in enumerate(pairs):

@@ -1,7 +1,8 @@
-"""JSON files read a piece at a time: one item of a list in memory, and errors that name the file and the line.
+"""Annotation files in JSON of any size, read one item at a time, with errors that name the file and the line.
 
-The published annotation files are single lists of up to 700 MB, either on one line or indented. The C decoder of the
-standard library reads each item from a buffer that grows only as far as the item reaches.
+The published files are single lists of up to 700 MB, either on one line or indented. The C decoder of the standard
+library reads each item from a buffer that grows only as far as the item reaches, at most LONGEST_ITEM characters.
+Numbers have the limits of `engine.readers.json_files`, which reads small files as a whole.
 """
 
 import codecs
@@ -11,11 +12,11 @@ import math
 from pathlib import Path
 
 from clip_vl.engine.errors import DataError, UserError
-from clip_vl.engine.readers.json_files import finite_float
+from clip_vl.engine.readers.json_files import STRICT_DECODER
 
 READ_BYTES = 1 << 20
 LONGEST_ITEM = 1 << 26  # characters; a published item has some thousands
-LONGEST_SYMBOL = 16  # an error this close to the end of the buffer may be a word or an escape that goes on behind it
+LONGEST_SYMBOL = 16  # an error this close to the end of the buffer may be a word or an escape that is cut off there
 
 
 def iterate_json_list(path):
@@ -35,8 +36,8 @@ def iterate_json_object(path):
 def iterate_json_members(path):
     """Yield (line number, key, item) for every item of every list that is a member of the object in the file.
 
-    Members that are no lists come as one item. Such as {"images": [...], "annotations": [...]}, whose lists are longer
-    than `iterate_json_object` would take at once.
+    A member that is not a list is one item. For files such as {"images": [...], "annotations": [...]}, whose lists are
+    longer than `iterate_json_object` would read at once.
     """
 
     def take(text):
@@ -96,13 +97,13 @@ def read_json(path):
 def iterate_json_lines(lines, name):
     """Yield (line number, object) for every line of a binary file that holds a JSON object a line.
 
-    Empty lines are passed over. Raises DataError ("name:line: ...") for anything but one whole object in UTF-8.
+    Empty lines are skipped. Raises DataError ("name:line: ...") for anything but one whole object in UTF-8.
     """
     for number, line in _lines_of(lines, name):
         if not line.strip():
             continue
         try:
-            value = _DECODER.decode(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            value = STRICT_DECODER.decode(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         except (ValueError, RecursionError) as error:
             raise DataError(f"{name}:{number}: not valid JSON: {error}; was the file cut short?") from None
         if not isinstance(value, dict):
@@ -136,15 +137,8 @@ def _open(path):
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _refuse_constant(name):
-    raise ValueError(f"{name} is not a JSON number")
-
-
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=finite_float)
-
-
 class _Text:
-    """The unread text of a file: `text[position:]`, read further when asked, with the line and column of any place."""
+    """The unread text of a file, `text[position:]`, read further when asked, with the line and column of a position."""
 
     def __init__(self, path, file, read_bytes, longest):
         self.path, self.file, self.read_bytes, self.longest = path, file, read_bytes, longest
@@ -154,7 +148,7 @@ class _Text:
         self.column_of_text = 1  # the column of text[0]
 
     def next_character(self):
-        """Move over white space; the character found there, or "" at the end of the file."""
+        """Skip white space; returns the next character, or "" at the end of the file."""
         while True:
             while self.position < len(self.text):
                 if self.text[self.position] not in " \n\r\t":
@@ -165,7 +159,7 @@ class _Text:
             self._read_on()
 
     def expect(self, character, complaint):
-        """Move behind the next character, which must be this one ("": the end of the file)."""
+        """Skip the next character, which must be this one ("": the end of the file)."""
         found = self.next_character()
         if found != character:
             here = repr(self.text[self.position : self.position + 20])
@@ -174,11 +168,11 @@ class _Text:
         self.position += len(character)
 
     def take_value(self):
-        """Decode the JSON value at the position and move behind it."""
+        """Decode the JSON value at the position and skip it."""
         while True:
             try:
-                value, end = _DECODER.raw_decode(self.text, self.position)
-                if end < len(self.text) or self.ended:  # else a number may go on behind the buffer
+                value, end = STRICT_DECODER.raw_decode(self.text, self.position)
+                if end < len(self.text) or self.ended:  # else a number may continue after the buffer
                     self.position = end
                     return value
             except json.JSONDecodeError as error:
@@ -197,7 +191,7 @@ class _Text:
         return self.lines
 
     def error(self, message, position=None):
-        """A DataError for the place `position`, by default here."""
+        """A DataError that names the line and column of `position`, by default the current one."""
         position = self.position if position is None else position
         line = self.lines + self.text.count("\n", self.counted, position)
         return DataError(f"{self.path}:{line}: {message} (column {self._column(position):,})")
@@ -215,7 +209,7 @@ class _Text:
         return error.msg.startswith("Unterminated string") or error.pos >= len(self.text) - LONGEST_SYMBOL
 
     def _read_on(self):
-        """Forget what has been read and read as much again as is left, so that a long item is tried few times."""
+        """Drop the text already read and double the rest, so that a long item is tried few times."""
         self.line()
         self.column_of_text = self._column(self.position)
         self.text, self.position, self.counted = self.text[self.position :], 0, 0

@@ -1,4 +1,8 @@
-"""JSON that others may have written: regular files of bounded size and depth, and numbers that a float can hold."""
+"""JSON files that are read as a whole: configurations, results, settings. Other people may have written them.
+
+A regular file of at most MAX_BYTES, nested at most MAX_DEPTH deep. The decoders refuse numbers that a float cannot hold
+or that have more than MAX_DIGITS digits. `datasets.storage.json_stream` reads annotation files of any size with them.
+"""
 
 import json
 import math
@@ -16,7 +20,7 @@ MAX_DIGITS = 300
 def parse_json(text):
     """The value of JSON text (str, or bytes of UTF-8); ValueError with the reason in words."""
     try:
-        value = _DECODER.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
+        value = LENIENT_DECODER.decode(text if isinstance(text, str) else text.decode("utf-8-sig"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     _check_depth(value)
@@ -68,18 +72,23 @@ def _check_depth(value):
     raise ValueError("it is nested too deeply")
 
 
-def _int(digits):
+def _bounded_int(digits):
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"it holds a number of {len(digits):,} digits")
     return int(digits)
 
 
-def finite_float(digits):
-    """A JSON number with a fraction or an exponent; ValueError where no float can hold it."""
+def _finite_float(digits):
     value = float(digits)
     if math.isinf(value):
         raise ValueError(f"it holds a number that is too large, {digits:.20}")
     return value
 
 
-_DECODER = json.JSONDecoder(parse_int=_int, parse_float=finite_float)
+def _no_constant(name):
+    raise ValueError(f"{name} is not a JSON number")
+
+
+NUMBERS = {"parse_int": _bounded_int, "parse_float": _finite_float}
+LENIENT_DECODER = json.JSONDecoder(**NUMBERS)  # NaN and Infinity, which Python writes into logs, are read
+STRICT_DECODER = json.JSONDecoder(**NUMBERS, parse_constant=_no_constant)  # NaN and Infinity are errors, as in JSON

@@ -8,7 +8,6 @@ import torch
 
 from clip_vl.engine.errors import UserError
 from clip_vl.models.clip.grid import GRID_ENCODERS, GridConfig
-from clip_vl.models.clip.published import OPENAI_SHA256
 from clip_vl.models.clip.vit import ViTConfig
 from clip_vl.models.loading.state_dicts import read_state_dict
 from clip_vl.models.loading.weights import load_weights
@@ -104,6 +103,8 @@ def detect_positions(state):
 
 def digest_warning(path):
     """One sentence when a file named as one of OpenAI's (RN50.pt ...) differs from the published one; else ""."""
+    from clip_vl.models.clip.published import OPENAI_SHA256
+
     path = Path(path)
     published = OPENAI_SHA256.get(path.stem) if path.suffix == ".pt" else None
     if published is None:

@@ -7,12 +7,12 @@ import numpy as np
 from clip_vl.datasets.features.regions import check_regions, normalised_boxes
 from clip_vl.datasets.scenes.drawing import draw_scene
 from clip_vl.datasets.scenes.regions import LOOKS, OBJECTS, WIDTH, scene_regions
-from clip_vl.datasets.scenes.scene import think_up_scene
+from clip_vl.datasets.scenes.scene import random_scene
 
 
 def records(count):
     for number in range(count):
-        scene = think_up_scene(random.Random(number))
+        scene = random_scene(random.Random(number))
         yield scene, scene_regions(scene, draw_scene(scene, np.random.default_rng(number)))
 
 

@@ -70,6 +70,7 @@ def test_an_empty_list_has_no_items(tmp_path, content):
         (b'[1,\n{"a": NaN}]', 2, "NaN is not a JSON number"),
         (b"[1,\n-Infinity]", 2, "-Infinity is not a JSON number"),
         (b'[1,\n{"a": 1e400}]', 2, "a number that is too large, 1e400"),
+        (b"[1,\n" + b"1" * 301 + b"]", 2, "a number of 301 digits"),
         (b'[1,\n"\xff"]', 2, "byte 0xff is not UTF-8"),
         (b'[1,\n\n"\xe2\x82', 3, "is not UTF-8"),
         (b'[1,\n"a\nb"]', 2, "Invalid control character"),
