@@ -286,11 +286,10 @@ def train(device, args):
     cached, (teacher, valid_teacher) = open_teacher(args, [job.source, held_out], device)
     side = next(iter(cached), None)
     model = build_model(job, args, cached)
-    crops = [None, None]
+    tower, crops = model.image_tower, [None, None]
     if side != "image":
-        tower = model.image_tower
-        crops[0] = train_crop(tower, args.augmentation, args.image_model_builder, args.image_crop)
-        crops[1] = eval_crop(tower, args.image_crop)
+        crops = [train_crop(tower, args.augmentation, args.image_model_builder, args.image_crop),
+                 eval_crop(tower, args.image_crop)]  # fmt: skip
     valid = held_out and HeldOutPairs(held_out, crops[1], model.tokenizer, args, {side: valid_teacher})
     job.train_set = AlignDataset(
         job.source,

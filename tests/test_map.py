@@ -33,18 +33,18 @@ MAX_LINES, MAX_FILES, MAX_DEPTH = 4000, 30, 8
 SHARED_LINES = 40  # equal lines that are too many for two programs
 # Programs that miss the goal: (lines, files) of their story today. The numbers may fall and not rise.
 MISSES = {
-    "align": (6715, 64), "clustering": (5999, 55), "convert": (6347, 51), "extract_features": (4512, 35),
+    "align": (6715, 64), "clustering": (5999, 55), "extract_features": (3974, 31),
     "finetune_retrieval": (6217, 58), "gqa": (5275, 46), "knn": (6429, 58), "linear_probe": (6216, 56),
-    "mine_negatives": (6129, 53), "negclip": (6122, 57), "nlvr2": (5355, 48), "prepare": (4615, 37),
+    "mine_negatives": (5640, 49), "negclip": (5634, 53), "nlvr2": (5355, 48),
     "pretrain": (5468, 47), "probes": (9818, 84), "retrieval": (8741, 77), "snli_ve": (5276, 47),
     "vqa": (5384, 47), "zero_shot": (6103, 56),
 }  # fmt: skip
 DEEP = {
-    "align": 9, "clustering": 12, "convert": 11, "extract_features": 12, "finetune_retrieval": 10, "gqa": 9,
-    "knn": 12, "linear_probe": 12, "mine_negatives": 9, "negclip": 10, "nlvr2": 9, "prepare": 10,
-    "pretrain": 9, "probes": 10, "retrieval": 10, "shapes": 10, "snli_ve": 9, "vqa": 9, "zero_shot": 12,
+    "align": 9, "clustering": 11, "extract_features": 9, "finetune_retrieval": 10, "gqa": 9,
+    "knn": 11, "linear_probe": 11, "mine_negatives": 9, "nlvr2": 9, "prepare": 9,
+    "pretrain": 9, "probes": 10, "retrieval": 10, "shapes": 9, "snli_ve": 9, "vqa": 9, "zero_shot": 11,
 }  # fmt: skip
-TAKE_ARGS = 85  # functions of parts that still take the whole command line
+TAKE_ARGS = 83  # functions of parts that still take the whole command line
 BAD_IMPORTS = {
     ("datasets/captions/perturbed", "flags/perturbed"),
     ("datasets/captions/protocols", "encoding/encode"),

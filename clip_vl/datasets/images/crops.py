@@ -1,7 +1,6 @@
-"""Bytes of an image file -> the square uint8 picture of a dual encoder, (3, S, S); the device normalises.
+"""Bytes of an image file -> the square uint8 image of a dual encoder, (3, S, S); the device normalises it.
 
-For training a random box, for evaluation open_clip's transform, both with Pillow's antialiased resize, which for a box
-is that of the box alone: what is cut off costs nothing.
+Training takes a random box of the image, evaluation open_clip's transform. Only the box is resized.
 """
 
 import functools
@@ -15,17 +14,17 @@ import torch.nn.functional as F
 from clip_vl.datasets.images.decoding import decode_image, jpeg_decoder, resize
 from clip_vl.engine.errors import UserError
 
-RATIOS = (3 / 4, 4 / 3)  # width / height of random boxes
-TRIES = 10  # boxes drawn before the largest one of an allowed shape is taken, as in torchvision
+RATIOS = (3 / 4, 4 / 3)  # least and largest width / height of random boxes
+TRIES = 10  # boxes drawn before the largest one of an allowed ratio is taken, as in torchvision
 BLUR_KERNEL = 21
 BLUR_SIGMA = (0.1, 2.0)
 JITTER = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
-LONGEST = 16  # sides of the view: a resized image that is longer is resized at its centre alone
-COLOUR_SHARE = 0.2  # of the images, each of jitter, grey and blur
+LONGEST = 16  # times S: of an image that would be longer after the resize only the centre is resized
+COLOUR_SHARE = 0.2  # probability of each of jitter, grey and blur
 
 
 class Kind(NamedTuple):
-    scale: tuple  # part of the image's area
+    scale: tuple  # least and largest share of the image's area
     flip: bool
     colours: bool = False
 
@@ -39,11 +38,11 @@ KINDS = {
 
 
 def draw_box(height, width, scale, rng):
-    """(top, left, height, width) of a box of random area and shape, as torchvision's RandomResizedCrop draws it."""
+    """(top, left, height, width) of a box of random area and ratio, as torchvision's RandomResizedCrop draws it."""
     low, high = scale
     for _ in range(TRIES):
         area = height * width * (low + (high - low) * rng.random())
-        ratio = RATIOS[0] * (RATIOS[1] / RATIOS[0]) ** rng.random()  # even in the logarithm
+        ratio = RATIOS[0] * (RATIOS[1] / RATIOS[0]) ** rng.random()  # log-uniform
         w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < w <= width and 0 < h <= height:
             return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
@@ -53,10 +52,7 @@ def draw_box(height, width, scale, rng):
 
 
 class TrainCrop:
-    """A random view: `crop(data, rng, name)` -> uint8 (3, S, S). Raises DamagedImage.
-
-    kind: of `KINDS`; what is drawn comes from the NumPy generator `rng`
-    """
+    """A random view of a kind of `KINDS`: `crop(data, rng, name)` -> uint8 (3, S, S). Raises DamagedImage."""
 
     def __init__(self, resolution, kind="openclip", interpolation="bicubic"):
         if kind not in KINDS:
@@ -74,7 +70,7 @@ class TrainCrop:
         return change_colours(view, rng) if self.kind.colours else view
 
     def cut(self, image, box):
-        """The box (top, left, height, width) of a decoded image in the size of the view."""
+        """The box (top, left, height, width) of a decoded image, resized to the view."""
         top, left, height, width = box
         size = (self.resolution, self.resolution)
         return resize(image[:, top : top + height, left : left + width], size, self.interpolation)
@@ -88,7 +84,7 @@ def _colours():
 
 
 def change_colours(image, rng):
-    """Jitter in a random order, grey, blur: each with a chance of 0.2 (the light augmentation of ProtoCLIP)."""
+    """Jitter in a random order, grey, blur, each with probability 0.2: the light augmentation of ProtoCLIP."""
     functional = _colours()
     if rng.random() < COLOUR_SHARE:
         for name in rng.permutation(list(JITTER)):
@@ -98,7 +94,7 @@ def change_colours(image, rng):
     if rng.random() < COLOUR_SHARE:
         image = functional.rgb_to_grayscale(image, num_output_channels=3)
     if rng.random() < COLOUR_SHARE:
-        kernel = min(BLUR_KERNEL, image.shape[1] - 1 | 1)  # odd, and at most what a small picture can reflect
+        kernel = min(BLUR_KERNEL, image.shape[1] - 1 | 1)  # odd, and at most what a small image can reflect
         image = functional.gaussian_blur(image, [kernel, kernel], [rng.uniform(*BLUR_SIGMA)] * 2)
     return image
 
@@ -106,12 +102,11 @@ def change_colours(image, rng):
 class EvalCrop:
     """open_clip's evaluation transform up to the normalisation: `crop(data, rng, name)` -> uint8 (3, S, S).
 
-    It is that of the image in RGB, as the loaders of webdataset and torchvision give it, within 2 levels of 255 (0.02
-    on average) and with the pass order of `resize`. Given an image with alpha, a palette or CMYK as it is,
-    open_clip's transform resizes before it converts the colours, and another image results.
+    Equal to that of an RGB image within 2 levels of 255 (0.02 on average). An image with alpha, a palette or CMYK is
+    converted to RGB before it is resized; open_clip's transform converts it afterwards, with another result.
 
-    crop: "short_side" resizes the short side to `short_side` pixels (0: the resolution) and cuts out the centre,
-          "squash" resizes to the square, "pad" resizes the long side and centres the picture on black
+    crop: "short_side" resizes the short side to `short_side` pixels (0: the resolution) and crops the centre,
+          "squash" resizes to the square, "pad" resizes the long side and pads with black
     """
 
     def __init__(self, resolution, interpolation="bicubic", crop="short_side", short_side=0):
@@ -130,7 +125,7 @@ class EvalCrop:
             return resize(image, (S, S), self.interpolation)
         if self.crop == "pad":
             ratio = max(height, width) / S
-            size = max(round(height / ratio), 1), max(round(width / ratio), 1)  # a line of pixels does not vanish
+            size = max(round(height / ratio), 1), max(round(width / ratio), 1)  # at least one pixel
             return _centre(resize(image, size, self.interpolation), S)
         size = short_side_size(height, width, self.short_side)
         if max(size) > LONGEST * S:
@@ -139,14 +134,14 @@ class EvalCrop:
 
 
 def short_side_size(height, width, short):
-    """(height, width) with that short side; the long one is cut off to whole pixels, as in torchvision."""
+    """(height, width) with that short side; the long side is rounded down, as in torchvision."""
     if height <= width:
         return short, int(short * width / height)
     return int(short * height / width), short
 
 
 def _centre(image, S):
-    """The centre of a picture, or the picture on the centre of black: (3, S, S). Halves round to even, as published."""
+    """The centre crop of an image, padded with black: (3, S, S). Halves round to even, as published."""
     height, width = image.shape[1:]
     if height < S or width < S:
         left, top = (S - width) // 2 if width < S else 0, (S - height) // 2 if height < S else 0
@@ -157,9 +152,9 @@ def _centre(image, S):
 
 
 def _centre_alone(image, size, S, interpolation):
-    """`_centre(resize(image, size), S)` of a very long image, of which nothing but the centre is resized.
+    """`_centre(resize(image, size), S)` of a very long image, of which only the centre is resized.
 
-    A line of 1 x 1,000,000 pixels would take 224 x 224,000,000 on the way, 150 GB.
+    The whole of 1 x 1,000,000 pixels would be 224 x 224,000,000 pixels after the resize, 150 GB.
     """
     from PIL import Image
 
@@ -167,7 +162,7 @@ def _centre_alone(image, size, S, interpolation):
     for length, new in zip(image.shape[1:], size):
         scale, out = length / new, min(S, new)
         start = round((new - out) / 2)
-        margin = 3 * max(scale, 1) + 1  # what the filters reach
+        margin = 3 * max(scale, 1) + 1  # pixels that the filters read
         first, last = max(int(start * scale - margin), 0), min(int((start + out) * scale + margin) + 1, length)
         bounds.append((first, last))
         box.append((start * scale - first, (start + out) * scale - first))

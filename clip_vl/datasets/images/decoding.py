@@ -1,7 +1,4 @@
-"""Bytes of an image file -> uint8 RGB tensor, and its antialiased resize.
-
-Image files are untrusted: sizes are checked in the header before anything is decoded.
-"""
+"""Bytes of an image file -> uint8 RGB tensor, and its antialiased resize. Sizes are checked before decoding."""
 
 import functools
 import io
@@ -21,10 +18,10 @@ MAX_SCANNED = 20 * MAX_PIXELS  # pixels times scans of a JPEG, each of which lib
 
 
 class DamagedImage(DataError):
-    """An image that cannot be used; `path` says which, `reason` why."""
+    """An image that cannot be used, with its `path` and the `reason`."""
 
     def __init__(self, path, reason):
-        super().__init__(path, reason)  # both, so that the error survives the way back from a loader worker
+        super().__init__(path, reason)  # both, for pickling by a loader worker
         self.path, self.reason = str(path), reason
 
     def __str__(self):
@@ -36,34 +33,34 @@ class DamagedImage(DataError):
 
 @contextmanager
 def _opened(file, name):
-    """The Pillow image of a path or byte stream, its header read and its pixels not; errors become DamagedImage."""
+    """The Pillow image of a path or byte stream, of which only the header is read; errors become DamagedImage."""
     try:
-        with Image.open(file, formats=readable_formats()) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{picture.width}x{picture.height} pixels")
-            yield picture
+        with Image.open(file, formats=readable_formats()) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
+            yield image
     except (MemoryError, ProgramError):
-        raise  # the first says something of the machine, not of the image; the second is ours
+        raise  # not caused by the image, or already one of ours
     except Image.UnidentifiedImageError:
         raise DamagedImage(name, f"is not an image of a known format ({', '.join(readable_formats())})") from None
     except Image.DecompressionBombError as error:
         raise DamagedImage(name, f"is too large to decode, the limit is {MAX_PIXELS:,} pixels: {error}") from None
-    except Exception as error:  # a decoder fed with damaged bytes raises anything from ValueError to struct.error
+    except Exception as error:  # damaged bytes raise anything from ValueError to struct.error
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise DamagedImage(name, f"cannot be read: {reason}") from error
 
 
 def read_image_size(path, data=None):
-    """(height, width) from the header of a file, or of its bytes; nothing is decoded. Raises DamagedImage."""
-    with _opened(path if data is None else io.BytesIO(data), path) as picture:
-        return picture.height, picture.width
+    """(height, width) from the header of a file, or of its bytes, without decoding. Raises DamagedImage."""
+    with _opened(path if data is None else io.BytesIO(data), path) as image:
+        return image.height, image.width
 
 
 @functools.cache
 def jpeg_decoder():
-    """torchvision's JPEG decoder, about twice as fast as Pillow's and equal to the bit.
+    """torchvision's JPEG decoder, about twice as fast as Pillow's, with identical results.
 
-    Importing torchvision takes seconds: whoever starts loader workers calls this first, and the workers inherit it.
+    Importing torchvision takes seconds: call this before loader workers start, and they inherit the import.
     """
     from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -73,18 +70,18 @@ def jpeg_decoder():
 def decode_image(data, name="image"):
     """The bytes of an image file -> uint8 (3, height, width), RGB as of `to_rgb`. Raises DamagedImage with `name`.
 
-    The EXIF orientation is ignored, as in the published pipelines; that of a TIFF is part of the format and applied, as
-    Pillow does. Of several images the first is taken. A truncated file is damaged: nothing is filled in with grey.
+    The EXIF orientation is ignored, as in the published pipelines; that of a TIFF is applied, as Pillow does. The first
+    of several images is read. A truncated file is damaged: it is not filled with grey.
     """
-    with _opened(io.BytesIO(data), name) as picture:
-        if picture.format in ("JPEG", "MPO"):
-            _check_scans(data, picture.width * picture.height)
-        if picture.format in ("JPEG", "MPO") and picture.mode in ("RGB", "L"):
+    with _opened(io.BytesIO(data), name) as image:
+        if image.format in ("JPEG", "MPO"):
+            _check_scans(data, image.width * image.height)
+        if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
             try:
                 return jpeg_decoder()(data)
             except RuntimeError:
-                pass  # most likely damaged: Pillow says in words how
-        return torch.from_numpy(np.array(to_rgb(picture))).permute(2, 0, 1)
+                pass  # most likely damaged: Pillow's error says how
+        return torch.from_numpy(np.array(to_rgb(image))).permute(2, 0, 1)
 
 
 def _check_scans(data, pixels):

@@ -1,4 +1,4 @@
-"""Which files are images, by one list of extensions, and the files of a folder, in the order in which they are read."""
+"""Image files of a folder: which extensions are read, and in which order."""
 
 import functools
 import os
@@ -8,7 +8,7 @@ from itertools import chain
 
 from clip_vl.engine.errors import DataError, printable
 
-# Pillow's formats that are read, and their extensions in any case. Pillow also knows formats that start other programs.
+# Pillow's formats that are read, and their extensions in any case. Others of Pillow's start programs.
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jfif"),
     "PNG": (".png",),
@@ -22,8 +22,8 @@ FORMATS = {
 }
 EXTENSIONS = tuple(chain.from_iterable(FORMATS.values()))
 CODECS = {"WEBP": "webp", "JPEG2000": "jpg_2000", "AVIF": "avif"}  # what an installed Pillow may lack
-NAMED = 8  # kinds of files or classes that a message names
-NO_DATA = ("__MACOSX", "Thumbs.db", "desktop.ini")  # what systems leave in folders and archives
+NAMED = 8  # extensions or classes that a message lists
+NO_DATA = ("__MACOSX", "Thumbs.db", "desktop.ini")  # files of operating systems
 
 
 @functools.cache
@@ -49,12 +49,12 @@ def is_image(name):
 
 
 def is_hidden(name):
-    """Whether a file or folder is passed over: `.DS_Store`, `._a.jpg`, `__MACOSX` and the like."""
+    """Whether a file or folder is skipped, such as `.DS_Store`, `._a.jpg` and `__MACOSX`."""
     return name.startswith(".") or name in NO_DATA
 
 
 def walk(folder):
-    """Yield (path below the folder, names of its files) of the folder and all below it, hidden ones left out.
+    """Yield (path below the folder, names of its files) of the folder and all folders below it, without hidden ones.
 
     Links to folders are followed, each folder once. Raises DataError for a folder that cannot be read.
     """
@@ -75,7 +75,7 @@ def _refuse(error):
 
 
 def list_images(folder):
-    """(sorted paths below the folder of the images in it, Counter {extension: number of the files that are none})."""
+    """(sorted paths of the images below the folder, Counter {extension: number of other files})."""
     images, others = [], Counter()
     for below, files in walk(folder):
         for name in files:
@@ -87,15 +87,15 @@ def list_images(folder):
 
 
 def ordered(names):
-    """Names of class folders in the order of their classes: as numbers where all are numbers, else as text."""
+    """Names of class folders, sorted as numbers if all are numbers, else as text."""
     if all(name.isascii() and name.isdigit() for name in names):
         return sorted(names, key=lambda name: (int(name), name))
     return sorted(names)
 
 
 def natural_key(name):
-    """A key by which class_2 comes before class_10."""
-    return [(int(part), "") if place % 2 else (-1, part) for place, part in enumerate(re.split(r"([0-9]+)", name))]
+    """A sort key by which class_2 comes before class_10."""
+    return [(int(part), "") if index % 2 else (-1, part) for index, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def unread_files(others):

@@ -49,7 +49,7 @@ def data(tmp_path_factory):
     (root / "pairs.tsv").write_text("filepath\ttitle\n" + "\n".join(lines) + "\n")
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{number}" for number in range(9))]
     (root / "vocab.txt").write_text("\n".join(words) + "\n")
-    args = SimpleNamespace(**ARGS | {"datasets_dir": str(root)})
+    args = SimpleNamespace(**ARGS | {"datasets_dir": str(root), "max_left_out": 0.5})
     return open_sources(str(root / "pairs.tsv"), args), load_tokenizer(root), args
 
 
