@@ -16,8 +16,8 @@ import tempfile
 from pathlib import Path
 
 FOLDER = Path(__file__).resolve().parent
-PAGE = (1240, 1935)  # CSS pixels of the report that are shown
-WIDTH = 840  # pixels of report.png
+PAGE, CUT = (1240, 1935), 930  # CSS pixels of the report that are shown, and where its second column begins
+WIDTH = 1400  # pixels of report.png
 COLOURS = 192  # of its palette
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 CURVES = (("Training loss", "loss_align", "training loss, by optimizer step"),
@@ -25,7 +25,7 @@ CURVES = (("Training loss", "loss_align", "training loss, by optimizer step"),
 
 
 def draw_report(run):
-    """docs/report.png: the top of a report's page."""
+    """docs/report.png: the top of a report's page, in two columns."""
     from PIL import Image
 
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
@@ -38,8 +38,11 @@ def draw_report(run):
                         f"--window-size={PAGE[0]},{PAGE[1]}", f"--screenshot={shot}",
                         (run / "report.html").resolve().as_uri()], check=True, capture_output=True)  # fmt: skip
         page = Image.open(io.BytesIO(shot.read_bytes())).convert("RGB")
-    page = page.resize((WIDTH, round(page.height * WIDTH / page.width)), Image.LANCZOS)
-    page.quantize(COLOURS, dither=Image.Dither.NONE).save(FOLDER / "report.png", optimize=True)
+    columns = Image.new("RGB", (2 * PAGE[0], max(CUT, PAGE[1] - CUT)), page.getpixel((0, 0)))
+    columns.paste(page.crop((0, 0, PAGE[0], CUT)), (0, 0))
+    columns.paste(page.crop((0, CUT, *PAGE)), (PAGE[0], 0))
+    columns = columns.resize((WIDTH, round(columns.height * WIDTH / columns.width)), Image.LANCZOS)
+    columns.quantize(COLOURS, dither=Image.Dither.NONE).save(FOLDER / "report.png", optimize=True)
 
 
 def draw_curve(run):
