@@ -184,10 +184,11 @@ def swap_accuracy(folder, args):
     from clip_vl.datasets.images.crops import eval_crop
     from clip_vl.flags.parser import parse
     from clip_vl.models.dual.build import build_dual_encoder
+    from clip_vl.models.dual.spec import LossNeeds
 
     weights = max(folder.glob("epoch_*.pt"), key=lambda path: int(path.stem.partition("_")[2]))
     flags = parse(AlignFlags, "", [*map(str, [*TOWERS, "--text_vocab", ROOT / args.data, "--load", weights])])
-    model = build_dual_encoder(flags, {"scale"}).eval()
+    model = build_dual_encoder(flags.towers(), LossNeeds(scale=True)).eval()
     crop = eval_crop(model.image_tower, flags.image_crop)
     rows = []
     for split in ("test", "valid"):  # nothing was trained or chosen by either

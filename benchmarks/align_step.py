@@ -40,6 +40,7 @@ from clip_vl.flags.parser import parse  # noqa: E402
 from clip_vl.losses.alignment import build_loss  # noqa: E402
 from clip_vl.models.dual.build import build_dual_encoder, compile_towers  # noqa: E402
 from clip_vl.models.dual.optim import build_updater  # noqa: E402
+from clip_vl.models.dual.spec import LossNeeds  # noqa: E402
 from clip_vl.models.towers.pixels import normalise  # noqa: E402
 
 DATA = Path(os.environ.get("CLIP_VL_REAL_DATA", ROOT.parent / "shared" / "data"))
@@ -72,7 +73,8 @@ def ours(precision, size, name="ViT-S-32", device="cpu", compiled=False, weights
     flags = ["--image_model", name, "--text_model", name, "--precision", precision, "--lr", str(LR)]
     flags += ["--image_weights", weights, "--text_weights", weights] if weights else []
     args, device = parse(AlignFlags, "", flags), torch.device(device)
-    model = build_dual_encoder(args, {"scale"}).to(device, memory_format=torch.channels_last).train()
+    model = build_dual_encoder(args.towers(), LossNeeds(scale=True)).train()
+    model = model.to(device, memory_format=torch.channels_last)
     images = photographs(size).contiguous(memory_format=torch.channels_last).to(device)
     tokens = [model.tokenizer(texts)["input_ids"].to(device) for texts in captions(size)]
     if compiled:

@@ -14,13 +14,12 @@ from dataclasses import asdict, dataclass
 from clip_vl.flags.captions import PairFlags
 from clip_vl.flags.dual import (
     DualOptimFlags,
-    ImageTowerFlags,
+    ImageTrainingFlags,
     PublishedRunFlags,
     SharedTowerFlags,
-    TextTowerFlags,
-    check_dual_flags,
+    TextTrainingFlags,
+    recalled,
     name_output,
-    setting_names,
     tower_readers,
     warn_of_name,
     warn_of_unused,
@@ -34,8 +33,8 @@ from clip_vl.flags.run import RunFlags
 class AlignFlags(
     RunFlags,
     PairFlags,
-    ImageTowerFlags,
-    TextTowerFlags,
+    ImageTrainingFlags,
+    TextTrainingFlags,
     SharedTowerFlags,
     LossFlags,
     ProtoCLIPFlags,
@@ -44,22 +43,27 @@ class AlignFlags(
 ):
     """Dual encoder"""
 
-    num_workers: int = flag(0, "Loader workers of each process.", "--numWorkers", "--workers")
-    episode_size: int = flag(0, "Pairs drawn for an epoch; 0 for plain epochs over all of them.")
+    num_workers: int = flag(0, "Loader workers of each process.", "--numWorkers", "--workers", at_least=0)
+    episode_size: int = flag(
+        0, "Number of pairs drawn for an epoch; 0 for plain epochs over all of them.", at_least=0
+    )
     episode_sampling: str = flag(
         "replacement",
-        "How an episode is drawn; as published some pairs come twice.",
+        "Sampling of an episode; with replacement, as published, some pairs come twice.",
         choices=["replacement", "permutation"],
     )
     grad_cache: int = flag(
-        0, "Pairs per forward pass (GradCache): the negatives are the whole batch, on the memory of a chunk."
+        0,
+        "Pairs per forward pass (GradCache): the negatives are the whole batch, in the memory of a chunk.",
+        at_least=0,
     )
-    model_ema: bool = flag(False, "Keep a moving average of the weights, and evaluate and write that.")
-    model_ema_decay: float = flag(0.9999, "Its decay per update.")
-    cache_teacher: bool = flag(False, "Encode the locked tower once for the data set, and train without it in memory.")
-    restart: bool = flag(False, "With --load, count epochs from 0; they always are: --resume goes on with a run.")
+    model_ema: bool = flag(False, "Keep an exponential moving average of the weights; evaluate and save the average.")
+    model_ema_decay: float = flag(0.9999, "EMA decay per optimizer step.")
+    cache_teacher: bool = flag(
+        False, "Encode the dataset with the frozen tower once, and train without that tower in memory."
+    )
     retrieval_frequency: int = flag(
-        1, "Epochs between two evaluations of --valid_data; 0 for none but the last.", "--retrieval_eval_frequency"
+        1, "Epochs between two evaluations of --valid_data; 0 for the last epoch only.", "--retrieval_eval_frequency"
     )
     eval_first: bool = flag(False, "Evaluate --valid_data before training as well.")
 
@@ -89,10 +93,8 @@ from clip_vl.engine.optim import autocast
 from clip_vl.engine.random import derive_seed
 from clip_vl.evaluation.recall import evaluate_retrieval
 from clip_vl.losses.alignment import build_loss, loss_class
-from clip_vl.losses.contrastive import simcse_loss
 from clip_vl.losses.episode import EpisodeLoss, read_external
 from clip_vl.losses.grad_cache import cached_backward, cached_forward, in_chunks
-from clip_vl.losses.regression import byol_loss
 from clip_vl.models.dual.build import (
     average_weights,
     build_dual_encoder,
@@ -104,6 +106,7 @@ from clip_vl.models.dual.encoder import CachedTower
 from clip_vl.models.dual.optim import build_updater, protoclip_schedules
 from clip_vl.models.dual.settings import dual_settings
 from clip_vl.models.dual.sides import ImageSide
+from clip_vl.models.dual.spec import LossNeeds, Projection
 from clip_vl.models.loading.settings import as_record
 from clip_vl.reports.answers import retrieval_gallery
 from clip_vl.reports.page import write_report
@@ -121,8 +124,12 @@ def objective(job, outputs, labels, rows, epoch, args):
     weight = (args.w_clip if with_prototypes else 1.0) if job.episode else args.w_align  # InfoNCE alone weighs 1
     losses = {"loss_align": weight * aligned}
     if args.w_simcse:
+        from clip_vl.losses.contrastive import simcse_loss
+
         losses["loss_simcse"] = args.w_simcse * simcse_loss(outputs["text_features"], outputs["text_features_2"])
     if args.BYOL:
+        from clip_vl.losses.regression import byol_loss
+
         losses["loss_byol"] = byol_loss(outputs["image_features_2"], outputs["image_features"])
     if job.episode:
         projected = outputs["image_projected"], outputs["text_projected"]
@@ -213,7 +220,7 @@ def open_teacher(args, sources, device):
         raise UserError("--cache_teacher is for a locked tower: pass --lock_text_model or --lock_image_model")
     if side == "image" and (args.BYOL or args.augmentation not in (None, "none")):
         raise UserError("--cache_teacher keeps one view of each image: leave out --BYOL and --augmentation, or it")
-    tower = build_tower(side, args).to(device).eval()
+    tower = build_tower(side, args.towers()).to(device).eval()
     vocabulary = args.text_vocab and file_digest(Path(args.text_vocab) / "vocab.txt", args.datasets_dir)
     of_images = side == "image"
     pixels = ImageSide(tower, torch.nn.Identity()) if of_images else None
@@ -236,12 +243,18 @@ def open_teacher(args, sources, device):
 def build_model(job, args, cached):
     """The model with what its losses want, the losses, and the state that checkpoints hold beside the model's."""
     kind = loss_class(args.loss)
-    wants = {"scale": kind.needs_scale, "bias": kind.needs_bias, "prototypes": kind.needs_prototypes,
-             "projections": args.add_projection_head, "two_texts": args.w_simcse > 0}  # fmt: skip
     if kind.needs_labels and not job.source.num_classes:
         raise UserError(f"--loss {args.loss} needs labels: train on classification sets, or name --csv_label_key")
-    one_way = args.teacher if kind.uni_directional and not (args.teacher == "text" and args.w_simcse) else None
-    model = build_dual_encoder(args, {name for name, wanted in wants.items() if wanted}, cached, one_way)
+    projection = Projection(args.projection_n_layers, args.projection_hidden_dim, args.projection_dim)
+    needs = LossNeeds(
+        scale=kind.needs_scale,
+        bias=kind.needs_bias,
+        prototypes=args.num_prototypes if kind.needs_prototypes else 0,
+        projection=projection if args.add_projection_head else None,
+        two_texts=args.w_simcse > 0,
+        one_way=args.teacher if kind.uni_directional and not (args.teacher == "text" and args.w_simcse) else None,
+    )
+    model = build_dual_encoder(args.towers(), needs, cached)
     width = model.image_head.width
     if args.loss.lower() == "crossentropy" and width < job.source.num_classes:
         raise UserError(
@@ -329,7 +342,7 @@ def train(device, args):
         if dist.rank() == 0 and (is_last or (epoch + 1) % args.save_frequency == 0):
             weights = {name: tensor.cpu().contiguous() for name, tensor in measured.state_dict().items()}
             content = {"epoch": epoch + 1, "name": job.run.folder.name, "state_dict": weights}
-            settings = dual_settings(asdict(args), measured, setting_names())
+            settings = dual_settings(asdict(args), measured)
             save_plain(job.run.folder / f"epoch_{epoch + 1}.pt", content, as_record(settings))
         job.save(epoch=epoch + 1, batch=0, best=best)
 
@@ -353,7 +366,7 @@ def check_align_flags(args):
 
 def main(args):
     device = dist.setup()
-    check_dual_flags(args)
+    args = recalled(args)
     check_align_flags(args)
     name_output(args, "align")
     if dist.rank() == 0:

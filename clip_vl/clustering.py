@@ -11,12 +11,12 @@ iterations, the best of 5 starts. Reports adjusted and normalised mutual informa
 from dataclasses import dataclass
 
 from clip_vl.flags.classes import ClassSetFlags
-from clip_vl.flags.dual import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
+from clip_vl.flags.dual import ImageTowerFlags, EvaluationFlags, SharedTowerFlags, TextTowerFlags, recalled
 from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
-class ClusteringFlags(JudgeFlags, ClassSetFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
+class ClusteringFlags(EvaluationFlags, ClassSetFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
     """Clustering"""
 
     clusters: int | None = flag(None, "Number of clusters [the number of classes].")
@@ -40,7 +40,7 @@ from clip_vl.reports.classes import confusion
 
 def main(args):
     device = dist.setup()
-    check_dual_flags(args)
+    args = recalled(args)
     run = EvaluationRun(args, "clustering", device)
     images = open_class_set(args, args.test_split)
     if images.multi_label:
@@ -49,7 +49,7 @@ def main(args):
     if not 2 <= k <= len(images) or min(args.iterations, args.restarts) < 1:
         raise UserError(f"{k} clusters of {len(images)} images, with {args.iterations} iterations and {args.restarts} "
                         "restarts, cannot be")  # fmt: skip
-    side = open_image_side(args, device)
+    side = open_image_side(args.towers(), device)
     if run.begin({"images": images.digest, "tower": [side.digest, side.head_digest]}):
         return dist.print0(f"{args.output} is finished already")
 

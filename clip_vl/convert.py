@@ -55,8 +55,7 @@ from clip_vl.engine.errors import UserError
 from clip_vl.engine.files import atomic_file
 from clip_vl.engine.readers.json_files import read_object
 from clip_vl.models.loading.settings import as_record, assumed, read_settings
-from clip_vl.models.loading.state_dicts import read_state_dict
-from clip_vl.models.loading.torchscript import is_archive
+from clip_vl.models.loading.state_dicts import is_archive, read_state_dict
 
 STORES = (".lmdb", ".h5", ".hdf5")
 

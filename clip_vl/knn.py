@@ -13,12 +13,12 @@ samples.jsonl, result.json and report.html; the same command goes on where it wa
 from dataclasses import dataclass
 
 from clip_vl.flags.classes import ClassSetFlags, TrainSplitFlags
-from clip_vl.flags.dual import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
+from clip_vl.flags.dual import ImageTowerFlags, EvaluationFlags, SharedTowerFlags, TextTowerFlags, recalled
 from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
-class KNNFlags(JudgeFlags, ClassSetFlags, TrainSplitFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
+class KNNFlags(EvaluationFlags, ClassSetFlags, TrainSplitFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
     """k nearest neighbours"""
 
     k: int = flag(20, "Neighbours that vote.")
@@ -43,7 +43,7 @@ from clip_vl.reports.classes import class_gallery, sample_rows
 
 def main(args):
     device = dist.setup()
-    check_dual_flags(args)
+    args = recalled(args)
     if args.temperature <= 0:
         raise UserError(f"--temperature {args.temperature} must be above 0")
     run = EvaluationRun(args, "knn", device)
@@ -51,7 +51,7 @@ def main(args):
     train, _ = open_training(args, test)
     if not 1 <= args.k <= len(train):
         raise UserError(f"--k {args.k} of {len(train)} training images cannot be")
-    side = open_image_side(args, device)
+    side = open_image_side(args.towers(), device)
     if run.begin({"train": train.digest, "test": test.digest, "tower": side.digest}):
         return dist.print0(f"{args.output} is finished already")
 

@@ -15,12 +15,14 @@ normalised; they are encoded once and shared with the other programs. The same c
 from dataclasses import dataclass
 
 from clip_vl.flags.classes import ClassSetFlags, TrainSplitFlags
-from clip_vl.flags.dual import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
+from clip_vl.flags.dual import ImageTowerFlags, EvaluationFlags, SharedTowerFlags, TextTowerFlags, recalled
 from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
-class LinearProbeFlags(JudgeFlags, ClassSetFlags, TrainSplitFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
+class LinearProbeFlags(
+    EvaluationFlags, ClassSetFlags, TrainSplitFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags
+):
     """Linear probe"""
 
     C: float | None = flag(None, "Inverse of the penalty, as scikit-learn's C [searched on the validation split].")
@@ -88,13 +90,13 @@ def choose_c(args, run, test, learn, valid, judge):
 
 def main(args):
     device = dist.setup()
-    check_dual_flags(args)
+    args = recalled(args)
     check_search(args)
     run = EvaluationRun(args, "linear_probe", device)
     test = open_class_set(args, args.test_split)
     train, valid = open_training(args, test)
     valid = valid if args.C is None and not args.compat_best_test else None  # else nothing is chosen by it
-    side = open_image_side(args, device)
+    side = open_image_side(args.towers(), device)
     digests = {"train": train.digest, "valid": valid and valid.digest, "test": test.digest, "tower": side.digest}
     if run.begin(digests):
         return dist.print0(f"{args.output} is finished already")

@@ -16,12 +16,12 @@ import dataclasses
 from dataclasses import dataclass
 
 from clip_vl.flags.captions import SourceFlags
-from clip_vl.flags.dual import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
+from clip_vl.flags.dual import ImageTowerFlags, EvaluationFlags, SharedTowerFlags, TextTowerFlags, recalled
 from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
-class MineFlags(JudgeFlags, SourceFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
+class MineFlags(EvaluationFlags, SourceFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
     """Mining"""
 
     output: str = flag("data/negatives/train_neg_clip.tsv", "TSV to write, with the report beside it as .json.")
@@ -134,7 +134,7 @@ def encode_images(source, device, args):
     """(rows of the source, D) embeddings, L2-normalised, from the cache where it has them. Raises DataError at an image
     that cannot be read.
     """
-    side = open_image_side(args, device)
+    side = open_image_side(args.towers(), device)
     dataset = ImagesOf(source, eval_crop(side.tower, args.image_crop))
 
     def encode(rows):
@@ -199,7 +199,7 @@ def write(args, rows, report):
 
 def main(args):
     device = dist.setup()
-    check_dual_flags(args)
+    args = recalled(args)
     refuse_to_replace(args)
     dist.barrier()
     source = open_sources(args.train_data, args)

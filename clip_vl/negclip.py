@@ -14,40 +14,43 @@ from dataclasses import asdict, dataclass
 from clip_vl.flags.captions import PairFlags
 from clip_vl.flags.dual import (
     DualOptimFlags,
-    ImageTowerFlags,
+    ImageTrainingFlags,
     PublishedRunFlags,
     SharedTowerFlags,
-    TextTowerFlags,
-    check_dual_flags,
+    TextTrainingFlags,
+    recalled,
     name_output,
-    setting_names,
     tower_readers,
     warn_of_unused,
 )
 from clip_vl.flags.parser import flag, parse
+from clip_vl.flags.published import NEGCLIP
 from clip_vl.flags.run import RunFlags
 
 
 @dataclass
 class NegCLIPFlags(
-    RunFlags, PairFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags, DualOptimFlags, PublishedRunFlags
+    RunFlags, PairFlags, ImageTrainingFlags, TextTrainingFlags, SharedTowerFlags, DualOptimFlags, PublishedRunFlags
 ):
     """Hard negatives"""
 
-    num_workers: int = flag(0, "Loader workers of each process.", "--numWorkers", "--workers")
-    train_data: str | None = flag(None, "Flag of `align`.", dead="the table of --train_negatives is trained on")
-    dataset_size: int | None = flag(None, "Flag of `align`.", dead="--max_steps says how long to train")
-    train_negatives: str | None = flag(None, "Table of `python -m clip_vl.mine_negatives`, .tsv or .lmdb.")
-    batch_size: int = flag(256, "Anchors per process: twice as many images, four times as many texts.")
-    epochs: int = flag(5, "Passes over the table.")
-    max_steps: int | None = flag(None, "Updates after which training ends, and its schedule with it.")
-    lr: float = flag(1e-6, "Peak learning rate; published runs tried 1e-5, 5e-6 and 1e-6.")
-    warmup: int = flag(50, "Updates with a rising learning rate, at most those of the run; then a cosine to 0.")
-    negative_texts: bool = flag(True, "False captions as columns; without these and the neighbours it is plain CLIP.")
-    negative_images: bool = flag(True, "Neighbours in the batch; --no-negative_images takes the anchors alone.")
-    lora_r: int = flag(0, "Rank of LoRA's updates on both towers' blocks; 0 trains the weights themselves.")
-    lora_alpha: float = flag(32, "Scale of LoRA's updates.")
-    lora_dropout: float = flag(0.1, "Dropout before LoRA's updates.")
+    IGNORED = NEGCLIP
+    num_workers: int = flag(0, "Loader workers of each process.", "--numWorkers", "--workers", at_least=0)
+    train_negatives: str | None = flag(
+        None, "Table of hard negatives from `python -m clip_vl.mine_negatives`, .tsv or .lmdb.", required=True
+    )
+    batch_size: int = flag(
+        256, "Anchors per process: twice as many images, four times as many captions.", at_least=1
+    )
+    epochs: int = flag(5, "Passes over the table.", at_least=1)
+    max_steps: int | None = flag(None, "Optimizer steps after which training and its schedule end.", at_least=1)
+    lr: float = flag(1e-6, "Peak learning rate; published runs tried 1e-5, 5e-6 and 1e-6.", at_least=0)
+    warmup: int = flag(50, "Steps of linear warm-up, at most those of the run; a cosine to 0 follows.", at_least=0)
+    negative_texts: bool = flag(True, "Use negative captions; without negative captions and images it is plain CLIP.")
+    negative_images: bool = flag(True, "Use the anchors' neighbours as negative images.")
+    lora_r: int = flag(0, "Rank of the LoRA updates in the blocks of both towers; 0 trains the weights.", at_least=0)
+    lora_alpha: float = flag(32, "Scale of the LoRA updates.")
+    lora_dropout: float = flag(0.1, "Dropout before the LoRA updates.")
 
 
 FLAGS = parse(NegCLIPFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
@@ -73,6 +76,7 @@ from clip_vl.models.dual.build import build_dual_encoder, prepare_training
 from clip_vl.models.dual.lora import add_lora, merged_state
 from clip_vl.models.dual.optim import build_updater
 from clip_vl.models.dual.settings import dual_settings
+from clip_vl.models.dual.spec import LossNeeds
 from clip_vl.models.loading.settings import as_record
 from clip_vl.reports.answers import retrieval_gallery
 from clip_vl.reports.page import write_report
@@ -100,7 +104,7 @@ def train_one_epoch(job, epoch, start, best, args):
 
 def build_model(args):
     """The dual encoder, with LoRA where it is asked for."""
-    model = build_dual_encoder(args, {"scale"})
+    model = build_dual_encoder(args.towers(), LossNeeds(scale=True))
     if args.lora_r:
         learning = add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout)
         dist.print0(f"LoRA of rank {args.lora_r}: {learning:,} parameters learn")
@@ -163,7 +167,7 @@ def save_epoch(job, model, epoch, args, is_best, is_due):
     if dist.rank() == 0 and (is_best or is_due):
         weights = {name: tensor.cpu().contiguous() for name, tensor in merged_state(model).items()}
         content = {"epoch": epoch + 1, "name": job.run.folder.name, "state_dict": weights}
-        settings = as_record(dual_settings(asdict(args), model, setting_names()))
+        settings = as_record(dual_settings(asdict(args), model))
         for name, wanted in ((f"epoch_{epoch + 1}.pt", is_due), ("best.pt", is_best)):
             if wanted:
                 save_plain(job.run.folder / name, content, settings)
@@ -171,7 +175,7 @@ def save_epoch(job, model, epoch, args, is_best, is_due):
 
 def main(args):
     device = dist.setup()
-    check_dual_flags(args)
+    args = recalled(args)
     if dist.rank() == 0:
         warn_of_unused(args, tower_readers(args))
     name_output(args, "negclip")

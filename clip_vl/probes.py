@@ -17,12 +17,12 @@ official rule for ties and under the rule that a tie is wrong, what chance gives
 
 from dataclasses import dataclass
 
-from clip_vl.flags.dual import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags
+from clip_vl.flags.dual import ImageTowerFlags, EvaluationFlags, SharedTowerFlags, TextTowerFlags
 from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
-class ProbesFlags(JudgeFlags, SharedTowerFlags, TextTowerFlags, ImageTowerFlags):
+class ProbesFlags(EvaluationFlags, SharedTowerFlags, TextTowerFlags, ImageTowerFlags):
     """Probes"""
 
     probes: list[str] = flag([], "Which probes, by name.")
@@ -79,7 +79,7 @@ from clip_vl.engine.optim import autocast
 from clip_vl.evaluation.blind import BlindScorer
 from clip_vl.evaluation.probe_ranks import print_ranks, rank_facts
 from clip_vl.evaluation.probe_table import flat, judge_probe, print_table, sample_rows, table_of
-from clip_vl.flags.dual import check_dual_flags
+from clip_vl.flags.dual import recalled
 from clip_vl.models.dual.build import frozen_digest, open_dual_encoder
 from clip_vl.models.fused.build import bert_folder
 from clip_vl.models.fused.scorer import open_fused_scorer, settings_of
@@ -98,9 +98,8 @@ class DualScorer:
     judge = "cosine of the dual encoder"
 
     def __init__(self, args, device):
-        check_dual_flags(args)
         self.args, self.device = args, device
-        self.model = open_dual_encoder(args, device)
+        self.model = open_dual_encoder(args.towers(), device)
         self.view = eval_crop(self.model.image_tower, args.image_crop)
 
     def inputs(self):
@@ -226,6 +225,7 @@ def main(args):
         raise UserError("--save_every and --batch_size must be at least 1")
     if args.saliency < 0:
         raise UserError(f"--saliency {args.saliency} is a number of pictures: 0 or more")
+    args = recalled(args)
     probes = open_probes(args)
     blind = BlindScorer(args.blind_captions)
     scorer = open_scorer(args, blind, device)

@@ -18,13 +18,13 @@ Fine-tuning with InfoNCE is `python -m clip_vl.align --load CHECKPOINT --train_d
 from dataclasses import dataclass
 
 from clip_vl.flags.captions import SourceFlags
-from clip_vl.flags.dual import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
+from clip_vl.flags.dual import ImageTowerFlags, EvaluationFlags, SharedTowerFlags, TextTowerFlags, recalled
 from clip_vl.flags.parser import flag, parse
 from clip_vl.flags.perturbed import PerturbedFlags
 
 
 @dataclass
-class RetrievalFlags(JudgeFlags, SourceFlags, PerturbedFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
+class RetrievalFlags(EvaluationFlags, SourceFlags, PerturbedFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
     """Retrieval"""
 
     test: str | None = flag(None, "A protocol by its name, or captioned images in the forms that `align` reads.")
@@ -175,18 +175,18 @@ def check_flags(args):
         raise UserError(f"--bert {args.bert} is the text model of a fused encoder: pass --fused as well")
     if args.fused and args.load and not args.rerank:
         raise UserError("--fused scores all pairs by itself: leave out --load, or pass --rerank K as well")
-    check_dual_flags(args)
 
 
 def main(args):
     device = dist.setup()
     check_flags(args)
+    args = recalled(args)
     protocol = find_protocol(args.test, args.fold_size)
     run = EvaluationRun(args, "retrieval", device)
     pairs = RetrievalPairs(perturbed(open_sources(protocol.spec, args), args), protocol, args)
     inputs, judges = {"data": pairs.source.digest, "changed": pairs.source.changed}, []
     if args.rerank or not args.fused:
-        model = open_dual_encoder(args, device)
+        model = open_dual_encoder(args.towers(), device)
         inputs["dual"] = frozen_digest(model)
         judges.append("dual encoder")
     if args.fused:

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 
 from clip_vl.flags.fused import FusedEncoderFlags, check_fused_flags, fused_settings
 from clip_vl.flags.parser import flag, parse
+from clip_vl.flags.published import CLIP_VIL_VQA
 
 
 @dataclass
 class VQAFlags(FusedEncoderFlags):
     """Visual question answering"""
 
+    IGNORED = CLIP_VIL_VQA
     output: str = flag("snap/vqa/test", "Run folder: settings, log, checkpoints, result and report.")
     train: str = flag("train,nominival", "Training files under <data_root>/vqa.")
     valid: str = flag("minival", "Validation file; '' for none, and then only LAST.pth is written.")
@@ -26,7 +28,6 @@ class VQAFlags(FusedEncoderFlags):
         None, "Only answer this split (minival, test, ...) with --load and write its submission file."
     )
     loss_scale: int = flag(1, "Factor of the loss; 1 means the number of answers (LXMERT's convention).")
-    mce_loss: bool = flag(False, "Published flag.", "--mceLoss", dead="it is an option of GQA")
     question_only: bool = flag(False, "Train and test without images: what the questions alone give away.")
 
 

@@ -14,12 +14,12 @@ confusion matrix. The same command goes on where it was interrupted; features ar
 from dataclasses import dataclass
 
 from clip_vl.flags.classes import ClassSetFlags
-from clip_vl.flags.dual import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags
+from clip_vl.flags.dual import ImageTowerFlags, EvaluationFlags, SharedTowerFlags, TextTowerFlags, recalled
 from clip_vl.flags.parser import flag, parse
 
 
 @dataclass
-class ZeroShotFlags(JudgeFlags, ClassSetFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
+class ZeroShotFlags(EvaluationFlags, ClassSetFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
     """Zero-shot classification"""
 
     templates: str | None = flag(
@@ -51,11 +51,11 @@ from clip_vl.reports.classes import class_gallery, sample_rows
 
 def main(args):
     device = dist.setup()
-    check_dual_flags(args)
+    args = recalled(args)
     run = EvaluationRun(args, "zero_shot", device)
     images = open_class_set(args, args.test_split)
     prompts = Prompts(images.class_names, read_templates(args.templates, key_of(args)))
-    image_side, text_side = open_sides(args, device)
+    image_side, text_side = open_sides(args.towers(), device)
     towers = [image_side.digest, image_side.head_digest, text_side.digest]
     if run.begin({"images": images.digest, "prompts": prompts.digest, "towers": towers}):
         return dist.print0(f"{args.output} is finished already")

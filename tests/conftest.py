@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from clip_vl.engine.checkpoint import load_latest
+from clip_vl.engine.errors import UserError
 from clip_vl.engine.signals import SIGNALS
 from clip_vl.flags.parser import parse
 
@@ -94,11 +95,20 @@ def run_here(name, *flags):
     stdout, stderr = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
         try:
-            program.main(parse(flags_class, program.__doc__, [str(flag) for flag in flags]))
+            args = _parsed(flags_class, program.__doc__, flags, stderr)
+            program.main(args)
         finally:
             for number, handler in handlers.items():  # a program's own would reach the children of the next one
                 signal.signal(number, handler)
     return SimpleNamespace(returncode=0, stdout=stdout.getvalue(), stderr=stderr.getvalue())
+
+
+def _parsed(flags_class, doc, flags, stderr):
+    try:
+        return parse(flags_class, doc, [str(flag) for flag in flags])
+    except SystemExit as stop:
+        assert stop.code == UserError.exit_code
+        raise UserError(stderr.getvalue().strip()) from None
 
 
 def command(name, *flags, nproc=1):

@@ -259,10 +259,10 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS, ids=["scratch", "pretrained", "mobilenet"])
 def test_a_published_command_parses_as_it_is_printed(command, capsys):
     from clip_vl.align import AlignFlags
-    from clip_vl.flags.dual import check_dual_flags, name_output, warn_of_name
+    from clip_vl.flags.dual import name_output, recalled, warn_of_name
 
     args = parse(AlignFlags, "doc", command.split())
-    check_dual_flags(args)
+    args = recalled(args)
     name_output(args, "align")
     warn_of_name(args)
     assert args.loss == "InfoNCE" and args.output.startswith("logs/codebase_test/") and args.num_workers == 8
@@ -375,15 +375,16 @@ def test_several_epochs_may_share_a_clustering(programs, pairs, tmp_path):
 def test_a_checkpoint_remembers_openais_gelu(programs, pairs, tmp_path):
     """Shapes cannot tell QuickGELU from GELU; a published model fine-tuned here must not come back with the other."""
     from clip_vl.align import AlignFlags
-    from clip_vl.flags.dual import check_dual_flags
+    from clip_vl.flags.dual import recalled
     from clip_vl.models.dual.build import build_dual_encoder
+    from clip_vl.models.dual.spec import LossNeeds
 
     more = ["--image_model", "ViT-tiny", "--text_model", "ViT-tiny", "--epochs", "1", "--lr", "0", "--force_quick_gelu"]
     programs.run("align", *flags(pairs, tmp_path / "run", *more))
     (tmp_path / "run" / "args.json").unlink()  # the weights alone must say it
     given = ["--load", tmp_path / "run" / "epoch_1.pt", "--image_model", "ViT-tiny", "--text_model", "ViT-tiny"]
     args = parse(AlignFlags, "doc", [*map(str, given), "--text_vocab", str(pairs), "--image_resolution", "48"])
-    check_dual_flags(args)
-    model = build_dual_encoder(args, {"scale"})
+    args = recalled(args)
+    model = build_dual_encoder(args.towers(), LossNeeds(scale=True))
     assert model.image_tower.activation == model.text_tower.activation == "quick_gelu"
     assert model.image_tower.transformer["resblocks"][0].quick_gelu

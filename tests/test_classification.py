@@ -76,7 +76,7 @@ def test_zero_shot_takes_the_class_whose_prompt_is_nearest(programs, plain, tmp_
 
     def planted(prompts, side, args, device, stop):
         images = program.open_class_set(args, "train")
-        found = program.open_sides(args, device)[0]
+        found = program.open_sides(args.towers(), device)[0]
         features = found.project(program.image_features(images, found, args, device, stop))
         means = torch.stack([features[torch.from_numpy(images.labels == c)].mean(0) for c in range(4)])
         assert original(prompts, side, args, device, stop).shape == (4 * len(prompts.templates), 32)

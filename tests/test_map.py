@@ -52,7 +52,6 @@ BAD_IMPORTS = {
     ("evaluation/recall", "encoding/gather"),
     ("models/fused/scorer", "flags/fused"),
     ("models/loading/card", "reports/page"),
-    ("models/loading/export", "flags/dual"),
 }
 
 

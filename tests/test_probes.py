@@ -105,7 +105,7 @@ def test_the_scores_are_cosines_of_the_towers_features(whole, root):
     from clip_vl.probes import ProbesFlags
 
     args = parse(ProbesFlags, "", [str(flag) for flag in flags(root, "x")])
-    model = open_dual_encoder(args, "cpu")
+    model = open_dual_encoder(args.towers(), "cpu")
     first = json.loads((whole[0] / "samples.jsonl").read_text().splitlines()[0])
     entry = SimpleNamespace(**json.loads((root / "sugarcrepe/swap_att.json").read_text())["0"])
     crop = EvalCrop(32, model.image_tower.interpolation, model.image_tower.crop, model.image_tower.short_side)

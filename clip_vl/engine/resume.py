@@ -15,6 +15,7 @@ from clip_vl.engine.run import changed_flags
 FREE_FLAGS = {"output", "resume", "overwrite", "keep_last", "checkpoint_steps", "save_step", "num_workers", "tqdm",
               "stop_after_epoch", "max_damaged", "max_skipped", "dry_run", "data_root", "load", "given",
               "allow_changed_data"}  # fmt: skip
+RENAMED = {"logit_scale": "temperature"}  # flags that had another name when older runs were started
 
 
 class Moment(NamedTuple):
@@ -111,7 +112,9 @@ def _check_same_run(state, args):
             f"this run was started with {state['world_size']} processes and is resumed with {dist.world_size()}; "
             "its order of samples needs the same number"
         )
-    changed = changed_flags(state["flags"], _binding_flags(args))
+    now = _binding_flags(args)
+    before = {RENAMED.get(name, name): value for name, value in state["flags"].items()}
+    changed = changed_flags({name: value for name, value in before.items() if name in now}, now)
     if changed:
         raise UserError(f"--resume with other flags than the run was started with: {', '.join(changed)}")
 

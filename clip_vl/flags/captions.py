@@ -1,4 +1,4 @@
-"""The flags of captioned images: where they are, and what a training program does with them. No torch is imported."""
+"""The flags of captioned images: where they are, and how training and evaluation read them. No torch is imported."""
 
 from dataclasses import dataclass
 
@@ -10,39 +10,39 @@ class SourceFlags:
     """Sources of captioned images"""
 
     datasets_dir: str = flag(
-        "data", "Folder of named data sets such as mscoco_captions, and of caches.", "--eval_data_dir"
+        "data", "Folder of named datasets such as mscoco_captions, and of caches.", "--eval_data_dir"
     )
-    images_dir: str | None = flag(None, "Folder of the images that a table names [the table's own].")
-    csv_separator: str | None = flag(None, "Separator of tables [found out].")
-    csv_img_key: str = flag("filepath", "Column of the image's path.")
-    csv_caption_key: str = flag("title", "Column of the caption.")
-    csv_label_key: str | None = flag(None, "Column of an integer class, for UniCL and CrossEntropy.")
+    images_dir: str | None = flag(None, "Folder of the images that a table names [the table's folder].")
+    csv_separator: str | None = flag(None, "Column separator of tables [detected].")
+    csv_img_key: str = flag("filepath", "Column with the path of the image.")
+    csv_caption_key: str = flag("title", "Column with the caption.")
+    csv_label_key: str | None = flag(None, "Column with an integer class, for UniCL and CrossEntropy.")
     max_left_out: float = flag(
-        0.5, "Share of a file's captions that may be left out, such as blank ones; they are counted and said."
+        0.5, "Largest share of a file's captions that may be left out, such as blank ones; their number is reported."
     )
-    dataset_size: int | None = flag(None, "Only the first n rows.")
+    dataset_size: int | None = flag(None, "Number of rows to use, from the first one [all].")
 
 
 @dataclass
 class PairFlags(SourceFlags):
-    """Data"""
+    """Training and validation data"""
 
     train_data: str | None = flag(
         None, "Training data, separated by commas: CSV or TSV, COCO JSON, image folders, shards, ..."
     )
     valid_data: str | None = flag(
-        None, "Held-out pairs in the same forms, for recall after epochs.", "--retrieval_data"
+        None, "Held-out pairs in the same formats, for recall after epochs.", "--retrieval_data"
     )
     augmentation: str | None = flag(
         None,
-        "Crops and colours; none takes the whole picture as evaluation does [as the image tower's library trains].",
+        "Random crops and colours; none fits the whole image as evaluation does [as the image tower's library trains].",
         choices=["protoclip-light-augmentation", "torchvision-late", "none"],
     )
     image_crop: str | None = flag(
         None,
-        "How evaluation fits a picture into the square [the tower's own].",
+        "Method that fits an image into the square for evaluation [the tower's own].",
         choices=["short_side", "squash", "pad"],
     )
     max_damaged: float = flag(
-        0.001, "Share of missing or damaged training images that is tolerated; each one is named."
+        0.001, "Largest share of missing or damaged training images that is tolerated; each one is named."
     )

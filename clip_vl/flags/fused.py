@@ -7,6 +7,7 @@ spellings stay valid as aliases. This file imports no torch, so that `--help` an
 from dataclasses import asdict, dataclass
 
 from clip_vl.flags.parser import flag, given
+from clip_vl.flags.published import CLIP_VIL
 from clip_vl.flags.run import RunFlags
 
 SETTINGS = ("image_size_min", "image_size_max", "dynamic_padding", "mask_padding", "max_length", "input_raw_images",
@@ -24,16 +25,6 @@ class FusedRunFlags(RunFlags):
     )
     max_train_samples: int | None = flag(None, "Train on the first N samples only.")
     max_eval_samples: int | None = flag(None, "Evaluate on the first N samples only.")
-    distributed: bool = flag(
-        False,
-        "Published flag.",
-        dead="torchrun's environment decides; with it the original ran --optim hf_adamw whatever --optim said",
-    )
-    nodes: int = flag(1, "Published flag.", dead="torchrun's environment decides; set NNODES for the launch scripts")
-    local_rank: int = flag(-1, "Published flag.", dead="torchrun's environment decides")
-    multi_gpu: bool = flag(
-        False, "Published flag.", "--multiGPU", dead="start one process per GPU with the launch scripts"
-    )
 
 
 @dataclass
@@ -67,14 +58,6 @@ class DataFlags:
     )
     region_dim: int = flag(2048, "Width of the region features.")
     drop_boxes: bool = flag(False, "Regions without their boxes.")
-    vqa_style_transform: bool = flag(False, "Published flag: resize, pad, normalise; there is no other transform.")
-    add_zero_padding: bool = flag(False, "Published flag: black canvas around the image; always on.")
-    compress_data: bool = flag(False, "Published flag: annotations shared by all processes; always on.")
-    fast: bool = flag(False, "Published flag.", dead="use --max_train_samples 5000")
-    tiny: bool = flag(False, "Published flag.", dead="use --max_train_samples 500")
-    use_h5_file: bool = flag(False, "Published flag.", dead="--features says which file, and its name of which form")
-    pad_square: bool = flag(False, "Published flag.", dead="the original never read it")
-    separate_image: bool = flag(False, "Published flag.", dead="the original never read it")
 
 
 @dataclass
@@ -103,7 +86,6 @@ class EncoderFlags:
         None, "Tanh in the pooler [two streams of region features have it, as in LXMERT; a single stream and models with "
               "a CLIP tower do not, as in CLIP-ViL].",
     )  # fmt: skip
-    use_clip: bool = flag(False, "CLIP visual tower (the only one).")
     use_positional_embedding: bool = flag(False, "Learned row and column positions added to the grid cells.")
     pos_num: int = flag(25, "Rows and columns that have a position.")
     use_max_pooling: bool = flag(False, "2x2 max pooling of the grid.")
@@ -121,12 +103,6 @@ class EncoderFlags:
     from_scratch: bool = flag(
         False, "Published flag: random weights everywhere; the same as --random_init.", "--fromScratch"
     )
-    vilt_style: bool = flag(
-        False, "Published flag.", dead="text inside the vision transformer ran the stack twice and is not offered"
-    )
-    use_vit: bool = flag(False, "Published flag.", dead="the ImageNet ViT it needs was never published")
-    reset_pos_embedding: bool = flag(False, "Published flag.", dead="it concerns ViT grids; it zeroed the table")
-    dropout: float = flag(0.1, "Published flag.", dead="the BERT folder's config.json decides")
 
 
 @dataclass
@@ -158,7 +134,6 @@ class OptimFlags:
     )
     bf16: bool | None = flag(None, "bfloat16 autocast [on where the device is fast at it].")
     fp16: bool = flag(False, "float16 autocast with a gradient scaler; on a CPU it means bfloat16.")
-    fp16_opt_level: str = flag("O1", "Published flag.", dead="native autocast has no levels")
     compile: bool = flag(False, "torch.compile the visual tower and the transformer layers.")
     apex: bool = flag(False, "NVIDIA apex's fused Adam and layer norm, on GPUs where apex is installed; the run says which.")
     max_skipped: int = flag(50, "Updates with a non-finite loss or gradient after which the run stops.")
@@ -195,6 +170,8 @@ class OptimFlags:
 @dataclass
 class FusedEncoderFlags(FusedRunFlags, DataFlags, EncoderFlags, OptimFlags):
     """Fused encoder"""
+
+    IGNORED = CLIP_VIL
 
 
 def fused_settings(args, paths=True):

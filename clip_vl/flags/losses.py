@@ -6,29 +6,28 @@ from dataclasses import dataclass
 from clip_vl.flags.parser import flag
 
 
+LOSSES = ("InfoNCE", "UniCL", "CrossEntropy", "SigLIP", "SimReg", "SimReg-L1", "SimReg-SmoothL1", "VICReg", "BarlowTwins",
+          "RKD", "CompRess-1q", "CompRess-2q", "SEED", "DINO", "ProtoCPC", "ProtoRKD")  # fmt: skip
+
+
 @dataclass
 class LossFlags:
     """Loss"""
 
-    loss: str = flag(
-        "InfoNCE",
-        "InfoNCE, UniCL, CrossEntropy, SigLIP, SimReg, SimReg-L1, SimReg-SmoothL1, VICReg, "
-        "BarlowTwins, RKD, CompRess-1q, CompRess-2q, SEED, DINO or ProtoCPC.",
-        "--distiller",
-    )
+    loss: str = flag("InfoNCE", "Loss that aligns the towers; ProtoRKD is DINO.", "--distiller", choices=LOSSES)
     loss_variant: str = flag(
-        "paper", "The formula of the paper, or of the original code where they differ.", choices=["paper", "original"]
+        "paper", "Formula of the paper, or of the original code where they differ.", choices=["paper", "original"]
     )
-    teacher: str = flag("text", "Side whose features teach.", choices=["text", "image"])
-    w_align: float = flag(1.0, "Weight of the loss.", "--w_distill")
+    teacher: str = flag("text", "Tower whose features are the targets.", choices=["text", "image"])
+    w_align: float = flag(1.0, "Weight of the loss of --loss.", "--w_distill")
     w_simcse: float = flag(0.0, "Weight of SimCSE: two dropout masks of each text.")
     BYOL: bool = flag(False, "Add the distance between two views of each image.")
     w_rkd_d: float = flag(0.5, "Weight of RKD's distances.")
     w_rkd_a: float = flag(1.0, "Weight of RKD's angles.")
     dino_teacher_temp: float = flag(0.04, "Temperature of the teacher in DINO and ProtoCPC.")
-    queue_size: int = flag(65536, "Features kept by SEED and CompRess.")
-    num_prototypes: int = flag(65536, "Prototypes of DINO and ProtoCPC.")
-    sinkhorn: bool = flag(False, "ProtoCPC: balance the teacher's assignments by Sinkhorn iterations.")
+    queue_size: int = flag(65536, "Number of features in the queue of SEED and CompRess.", at_least=1)
+    num_prototypes: int = flag(65536, "Number of prototypes of DINO and ProtoCPC.", at_least=1)
+    sinkhorn: bool = flag(False, "Balance ProtoCPC's target assignments by Sinkhorn iterations.")
 
 
 @dataclass
@@ -36,19 +35,21 @@ class ProtoCLIPFlags:
     """ProtoCLIP"""
 
     add_projection_head: bool = flag(False, "ProtoCLIP: prototypes of each episode beside InfoNCE.")
-    projection_hidden_dim: int = flag(2048, "Width inside the projections.")
-    projection_dim: int = flag(128, "Width of the projections.")
-    projection_n_layers: int = flag(1, "Hidden layers of the projections; a linear layer follows them.")
+    projection_hidden_dim: int = flag(2048, "Hidden width of the projections.")
+    projection_dim: int = flag(128, "Output width of the projections.")
+    projection_n_layers: int = flag(1, "Hidden layers of the projections; a linear layer follows them.", at_least=0)
     w_clip: float = flag(1.0, "Weight of InfoNCE.")
-    w_proto: float = flag(0.0, "Weight of the other modality's prototypes.")
-    w_proto_external: float = flag(0.0, "Weight of the external teacher's prototypes.")
+    w_proto: float = flag(0.0, "Weight of the loss of the other modality's prototypes.")
+    w_proto_external: float = flag(0.0, "Weight of the loss of the external teacher's prototypes.")
     target_temperature: float = flag(-1.0, "Temperature of soft targets; hard labels where it is not above 0.")
-    k: int = flag(20000, "Prototypes of an episode.")
+    k: int = flag(20000, "Number of prototypes of an episode.", at_least=1)
     kmeans_max_iter: int = flag(20, "Iterations of k-means.")
-    kmeans_nredo: int = flag(1, "Starts of k-means, of which the best counts.")
-    PBT: bool = flag(False, "Back-translated prototypes: means of the student's features over the teacher's clusters.")
+    kmeans_nredo: int = flag(1, "Random starts of k-means, of which the best counts.")
+    PBT: bool = flag(
+        False, "Prototype back translation: prototypes are means of the student's features over the teacher's clusters."
+    )
     external_teacher: str | None = flag(
-        None, "Array (rows of the data set, width), .npy, of an external teacher; needs --PBT."
+        None, "Array (rows of the dataset, width), .npy, of an external teacher's features; needs --PBT."
     )
     clustering_frequency: int = flag(1, "Epochs between two clusterings; -1 for none.")
     infonce_warmup_epoch: int = flag(0, "Epochs of InfoNCE alone at the start.")
@@ -56,7 +57,7 @@ class ProtoCLIPFlags:
         -1, "Epoch, counted from 1, from which InfoNCE trains alone and the image tower is frozen (LiT); 0 for never."
     )
     lr_text: float = flag(-1.0, "Learning rate of everything but the image tower [--lr].")
-    text_start_epoch: int = flag(-1, "First epoch, counted from 0, in which everything but the image tower learns.")
+    text_start_epoch: int = flag(-1, "First epoch, counted from 0, in which everything but the image tower trains.")
     text_end_epoch: int = flag(-1, "Epoch at which the learning rate of everything but the image tower reaches 0.")
 
 
@@ -70,7 +71,7 @@ def loss_readers(args):
         ("sinkhorn",): ("ProtoCPC",),
     }
     readers = {
-        name: (args.loss.lower() in map(str.lower, losses), f"--loss {', '.join(losses)}")
+        name: (args.loss in losses, f"--loss {', '.join(losses)}")
         for names, losses in families.items()
         for name in names
     }

@@ -4,18 +4,20 @@
     class Args:
         \"\"\"Optimisation\"\"\"                                   # the docstring titles the flags in --help
         lr: float = flag(1e-4, "Peak learning rate of the transformer.")
-        batch_size: int = flag(256, "Samples per process.", "--batchSize")
+        batch_size: int = flag(256, "Samples per process.", "--batchSize", at_least=1)
 
     args = parse(Args, __doc__)
 
 Every flag answers to its own name and to its published spellings, with dashes or underscores, to any unambiguous prefix
-of either, and booleans also to `--no-x`. Nothing here imports torch, so `--help` answers at once.
+of either, and switches also to `--no-x`. `IGNORED` of a dataclass names published flags that have no effect
+(flags/published.py). Nothing here imports torch, so `--help` answers at once.
 """
 
 import argparse
 import dataclasses
 import difflib
 import inspect
+import os
 import re
 import sys
 import types
@@ -26,15 +28,18 @@ from clip_vl.engine.errors import UserError, claim_exit_file
 from clip_vl.engine.readers.text import split_lines
 
 
-def flag(default, help, *aliases, choices=None, positional=False, dead=None):
+def flag(default, help, *aliases, choices=None, at_least=None, required=False, positional=False):
     """A dataclass field that is a command-line flag.
 
-    default:    a value, or a list (the flag then takes several values)
-    help:       one sentence
-    aliases:    published spellings that stay valid, such as "--batchSize"
-    dead:       why the published flag does nothing; using it warns once
+    default:  a value, or a list (the flag then takes several values)
+    help:     one sentence
+    aliases:  published spellings that stay valid, such as "--batchSize"
+    choices:  the values that it may have; of words, case does not matter
+    at_least: the smallest number that it may be
+    required: the program cannot run without it
     """
-    metadata = {"help": help, "aliases": aliases, "choices": choices, "positional": positional, "dead": dead}
+    metadata = {"help": help, "aliases": aliases, "choices": choices, "at_least": at_least, "required": required,
+                "positional": positional}  # fmt: skip
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -51,10 +56,20 @@ def parse(cls, doc, argv=None):
     found = vars(parser.parse_args(_complete(list(argv), parser)))
     args = cls(**found)
     args.given = frozenset(found)
-    for field in dataclasses.fields(cls):
-        if field.metadata.get("dead") and getattr(args, field.name) != field.default:
-            print(f"warning: --{field.name} has no effect: {field.metadata['dead']}", file=sys.stderr)
+    for field in _flags(cls):
+        _check(parser, field, getattr(args, field.name))
+    if os.environ.get("RANK", "0") == "0":
+        for name, reason in parser.without_effect.items():
+            print(f"warning: {name} has no effect: {reason}", file=sys.stderr)
     return args
+
+
+def _check(parser, field, value):
+    least = field.metadata["at_least"]
+    if least is not None and value is not None and value < least:
+        parser.error(f"--{field.name} is {value}; it must be at least {least}")
+    if field.metadata["required"] and value is None:
+        parser.error(f"--{field.name} is needed: {field.metadata['help']}")
 
 
 def given(args):
@@ -69,8 +84,10 @@ def _default(field):
 
 
 class _Parser(argparse.ArgumentParser):
+    """without_effect: {spelling as it was written: why} of the published flags on the command line that do nothing."""
+
     def error(self, message):
-        """One sentence, once for all ranks, in the place of the usage of a hundred flags."""
+        """One sentence, once for all ranks, instead of the usage of a hundred flags."""
         if claim_exit_file(UserError.exit_code, message):
             print(f"{self.prog}: error: {message}", file=sys.stderr)
         sys.exit(UserError.exit_code)
@@ -83,16 +100,47 @@ def _build_parser(cls, doc):
         description=doc,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
+        add_help=False,
     )
+    parser.without_effect = {}
+    parser.usage = _usage(parser.prog, _flags(cls))
     hints = typing.get_type_hints(cls)
     groups = {}
-    for field in dataclasses.fields(cls):
-        owner = next(c for c in cls.__mro__ if field.name in inspect.get_annotations(c))
-        title = split_lines(owner.__doc__ or "flags")[0].rstrip(".")
+    for title, field in _in_order(cls):
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         _add_flag(groups[title], field, hints[field.name])
+    _add_help(parser.add_argument_group("Help"), _ignored(cls))
     return parser
+
+
+def _flags(cls):
+    """The fields of a dataclass that are flags of its program."""
+    ignored = _ignored(cls)
+    return [field for field in dataclasses.fields(cls) if f"--{field.name}" not in ignored]
+
+
+def _ignored(cls):
+    """{spelling: `Ignored`} of a dataclass and all that it derives from."""
+    return {name: entry for c in reversed(cls.__mro__) for name, entry in vars(c).get("IGNORED", {}).items()}
+
+
+def _usage(program, fields):
+    needed = [f" --{field.name} {field.name.upper()}" for field in fields if field.metadata["required"]]
+    places = [f" [{field.name.upper()} ...]" for field in fields if field.metadata["positional"]]
+    return "".join([program, *needed, *places, " [flags]"]).replace("%", "%%")
+
+
+def _in_order(cls):
+    """(title of its group, field): what is required first, then the groups as `cls` names them."""
+    owners = list(cls.__mro__)
+    rows = []
+    for field in _flags(cls):
+        owner = next(c for c in owners if field.name in inspect.get_annotations(c))
+        title = split_lines(owner.__doc__ or "flags")[0].rstrip(".")
+        needed = field.metadata["required"] or field.metadata["positional"]
+        rows.append((-1, "Required", field) if needed else (owners.index(owner), title, field))
+    return [(title, field) for _, title, field in sorted(rows, key=lambda row: row[0])]
 
 
 def _add_flag(group, field, hint):
@@ -108,19 +156,70 @@ def _add_flag(group, field, hint):
         options["help"] = argparse.SUPPRESS
         group.add_argument(*[f"--no-{n[2:]}" for n in names], dest=field.name, action="store_false", **options)
         return
-    many = {"nargs": "*"} if many else {}
-    options |= {"choices": field.metadata["choices"], "metavar": value_type.__name__.upper()} | many
-    group.add_argument(*names, dest=field.name, type=value_type, **options)
+    choices = field.metadata["choices"]
+    options |= {"nargs": "*"} if many else {}
+    options["metavar"] = "{" + ",".join(map(str, choices)) + "}" if choices else value_type.__name__.upper()
+    options["type"] = _one_of(choices) if choices else value_type
+    group.add_argument(*names, dest=field.name, **options)
+
+
+def _one_of(choices):
+    """word -> the choice that it is, whatever its case; else a sentence with the nearest one."""
+    known = {str(choice).lower(): choice for choice in choices}
+
+    def choose(word):
+        if word.lower() in known:
+            return known[word.lower()]
+        near = difflib.get_close_matches(word.lower(), known, n=1)
+        hint = f"; did you mean {known[near[0]]}?" if near else ""
+        raise argparse.ArgumentTypeError(f"{word} is not one of {', '.join(map(str, choices))}{hint}")
+
+    return choose
 
 
 def _sentence(field):
     """The help text, with the default and without surprises from argparse's % formatting."""
     text = field.metadata["help"]
-    if field.metadata["dead"]:
-        text = f"{text} (accepted, no effect: {field.metadata['dead']})"
-    elif field.default not in (None, False, "", dataclasses.MISSING):
+    if field.default not in (None, False, "", dataclasses.MISSING):
         text = f"{text} [{field.default}]"
     return text.replace("%", "%%")
+
+
+def _add_help(group, ignored):
+    """--help, and where the program has any: its published flags without effect, and --help_published."""
+    group.add_argument("--help", "-h", action="help", help="Show this text; --no-NAME turns a switch off.")
+    for name, entry in ignored.items():
+        names = [name] if entry.values else [name, f"--no-{name[2:]}"]
+        options = {"nargs": entry.values, "entry": entry, "help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+        group.add_argument(*names, dest=entry.reason, action=_WithoutEffect, **options)
+    if ignored:
+        text = "Show the published flags that have no effect here, and why."
+        group.add_argument("--help_published", nargs=0, action=_ShowIgnored, entries=ignored, help=text)
+
+
+class _WithoutEffect(argparse.Action):
+    """Notes a published flag that does nothing; its values are passed over."""
+
+    def __init__(self, entry, nargs, **options):
+        super().__init__(nargs=None if nargs == 1 else nargs, **options)
+        self.entry = entry
+
+    def __call__(self, parser, namespace, values, name=None):
+        if self.entry.warns or name.startswith("--no-"):
+            parser.without_effect[name] = self.entry.reason
+
+
+class _ShowIgnored(argparse.Action):
+    def __init__(self, entries, **options):
+        super().__init__(default=argparse.SUPPRESS, **options)
+        self.entries = entries
+
+    def __call__(self, parser, namespace, values, name=None):
+        print(f"{parser.prog} takes these flags of published commands, which have no effect:")
+        for spelling, entry in sorted(self.entries.items()):
+            value = " VALUE" if entry.values else ""
+            print(f"  {spelling + value:32s} {entry.reason}")
+        parser.exit()
 
 
 def _value_type(hint):
@@ -158,5 +257,5 @@ def _unique(prefix, names, parser):
         return matches[0]
     if matches:
         parser.error(f"{prefix} could mean {', '.join(sorted(matches))}; write one of them out")
-    near = difflib.get_close_matches(prefix, names, n=1)
+    near = difflib.get_close_matches(prefix, [name for name in names if not name.startswith("--no-")], n=1)
     parser.error(f"unknown flag {prefix}" + (f"; did you mean {near[0]}?" if near else "; --help lists them all"))

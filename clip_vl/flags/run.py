@@ -18,11 +18,11 @@ class RunFlags:
     overwrite: bool = flag(
         False, "Replace a run of the same program in --output; only what it wrote is removed, once the new run starts."
     )
-    keep_last: int = flag(2, "Resumable checkpoints kept in the run folder.")
+    keep_last: int = flag(2, "Resumable checkpoints kept in the run folder.", at_least=1)
     checkpoint_steps: int = flag(
-        1000, "Updates between resumable checkpoints (one more at each epoch end and on a signal)."
+        1000, "Updates between resumable checkpoints (one more at each epoch end and on a signal).", at_least=1
     )
-    report_step: int = flag(200, "Micro-batches between two rows of the log.")
+    report_step: int = flag(200, "Micro-batches between two rows of the log.", at_least=1)
     dry_run: bool = flag(
         False, "Build everything, train two updates, print memory and the expected duration, save nothing."
     )

@@ -1,33 +1,38 @@
-"""The losses that align two towers, by their published names.
+"""The losses that align two towers, by their published names; a run imports the one that it uses.
 
 loss = build_loss("SEED", dim=512, queue_size=65536)
 value = loss(student, teacher, logit_scale=..., labels=...)     # the one call form: base.AlignmentLoss
 """
 
-from clip_vl.engine.errors import UserError
-from clip_vl.losses.contrastive import CrossEntropy, InfoNCE, SigLIP, UniCL
-from clip_vl.losses.prototype_scores import DINO, ProtoCPC
-from clip_vl.losses.queues import SEED, CompRess1q, CompRess2q
-from clip_vl.losses.redundancy import BarlowTwins, VICReg
-from clip_vl.losses.regression import SimReg, SimRegL1, SimRegSmoothL1
-from clip_vl.losses.relational import RKD
+import importlib
 
-LOSSES = {
-    "InfoNCE": InfoNCE, "UniCL": UniCL, "SigLIP": SigLIP, "CrossEntropy": CrossEntropy,
-    "SimReg": SimReg, "SimReg-L1": SimRegL1, "SimReg-SmoothL1": SimRegSmoothL1,
-    "VICReg": VICReg, "BarlowTwins": BarlowTwins, "RKD": RKD,
-    "CompRess-1q": CompRess1q, "CompRess-2q": CompRess2q, "SEED": SEED,
-    "DINO": DINO, "ProtoCPC": ProtoCPC, "ProtoRKD": DINO,
-}  # fmt: skip
+from clip_vl.engine.errors import UserError
+
+LOSSES = {  # name: (file of this folder, class, the options of `build_loss` that it takes)
+    "InfoNCE": ("contrastive", "InfoNCE", ()),
+    "UniCL": ("contrastive", "UniCL", ()),
+    "SigLIP": ("contrastive", "SigLIP", ()),
+    "CrossEntropy": ("contrastive", "CrossEntropy", ()),
+    "SimReg": ("regression", "SimReg", ("variant",)),
+    "SimReg-L1": ("regression", "SimRegL1", ()),
+    "SimReg-SmoothL1": ("regression", "SimRegSmoothL1", ()),
+    "VICReg": ("redundancy", "VICReg", ("variant",)),
+    "BarlowTwins": ("redundancy", "BarlowTwins", ("variant",)),
+    "RKD": ("relational", "RKD", ("w_rkd_d", "w_rkd_a")),
+    "CompRess-1q": ("queues", "CompRess1q", ("dim", "queue_size", "seed")),
+    "CompRess-2q": ("queues", "CompRess2q", ("dim", "queue_size", "seed")),
+    "SEED": ("queues", "SEED", ("dim", "queue_size", "seed")),
+    "DINO": ("prototype_scores", "DINO", ("n_prototypes", "teacher_temperature")),
+    "ProtoCPC": ("prototype_scores", "ProtoCPC", ("n_prototypes", "teacher_temperature", "sinkhorn")),
+    "ProtoRKD": ("prototype_scores", "DINO", ("n_prototypes", "teacher_temperature")),
+}
 VARIANTS = ("paper", "original")
 
 
 def loss_class(name):
     """The class of a loss; case does not matter."""
-    for known, cls in LOSSES.items():
-        if known.lower() == name.lower():
-            return cls
-    raise UserError(f"--loss {name} is not one of {', '.join(LOSSES)}")
+    module, cls, _ = _entry(name)
+    return getattr(importlib.import_module(f"clip_vl.losses.{module}"), cls)
 
 
 def build_loss(name, dim, *, variant="paper", queue_size=65536, n_prototypes=65536, teacher_temperature=0.04,
@@ -41,13 +46,14 @@ def build_loss(name, dim, *, variant="paper", queue_size=65536, n_prototypes=655
     """
     if variant not in VARIANTS:
         raise UserError(f"--loss_variant {variant} is not one of {', '.join(VARIANTS)}")
-    cls = loss_class(name)
-    if cls in (SimReg, VICReg, BarlowTwins):
-        return cls(variant)
-    if cls in (CompRess1q, CompRess2q, SEED):
-        return cls(dim, queue_size, seed)
-    if cls is RKD:
-        return RKD(w_rkd_d, w_rkd_a)
-    if cls is DINO:
-        return DINO(n_prototypes, teacher_temperature)
-    return ProtoCPC(n_prototypes, teacher_temperature, sinkhorn) if cls is ProtoCPC else cls()
+    options = {"dim": dim, "variant": variant, "queue_size": queue_size, "n_prototypes": n_prototypes,
+               "teacher_temperature": teacher_temperature, "w_rkd_d": w_rkd_d, "w_rkd_a": w_rkd_a,
+               "sinkhorn": sinkhorn, "seed": seed}  # fmt: skip
+    return loss_class(name)(*(options[option] for option in _entry(name)[2]))
+
+
+def _entry(name):
+    for known, entry in LOSSES.items():
+        if known.lower() == name.lower():
+            return entry
+    raise UserError(f"--loss {name} is not one of {', '.join(LOSSES)}")

@@ -2,7 +2,7 @@
 
 
 from clip_vl.engine.errors import UserError
-from clip_vl.models.loading.torchscript import is_archive
+from clip_vl.models.loading.state_dicts import is_archive
 
 
 def resolve_quick_gelu(name, in_config, asked, tag="", weights=None):

@@ -1,4 +1,4 @@
-"""From flags to a dual encoder: towers, heads, weights, and what is frozen."""
+"""From a `DualSpec` to a dual encoder: towers, heads, weights, and what is frozen."""
 
 import hashlib
 import math
@@ -10,10 +10,8 @@ from torch import nn
 from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.random import derive_seed
-from clip_vl.models.clip.vit import resize_positions
 from clip_vl.models.dual.encoder import CachedTower, DualEncoder
 from clip_vl.models.dual.heads import PrototypeLayer, build_head, joint_dim
-from clip_vl.models.dual.locks import lock, lock_partial
 from clip_vl.models.dual.settings import (
     check_tokens,
     read_dual_settings,
@@ -21,117 +19,131 @@ from clip_vl.models.dual.settings import (
     say_assumed,
     vocabulary_of,
 )
+from clip_vl.models.dual.spec import LossNeeds
 from clip_vl.models.loading.settings import Settings
-from clip_vl.models.loading.state_dicts import read_state_dict
-from clip_vl.models.loading.torchscript import is_archive
+from clip_vl.models.loading.state_dicts import is_archive, read_state_dict
 from clip_vl.models.loading.weights import load_weights
 from clip_vl.models.towers.image import build_image_tower
-from clip_vl.models.towers.image_clip import resolution_of
 from clip_vl.models.towers.text import build_text_tower
 
+NOTHING = LossNeeds()
 SIGLIP_SCALE, SIGLIP_BIAS = 10.0, -10.0  # where the pairwise sigmoid starts (arXiv:2303.15343, section 3.2)
 CLIP_CONSTANTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # in published files, no weights
 
 
-def build_dual_encoder(args, needs=frozenset(), cached=None, teacher=None):
-    """The `DualEncoder` that the flags describe, with pretrained and loaded weights, frozen as they ask.
+def build_dual_encoder(spec, needs=NOTHING, cached=None):
+    """The `DualEncoder` of a `DualSpec`, with pretrained and loaded weights, frozen as it says.
 
-    needs:   what the losses want, among "scale", "bias", "prototypes", "projections" and "two_texts"
-    cached:  {"image" or "text": `CachedTower`} in the place of the tower
-    teacher: side that a one-way loss gives no gradient
+    needs:  a `LossNeeds`
+    cached: {"image" or "text": `CachedTower`} instead of the tower
     """
-    state = read_dual_encoder(args.load) if args.load else {}
-    settings = read_dual_settings(args.load) if args.load else Settings({})
-    towers = {side: (cached or {}).get(side) or build_tower(side, args, state, settings) for side in ("image", "text")}
-    heads = _build_heads(towers, args)
-    model = DualEncoder(towers["image"], towers["text"], *heads, **_extras(towers, heads, args, needs))
-    if args.load:
-        load_dual_encoder(model, state, args.load, args)
+    state = read_dual_encoder(spec.load) if spec.load else {}
+    settings = read_dual_settings(spec.load) if spec.load else Settings({})
+    image, text = ((cached or {}).get(side) or build_tower(side, spec, state, settings) for side in ("image", "text"))
+    heads = _build_heads(image, text, spec)
+    model = DualEncoder(image, text, *heads, **_additions(text, heads[0].width, spec.temperature, needs))
+    if spec.load:
+        load_dual_encoder(model, state, spec)
         check_tokens(model, settings)
         if not settings.found:
-            say_assumed(args.load, model.image_tower, model.text_tower)
-    _freeze(model, args, teacher)
-    model.two_texts = "two_texts" in needs
+            say_assumed(spec.load, model.image_tower, model.text_tower)
+    if needs.one_way or any(tower.locked or tower.locked_parts for tower in (spec.image, spec.text)):
+        from clip_vl.models.dual.locks import freeze
+
+        freeze(model, spec, needs.one_way)
+    model.two_texts = needs.two_texts
     return model
 
 
-def open_dual_encoder(args, device):
-    """The dual encoder that the flags of an evaluation describe, ready to encode."""
-    return build_dual_encoder(args, {"scale"}).to(device, memory_format=torch.channels_last).eval()
+def open_dual_encoder(spec, device):
+    """The dual encoder of a `DualSpec`, ready to encode."""
+    return build_dual_encoder(spec, LossNeeds(scale=True)).to(device, memory_format=torch.channels_last).eval()
 
 
-def build_tower(side, args, state=None, settings=None):
-    """The image or the text tower that the flags describe; its first weights depend on --seed and on nothing else.
+def build_tower(side, spec, state=None, settings=None):
+    """The "image" or the "text" tower of a `DualSpec`; its first weights depend on the seed and on nothing else.
 
-    state, settings: of the checkpoint that will be loaded, which say what the flags do not
+    state, settings: of the checkpoint that will be loaded, which say what the spec leaves open
     """
-    torch.manual_seed(derive_seed(args.seed, f"{side} tower"))
-    state, settings, given = state or {}, settings or Settings({}), getattr(args, "given", frozenset())
-    builder, name = getattr(args, f"{side}_model_builder"), getattr(args, f"{side}_model")
-    pretrained, weights = getattr(args, f"pretrained_{side}_model"), getattr(args, f"{side}_weights")
-    tag = getattr(args, f"{side}_model_tag") or ("openai" if pretrained and builder in ("clip", "openclip") else "")
-    of_weights = read_dual_settings(weights) if weights and Path(weights).is_file() else Settings({})
-    recorded = state.get("quick_gelu", of_weights.values.get("quick_gelu", (0, 0)))
-    quick = "force_quick_gelu" not in given and bool(recorded[int(side == "text")])
-    common = {
-        "tag": tag if pretrained or weights else "",  # a tower from scratch has nobody's statistics or activation
-        "pretrained": pretrained,
-        "weights": weights,
-        "cache_dir": args.cache_dir,
-        "quick_gelu": args.force_quick_gelu or quick,
-    }
+    torch.manual_seed(derive_seed(spec.seed, f"{side} tower"))
+    state, settings = state or {}, settings or Settings({})
     if side == "image":
-        resolution = args.image_resolution or (resolution_of(name, state) if builder == "clip" else None)
-        tower = build_image_tower(builder, name, resolution=resolution, checkpointing=args.grad_checkpointing, **common)
-        for found in (of_weights, settings):
-            tower = restore_pixels(tower, found) if "pixels" in found.values else tower
-        if weights and not (tag or of_weights.found or is_archive(weights)):
-            say_assumed(weights, tower)
-        return tower
-    tower = build_text_tower(
-        builder,
-        name,
-        pooler=args.text_pooler,
-        max_length=args.max_seq_length,
-        vocab=vocabulary_of(settings, args.text_vocab, "text_vocab" in given) or args.text_vocab,
-        prompt=args.prompt,
-        n_prompt=args.n_prompt,
-        adapter=args.adapter,
-        **common,
-    )
-    if args.adapter:
-        learning = sum(parameter.numel() for parameter in tower.parameters() if parameter.requires_grad)
-        dist.print0(f"--adapter {args.adapter}: {learning:,} parameters of the text tower learn")
+        return _build_image_tower(spec.image, state, settings)
+    tower = _build_text_tower(spec.text, state, settings)
+    if spec.text.adapter:
+        trained = sum(parameter.numel() for parameter in tower.parameters() if parameter.requires_grad)
+        dist.print0(f"--adapter {spec.text.adapter}: {trained:,} parameters of the text tower train")
     return tower
 
 
-def _build_heads(towers, args):
-    """(image head, text head), of the widths that the towers and --joint_projection_dim allow."""
-    layers = (args.image_head_n_layers, args.text_head_n_layers)
-    widths = (towers["image"].width, towers["text"].width)
-    out = joint_dim(*widths, *layers, args.joint_projection_dim)
-    torch.manual_seed(derive_seed(args.seed, "heads"))
-    return tuple(build_head("dino", width, n, out) for width, n in zip(widths, layers))
+def _build_image_tower(tower, state, settings):
+    resolution = tower.resolution
+    if not resolution and tower.builder == "clip":
+        from clip_vl.models.towers.image_clip import resolution_of
+
+        resolution = resolution_of(tower.name, state)
+    of_weights, common = _weights(tower, state, 0)
+    built = build_image_tower(tower.builder, tower.name, resolution=resolution, checkpointing=tower.checkpointing,
+                              **common)  # fmt: skip
+    for found in (of_weights, settings):
+        built = restore_pixels(built, found) if "pixels" in found.values else built
+    if tower.weights and not (common["tag"] or of_weights.found or is_archive(tower.weights)):
+        say_assumed(tower.weights, built)
+    return built
 
 
-def _extras(towers, heads, args, needs):
-    extras = {}
-    if "scale" in needs:
-        own = getattr(towers["text"], "initial_logit_scale", None)
-        start = math.log(1 / args.logit_scale) if own is None else own
-        extras["logit_scale"] = nn.Parameter(torch.tensor(math.log(SIGLIP_SCALE) if "bias" in needs else start))
-    if "bias" in needs:
-        extras["logit_bias"] = nn.Parameter(torch.tensor(SIGLIP_BIAS))
-    width = heads[0].width
-    if "prototypes" in needs:
-        extras["prototypes"] = PrototypeLayer(width, args.num_prototypes)
-    if "projections" in needs:
-        shape = (width, args.projection_n_layers, args.projection_dim)
-        extras["text_projection"] = build_head("protoclip", *shape, hidden_dim=args.projection_hidden_dim)
-        extras["image_projection"] = build_head("protoclip", *shape, hidden_dim=args.projection_hidden_dim)
-        extras["image_projection"].load_state_dict(extras["text_projection"].state_dict())
-        extras["prototype_scale"] = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-    return extras
+def _build_text_tower(tower, state, settings):
+    vocab = vocabulary_of(settings, tower.vocab, tower.vocab_counts) or tower.vocab
+    return build_text_tower(
+        tower.builder, tower.name, pooler=tower.pooler, max_length=tower.max_length, vocab=vocab, prompt=tower.prompt,
+        n_prompt=tower.n_prompt, adapter=tower.adapter, **_weights(tower, state, 1)[1],
+    )  # fmt: skip
+
+
+def _weights(tower, state, index):
+    """(`Settings` of the file of weights, arguments that both kinds of builders take).
+
+    index: of this tower in a checkpoint's quick_gelu
+    """
+    tag = tower.tag or ("openai" if tower.pretrained and tower.builder in ("clip", "openclip") else "")
+    is_file = tower.weights and Path(tower.weights).is_file()
+    of_weights = read_dual_settings(tower.weights) if is_file else Settings({})
+    recorded = state.get("quick_gelu", of_weights.values.get("quick_gelu", (0, 0)))
+    return of_weights, {
+        "tag": tag if tower.pretrained or tower.weights else "",  # a tower from scratch has no statistics of others
+        "pretrained": tower.pretrained,
+        "weights": tower.weights,
+        "cache_dir": tower.cache_dir,
+        "quick_gelu": bool(recorded[index]) if tower.quick_gelu is None else tower.quick_gelu,
+    }
+
+
+def _build_heads(image, text, spec):
+    """(image head, text head), of the widths that the towers and the joint width allow."""
+    layers = (spec.image.head_layers, spec.text.head_layers)
+    width = joint_dim(image.width, text.width, *layers, spec.joint_width)
+    torch.manual_seed(derive_seed(spec.seed, "heads"))
+    return tuple(build_head("dino", tower.width, n, width) for tower, n in zip((image, text), layers))
+
+
+def _additions(text_tower, width, temperature, needs):
+    """{name: module or parameter} that the loss needs. width: of the joint space"""
+    found = {}
+    if needs.scale:
+        own = getattr(text_tower, "initial_logit_scale", None)
+        start = math.log(1 / temperature) if own is None else own
+        found["logit_scale"] = nn.Parameter(torch.tensor(math.log(SIGLIP_SCALE) if needs.bias else start))
+    if needs.bias:
+        found["logit_bias"] = nn.Parameter(torch.tensor(SIGLIP_BIAS))
+    if needs.prototypes:
+        found["prototypes"] = PrototypeLayer(width, needs.prototypes)
+    if needs.projection:
+        shape = (width, needs.projection.layers, needs.projection.width, needs.projection.hidden)
+        found["text_projection"] = build_head("protoclip", *shape)
+        found["image_projection"] = build_head("protoclip", *shape)
+        found["image_projection"].load_state_dict(found["text_projection"].state_dict())
+        found["prototype_scale"] = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+    return found
 
 
 def read_dual_encoder(path):
@@ -152,13 +164,14 @@ def read_dual_encoder(path):
     return state
 
 
-def load_dual_encoder(model, state, path, args):
-    """Load what `read_dual_encoder` read; OpenAI's GELU where --force_quick_gelu asks for it stays."""
+def load_dual_encoder(model, state, spec):
+    """Load what `read_dual_encoder` read of `spec.load`; the GELU stays the one that the model was built with."""
+    path = spec.load
     state = fit_positions(dict(state, quick_gelu=model.quick_gelu), model, path)
     absent = []
     for side in ("image", "text"):
         if not any(name.startswith(f"{side}_tower.") for name in state):  # trained from a cache of a frozen tower
-            if not (getattr(args, f"pretrained_{side}_model") or getattr(args, f"{side}_weights")):
+            if not (getattr(spec, side).pretrained or getattr(spec, side).weights):
                 raise UserError(
                     f"{path} has no {side} tower, whose features were cached: say where its weights are, "
                     f"with --pretrained_{side}_model or --{side}_weights"
@@ -187,6 +200,8 @@ def fit_positions(state, model, path):
     for name in ("image_tower.positional_embedding", "image_tower.attnpool.positional_embedding"):
         cells, wanted = len(state.get(name, ())), len(own.get(name, ()))
         if cells and wanted and cells != wanted:
+            from clip_vl.models.clip.vit import resize_positions
+
             side = round((wanted - 1) ** 0.5)
             dist.print0(f"{path}: positions of {cells - 1} cells resized to the {side} x {side} of --image_resolution "
                         f"{model.image_tower.resolution}")  # fmt: skip
@@ -199,24 +214,6 @@ def _our_name(name, tensor):
         return name, tensor
     side = "image_tower." if name.startswith("visual.") else "text_tower."
     return side + name.removeprefix("visual."), tensor
-
-
-def _freeze(model, args, teacher):
-    for side in ("image", "text"):
-        tower = getattr(model, f"{side}_tower")
-        if teacher == side and not getattr(args, f"lock_{side}_model"):
-            dist.print0(f"this loss teaches one way: the {side} tower gets no gradient, and is locked")
-        if teacher == side or getattr(args, f"lock_{side}_model"):
-            if side == "text" and args.adapter:
-                raise UserError(
-                    "--adapter trains in the text tower and freezes the rest of it: do not lock it as "
-                    "well, nor take a loss that teaches one way with --teacher text"
-                )
-            lock(tower)
-        if words := getattr(args, f"lock_{side}_partial"):
-            lock_partial(tower, words)
-    if teacher:
-        lock(getattr(model, f"{teacher}_head"))
 
 
 def frozen_digest(tower):

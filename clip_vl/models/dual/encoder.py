@@ -1,6 +1,6 @@
 """A dual encoder: an image tower and a text tower, each with a head, that meet in one space.
 
-model = build_dual_encoder(args)                      # models/dual_build.py
+model = build_dual_encoder(spec)                      # models/dual/build.py
 images = model.encode_image(pixels)                   # (B, D), L2-normalised
 texts = model.encode(["a cat", "a dog"])              # (2, D), NumPy, L2-normalised
 similarity = images @ texts.T

@@ -2,6 +2,7 @@
 
 import torch
 
+from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
 
 
@@ -44,3 +45,22 @@ def lock_partial(module, words):
         for name in matching:
             module.get_parameter(name).requires_grad_(word.startswith("!"))
     return [name for name, parameter in module.named_parameters() if not parameter.requires_grad]
+
+
+def freeze(model, spec, one_way=None):
+    """Freeze what a `DualSpec` locks, and the tower and head of the side ("image", "text") that a loss teaches from."""
+    for side, tower in (("image", model.image_tower), ("text", model.text_tower)):
+        wanted = getattr(spec, side)
+        if one_way == side and not wanted.locked:
+            dist.print0(f"this loss teaches one way: the {side} tower gets no gradient, and is locked")
+        if one_way == side or wanted.locked:
+            if side == "text" and spec.text.adapter:
+                raise UserError(
+                    "--adapter trains in the text tower and freezes the rest of it: do not lock it as "
+                    "well, nor take a loss that teaches one way with --teacher text"
+                )
+            lock(tower)
+        if wanted.locked_parts:
+            lock_partial(tower, wanted.locked_parts)
+    if one_way:
+        lock(getattr(model, f"{one_way}_head"))

@@ -6,7 +6,6 @@ from dataclasses import fields
 
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
-from clip_vl.models.clip.tokenizer import read_vocabulary
 from clip_vl.models.dual.encoder import CachedTower
 from clip_vl.models.loading.settings import assumed, read_settings, recall
 from clip_vl.models.towers.pixels import Pixels, describe
@@ -14,13 +13,16 @@ from clip_vl.models.towers.pixels import Pixels, describe
 SENTENCES = ("A cat's 2 hats, É!", "dog")  # by whose tokens a tokenizer is recognised
 TRAINED_WITH = ("train_data", "train_negatives", "dataset_size", "loss", "epochs", "batch_size", "lr")  # for cards
 
+BUILT_FROM = ("image_model_builder", "image_model", "image_model_tag", "image_resolution", "image_head_n_layers",
+              "text_model_builder", "text_model", "text_model_tag", "text_vocab", "text_pooler", "max_seq_length",
+              "text_head_n_layers", "prompt", "n_prompt", "adapter", "joint_projection_dim", "temperature",
+              "force_quick_gelu", "image_crop")  # fmt: skip
+RENAMED = {"logit_scale": "temperature"}  # settings that have another name in older files
 
-def dual_settings(flags, model, names):
-    """JSON values for the checkpoint of a `DualEncoder` that was trained with these flags.
 
-    flags: {name: value};  names: the flags that say how towers and heads are built
-    """
-    names = [*names, *(name for side in ("image", "text") for name in _sources(side, model))]
+def dual_settings(flags, model):
+    """JSON values for the checkpoint of a `DualEncoder` that was trained with these flags, {name: value}."""
+    names = [*BUILT_FROM, *(name for side in ("image", "text") for name in _sources(side, model))]
     values = {name: flags[name] for name in names if name in flags} | {"quick_gelu": model.quick_gelu.tolist()}
     values["trained_with"] = {name: flags[name] for name in TRAINED_WITH if flags.get(name) is not None}
     tower = model.image_tower
@@ -28,7 +30,7 @@ def dual_settings(flags, model, names):
         pixels = {field.name: getattr(tower, field.name) for field in fields(Pixels)}
         values["pixels"] = pixels | {"crop": flags.get("image_crop") or tower.crop}
     if flags.get("text_vocab"):
-        values["vocabulary"] = list(getattr(model.tokenizer, "tokens", None) or read_vocabulary(flags["text_vocab"]))
+        values["vocabulary"] = list(getattr(model.tokenizer, "tokens", None) or _words_of(flags["text_vocab"]))
     if model.tokenizer is not None:
         values["tokens"] = digest_of_tokens(model.tokenizer)
     return values
@@ -43,6 +45,7 @@ def _sources(side, model):
 def read_dual_settings(path):
     """`read_settings`, and DataError where what is no flag has not the form of `dual_settings`."""
     settings = read_settings(path)
+    settings = settings._replace(values={RENAMED.get(name, name): value for name, value in settings.values.items()})
     pixels, quick, words = (settings.values.get(name) for name in ("pixels", "quick_gelu", "vocabulary"))
     whole = pixels is None or (isinstance(pixels, dict) and isinstance(pixels.get("resolution"), int))
     whole &= quick is None or (isinstance(quick, list) and len(quick) == 2 and set(quick) <= {0, 1})
@@ -60,9 +63,9 @@ def _cached_sources(values):
     return (f"pretrained_{side}_model", f"{side}_weights") if values["cache_teacher"] else ()
 
 
-def recall_dual(settings, flags, given, names):
+def recall_dual(settings, flags, given):
     """{name: value} of the flags that the command line leaves open; a flag that contradicts the file is said."""
-    names = [*(name for name in names if name != "text_vocab"), *_cached_sources(settings.values)]
+    names = [*(name for name in BUILT_FROM if name != "text_vocab"), *_cached_sources(settings.values)]
     values, notes = recall(flags, given, settings, names)
     vocab = settings.values.get("text_vocab")
     if "text_vocab" not in given and isinstance(vocab, str):
@@ -87,7 +90,13 @@ def recall_dual(settings, flags, given, names):
 def vocabulary_of(settings, folder, is_given):
     """The words that a checkpoint holds, where they are to be used: not if --text_vocab names a folder with others."""
     words = settings.values.get("vocabulary")
-    return words if words and (not is_given or read_vocabulary(folder) == words) else None
+    return words if words and (not is_given or _words_of(folder) == words) else None
+
+
+def _words_of(folder):
+    from clip_vl.models.clip.tokenizer import read_vocabulary
+
+    return read_vocabulary(folder)
 
 
 def restore_pixels(tower, settings):

@@ -40,14 +40,14 @@ class TextSide:
         return self.model.text_output(tokens)
 
 
-def open_sides(args, device):
-    """(ImageSide, TextSide) of the dual encoder that the flags describe."""
-    model = open_dual_encoder(args, device)
+def open_sides(spec, device):
+    """(ImageSide, TextSide) of the dual encoder of a `DualSpec`."""
+    model = open_dual_encoder(spec, device)
     return ImageSide(model.image_tower, model.image_head), TextSide(model)
 
 
-def open_image_side(args, device):
-    """The image side of --load, or the image tower that the flags describe, without a head."""
-    if args.load:
-        return open_sides(args, device)[0]
-    return ImageSide(build_tower("image", args).to(device, memory_format=torch.channels_last).eval(), nn.Identity())
+def open_image_side(spec, device):
+    """The image side of the checkpoint to load, or else the image tower of a `DualSpec`, without a head."""
+    if spec.load:
+        return open_sides(spec, device)[0]
+    return ImageSide(build_tower("image", spec).to(device, memory_format=torch.channels_last).eval(), nn.Identity())

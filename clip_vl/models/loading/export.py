@@ -1,7 +1,6 @@
 """Writes a trained dual encoder of CLIP's towers for open_clip or transformers, with a card that says what it is."""
 
 import shutil
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -10,31 +9,25 @@ from clip_vl.engine.checkpoint import write_plain
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.files import atomic_file, atomic_json, atomic_write, temporary_name
 from clip_vl.engine.readers.text import written
-from clip_vl.flags.dual import ImageTowerFlags, SharedTowerFlags, TextTowerFlags, check_dual_flags, setting_names
 from clip_vl.models.dual.build import open_dual_encoder
-from clip_vl.models.dual.settings import dual_settings, refuse_without
+from clip_vl.models.dual.settings import dual_settings, read_dual_settings, recall_dual, refuse_without
+from clip_vl.models.dual.spec import DualSpec, dual_spec, flags_of
 from clip_vl.models.loading.card import card
 from clip_vl.models.loading.clip_exchange import to_openclip, to_transformers
 from clip_vl.models.loading.processor import image_processor, transformers_tokenizer
-from clip_vl.models.loading.settings import as_metadata, as_record, read_settings
+from clip_vl.models.loading.settings import as_metadata, as_record
 from clip_vl.models.towers.pixels import Pixels
-
-
-@dataclass
-class _Towers(ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
-    image_crop: str | None = None
-    seed: int = 0
 
 
 def write_clip(source, target):
     """An epoch_N.pt -> open_clip's state dict (.pt, the card beside it) or a transformers folder."""
     source, target = Path(source), Path(target)
-    refuse_without(read_settings(source))
-    args = _Towers(load=str(source))
-    check_dual_flags(args)
-    model = open_dual_encoder(args, torch.device("cpu"))
-    trained_with = read_settings(source).values
-    settings = dual_settings(asdict(args) | trained_with.get("trained_with", trained_with), model, setting_names())
+    found = read_dual_settings(source)
+    refuse_without(found)
+    values = flags_of(DualSpec(load=str(source))) | {"image_crop": None}
+    values |= recall_dual(found, values, frozenset())
+    model = open_dual_encoder(dual_spec(values), torch.device("cpu"))
+    settings = dual_settings(values | found.values.get("trained_with", found.values), model)
     state = {name: tensor.detach().contiguous().clone() for name, tensor in to_openclip(model.state_dict()).items()}
     if target.suffix == ".pt":
         atomic_write(target.with_suffix(".md"), written(card(source, target, settings, model)))

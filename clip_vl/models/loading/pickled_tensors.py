@@ -10,6 +10,8 @@ from collections import OrderedDict
 
 import torch
 
+from clip_vl.engine.errors import DataError
+
 MAX_PICKLE_BYTES = 16 * 2**20  # an RN50 takes about 100 kB
 STORAGES = {
     "FloatStorage": torch.float32,
@@ -163,6 +165,30 @@ BUILDERS = {
     ("torch._tensor", "_rebuild_from_type_v2"): _of_type,
     ("_codecs", "encode"): _bytes,
 }
+
+
+def check_archive(path):
+    """The folder "<name>/" in a zip file of torch's. DataError for a damaged directory, for doubled names, and for
+    entries that are compressed or claim more bytes than the file has.
+
+    PyTorch compresses only the source code of TorchScript archives, <name>/code/, which nobody here reads.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+        raise DataError(f"{path} is not a whole checkpoint ({error}); fetch it again") from error
+    names = [entry.filename for entry in entries]
+    root = next((name[:-8] for name in names if name.endswith("/data.pkl") and name.count("/") == 1), "")
+    read = [e for e in entries if not (root + "constants.pkl" in names and e.filename.startswith(root + "code/"))]
+    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in read)
+    if compressed or sum(entry.file_size for entry in read) > path.stat().st_size:
+        raise DataError(f"{path}: refused: its entries unpack to more bytes than the file has")
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: refused: two of its entries have one name")
+    if not root:
+        raise DataError(f"{path} is a zip file without a data.pkl, so no checkpoint")
+    return root
 
 
 class ZipReader(TensorUnpickler):

@@ -1,13 +1,11 @@
 """Read the state dict of a weight file that others wrote: as data, never as code."""
 
+import zipfile
 from pathlib import Path
 
 import torch
 
 from clip_vl.engine.errors import DataError, UserError
-from clip_vl.engine.readers.tensor_files import read_safetensors
-from clip_vl.models.loading.torch_files import read_torch
-from clip_vl.models.loading.torchscript import is_archive, read_torchscript
 
 
 def read_state_dict(path, hint=""):
@@ -20,14 +18,31 @@ def read_state_dict(path, hint=""):
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is missing. {hint}".rstrip())
-    if path.suffix == ".safetensors":
-        state = read_safetensors(path)
-    else:
-        state = read_torchscript(path) if is_archive(path) else read_torch(path)
+    state = _read(path)
     state = {key.replace("_orig_mod.", ""): tensor for key, tensor in _unwrap(state, path).items()}
     if all(key.startswith("module.") for key in state):
         state = {key.removeprefix("module."): tensor for key, tensor in state.items()}
     return {_modern_name(key): tensor for key, tensor in state.items()}
+
+
+def is_archive(path):
+    """Whether a file is a TorchScript archive: of torch's zip files these alone carry a table of constants."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return False
+
+
+def _read(path):
+    """What a file holds, by the reader of its format."""
+    if path.suffix == ".safetensors":
+        from clip_vl.engine.readers.tensor_files import read_safetensors as read
+    elif is_archive(path):
+        from clip_vl.models.loading.torchscript import read_torchscript as read
+    else:
+        from clip_vl.models.loading.torch_files import read_torch as read
+    return read(path)
 
 
 def _unwrap(state, path):

@@ -11,8 +11,14 @@ from pathlib import Path
 import torch
 
 from clip_vl.engine.errors import DataError
-from clip_vl.models.loading.pickled_tensors import MAX_PICKLE_BYTES, NotData, NotPlain, TensorUnpickler, ZipReader
-from clip_vl.models.loading.torchscript import check_archive
+from clip_vl.models.loading.pickled_tensors import (
+    MAX_PICKLE_BYTES,
+    NotData,
+    NotPlain,
+    TensorUnpickler,
+    ZipReader,
+    check_archive,
+)
 
 ZIP_START = b"PK\x03\x04"
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001

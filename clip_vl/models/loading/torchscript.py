@@ -10,40 +10,7 @@ import zipfile
 import torch
 
 from clip_vl.engine.errors import DataError
-from clip_vl.models.loading.pickled_tensors import NotData, NotPlain, ZipReader, _list
-
-
-def check_archive(path):
-    """The folder "<name>/" in a zip file of torch's. DataError for a damaged directory, for doubled names, and for
-    entries that are compressed or claim more bytes than the file has.
-
-    PyTorch compresses only the source code of TorchScript archives, <name>/code/, which nobody here reads.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
-        raise DataError(f"{path} is not a whole checkpoint ({error}); fetch it again") from error
-    names = [entry.filename for entry in entries]
-    root = next((name[:-8] for name in names if name.endswith("/data.pkl") and name.count("/") == 1), "")
-    read = [e for e in entries if not (root + "constants.pkl" in names and e.filename.startswith(root + "code/"))]
-    compressed = any(entry.compress_type != zipfile.ZIP_STORED for entry in read)
-    if compressed or sum(entry.file_size for entry in read) > path.stat().st_size:
-        raise DataError(f"{path}: refused: its entries unpack to more bytes than the file has")
-    if len(set(names)) < len(names):
-        raise DataError(f"{path}: refused: two of its entries have one name")
-    if not root:
-        raise DataError(f"{path} is a zip file without a data.pkl, so no checkpoint")
-    return root
-
-
-def is_archive(path):
-    """Whether a file is a TorchScript archive: of torch's zip files these alone carry a table of constants."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
-        return False
+from clip_vl.models.loading.pickled_tensors import NotData, NotPlain, ZipReader, _list, check_archive
 
 
 def read_torchscript(path):

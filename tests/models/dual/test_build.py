@@ -1,22 +1,15 @@
 """From flags to dual encoders: where weights come from, what is frozen, and what keys of caches tell apart."""
 
 import math
-from dataclasses import asdict, dataclass
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from clip_vl.engine.errors import DataError, UserError
-from clip_vl.flags.dual import ImageTowerFlags, JudgeFlags, SharedTowerFlags, TextTowerFlags
 from clip_vl.models.dual.build import average_weights, build_dual_encoder, frozen_digest, read_dual_encoder
 from clip_vl.models.dual.encoder import CachedTower
+from clip_vl.models.dual.spec import LossNeeds, Projection, dual_spec
 from clip_vl.models.loading.clip_exchange import to_openclip
-
-
-@dataclass
-class Flags(JudgeFlags, SharedTowerFlags, TextTowerFlags, ImageTowerFlags):
-    pass
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +23,16 @@ def vocab(tmp_path_factory):
 
 @pytest.fixture
 def flags(vocab):
+    """A function of flags by name -> the `DualSpec` of them and of the smallest towers."""
+
     def of(**changed):
         given = {"image_model": "RN-micro", "text_model": "RN-micro", "image_resolution": 32, "text_vocab": str(vocab)}
-        losses = {"num_prototypes": 6, "projection_n_layers": 1, "projection_dim": 4, "projection_hidden_dim": 8}
-        return SimpleNamespace(**asdict(Flags(**given | changed)) | losses)
+        return dual_spec(given | {"seed": 9595} | changed)
 
     return of
+
+
+SCALE = LossNeeds(scale=True)
 
 
 def same(one, two):
@@ -63,11 +60,11 @@ def test_first_weights_hang_on_the_seed_alone(flags):
 def test_a_checkpoint_brings_all_weights_and_its_gelu(flags, tmp_path):
     """Shapes cannot tell OpenAI's GELU: who rebuilds a model with the other one gets other features, silently."""
     towers = {"image_model": "ViT-tiny", "text_model": "ViT-tiny", "image_resolution": 48}
-    model = build_dual_encoder(flags(**towers, force_quick_gelu=True, seed=5), {"scale"})
+    model = build_dual_encoder(flags(**towers, force_quick_gelu=True, seed=5), SCALE)
     path = saved(model, tmp_path / "epoch_1.pt")
-    again = build_dual_encoder(flags(**towers, load=path), {"scale"}).eval()
+    again = build_dual_encoder(flags(**towers, load=path), SCALE).eval()
     assert same(model, again) and again.quick_gelu.tolist() == [1, 1]
-    plain = build_dual_encoder(flags(**towers, seed=5), {"scale"}).eval()
+    plain = build_dual_encoder(flags(**towers, seed=5), SCALE).eval()
     images = torch.randint(0, 256, (2, 3, 48, 48), dtype=torch.uint8)
     with torch.no_grad():
         features = [m.encode_image(images) for m in (model.eval(), again, plain)]
@@ -77,16 +74,16 @@ def test_a_checkpoint_brings_all_weights_and_its_gelu(flags, tmp_path):
 
 
 def test_a_file_with_open_clips_names_is_the_same_model(flags, tmp_path):
-    model = build_dual_encoder(flags(seed=3), {"scale"})
+    model = build_dual_encoder(flags(seed=3), SCALE)
     state = {k.replace("image_tower.", "visual.").replace("text_tower.", ""): v for k, v in model.state_dict().items()}
     state.pop("quick_gelu")
     torch.save({"state_dict": state | {"context_length": torch.tensor(77), "attn_mask": torch.zeros(2, 2)}},
                tmp_path / "open_clip.pt")  # fmt: skip
-    assert same(model, build_dual_encoder(flags(load=str(tmp_path / "open_clip.pt")), {"scale"}))
+    assert same(model, build_dual_encoder(flags(load=str(tmp_path / "open_clip.pt")), SCALE))
 
 
 def test_names_of_others_are_those_of_our_converter(flags, tmp_path):
-    model = build_dual_encoder(flags(image_model="ViT-tiny", image_resolution=48), {"scale"})
+    model = build_dual_encoder(flags(image_model="ViT-tiny", image_resolution=48), SCALE)
     torch.save(to_openclip(model.state_dict()), tmp_path / "open_clip.pt")
     read = read_dual_encoder(tmp_path / "open_clip.pt")
     assert read.pop("quick_gelu").tolist() == [0, 0]
@@ -113,11 +110,11 @@ def test_a_checkpoint_of_other_shapes_is_refused(flags, tmp_path):
 
 def test_losses_bring_what_they_need_where_it_starts(flags):
     assert not hasattr(build_dual_encoder(flags()), "logit_scale")
-    own = build_dual_encoder(flags(), {"scale"}).logit_scale.item()
+    own = build_dual_encoder(flags(), SCALE).logit_scale.item()
     assert own == pytest.approx(math.log(1 / 0.07), abs=1e-4)  # CLIP's, arXiv:2103.00020, section 2.5
-    sigmoid = build_dual_encoder(flags(), {"scale", "bias"})
+    sigmoid = build_dual_encoder(flags(), LossNeeds(scale=True, bias=True))
     assert sigmoid.logit_scale.exp().item() == pytest.approx(10) and sigmoid.logit_bias.item() == -10.0
-    model = build_dual_encoder(flags(), {"prototypes", "projections"})
+    model = build_dual_encoder(flags(), LossNeeds(prototypes=6, projection=Projection(1, 8, 4)))
     assert same(model.image_projection, model.text_projection)  # ProtoCLIP starts from a copy
     tokens = model.tokenizer(["cat", "dog"])
     found = model({"images": torch.zeros(2, 3, 32, 32, dtype=torch.uint8), "tokens": tokens})
@@ -134,7 +131,7 @@ def test_what_is_locked_does_not_learn(flags):
     assert not learning(model.image_tower) and learning(model.image_head) and learning(model.text_tower)
     model.train()
     assert not model.image_tower.training and model.text_tower.training  # batch statistics stay as they are
-    model = build_dual_encoder(flags(**heads), teacher="text")
+    model = build_dual_encoder(flags(**heads), LossNeeds(one_way="text"))
     assert not learning(model.text_tower) and not learning(model.text_head) and learning(model.image_tower)
     model = build_dual_encoder(flags(lock_text_partial="token_embedding"))
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]

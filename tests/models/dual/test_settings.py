@@ -9,16 +9,17 @@ from clip_vl.datasets.images.crops import eval_crop
 from clip_vl.engine.checkpoint import save_plain
 from clip_vl.engine.errors import DataError
 from clip_vl.flags.dual import (
+    DualOptimFlags,
+    EvaluationFlags,
     ImageTowerFlags,
-    JudgeFlags,
     SharedTowerFlags,
     TextTowerFlags,
-    check_dual_flags,
-    setting_names,
+    recalled,
 )
 from clip_vl.flags.parser import parse
 from clip_vl.models.dual.build import build_dual_encoder, open_dual_encoder
-from clip_vl.models.dual.settings import dual_settings
+from clip_vl.models.dual.settings import BUILT_FROM, dual_settings
+from clip_vl.models.dual.spec import LossNeeds, dual_spec, flags_of
 from clip_vl.models.loading.clip_exchange import to_openclip
 from clip_vl.models.loading.settings import as_record, read_settings
 from clip_vl.models.towers.pixels import Pixels, describe
@@ -28,15 +29,20 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog", "red"]
 
 
 @dataclass
-class Flags(JudgeFlags, SharedTowerFlags, TextTowerFlags, ImageTowerFlags):
+class Flags(EvaluationFlags, SharedTowerFlags, TextTowerFlags, ImageTowerFlags):
+    pass
+
+
+@dataclass
+class AllFlags(Flags, DualOptimFlags):
     pass
 
 
 def opened(path, *argv):
     """(flags, model) of an evaluation with --load, as from a command line."""
     args = parse(Flags, "", ["--load", str(path), *map(str, argv)])
-    check_dual_flags(args)
-    return args, open_dual_encoder(args, torch.device("cpu"))
+    args = recalled(args)
+    return args, open_dual_encoder(args.towers(), torch.device("cpu"))
 
 
 @pytest.fixture
@@ -46,9 +52,9 @@ def trained(tmp_path):
     (tmp_path / "vocab" / "vocab.txt").write_text("\n".join(WORDS))
     flags = Flags(image_model="ViT-tiny", text_model="ViT-tiny", image_resolution=48, image_crop="squash",
                   text_vocab=str(tmp_path / "vocab"), max_seq_length=5, force_quick_gelu=True)  # fmt: skip
-    model = build_dual_encoder(flags, {"scale"}).eval()
+    model = build_dual_encoder(flags.towers(), LossNeeds(scale=True)).eval()
     describe(model.image_tower, model.image_tower.width, Pixels(48, HALF, HALF, "bilinear", "short_side", 54))
-    settings = dual_settings(vars(flags), model, setting_names())
+    settings = dual_settings(vars(flags), model)
     save_plain(tmp_path / "epoch_1.pt", {"state_dict": model.state_dict()}, as_record(settings))
     (tmp_path / "vocab" / "vocab.txt").write_text("\n".join([*WORDS[:5], *WORDS[:4:-1]]))  # other words since then
     return model, tmp_path / "epoch_1.pt"
@@ -109,7 +115,27 @@ def test_settings_that_cannot_be_read_are_one_sentence(trained, tmp_path):
 
 
 def test_a_flag_class_without_a_command_line_takes_the_settings_too(trained):
-    args = Flags(load=str(trained[1]))
-    check_dual_flags(args)
+    args = recalled(Flags(load=str(trained[1])))
     assert args.image_model == "ViT-tiny" and args.max_seq_length == 5
     assert replace(args).image_crop == "squash"
+
+
+def test_a_spec_has_the_names_and_defaults_of_the_flags():
+    """Towers of the same command line and of the same settings are the same."""
+    from clip_vl.align import AlignFlags
+
+    args = AlignFlags()
+    values = flags_of(dual_spec(vars(args)))
+    assert values == {name: getattr(args, name) for name in values}
+    assert set(BUILT_FROM) - {"image_crop"} <= values.keys() and flags_of(dual_spec({})) == values | {
+        "cache_dir": None, "seed": 0}  # fmt: skip
+    text = dual_spec(vars(AlignFlags(text_vocab="v", prompt=True, lock_text_model=True, text_head_n_layers=2))).text
+    assert (text.vocab, text.prompt, text.locked, text.head_layers) == ("v", True, True, 2)
+
+
+def test_flags_of_older_files_have_their_new_names(trained):
+    model, path = trained
+    values = read_settings(path).values | {"logit_scale": 0.05}
+    save_plain(path, {"state_dict": model.state_dict()}, as_record(values))
+    args = recalled(parse(AllFlags, "", ["--load", str(path)]))
+    assert args.temperature == 0.05

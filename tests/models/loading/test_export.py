@@ -1,7 +1,6 @@
 """A trained dual encoder goes to open_clip and transformers and comes back, through files, as a user does it."""
 
 import io
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -11,11 +10,11 @@ from PIL import Image
 from clip_vl.datasets.images.crops import EvalCrop
 from clip_vl.engine.checkpoint import save_plain
 from clip_vl.engine.errors import UserError
-from clip_vl.flags.dual import setting_names
 from clip_vl.models.clip.tokenizer import ClipTokenizer
 from clip_vl.models.dual.build import build_dual_encoder
 from clip_vl.models.dual.settings import dual_settings
-from clip_vl.models.loading.export import _Towers, write_clip
+from clip_vl.models.dual.spec import LossNeeds, dual_spec, flags_of
+from clip_vl.models.loading.export import write_clip
 from clip_vl.models.loading.processor import image_processor, pixels_of_processor, transformers_tokenizer
 from clip_vl.models.loading.settings import as_record, read_settings
 from clip_vl.models.towers.pixels import Pixels
@@ -48,13 +47,11 @@ def test_there_and_back_is_the_same_to_the_bit(programs, trained, tmp_path, targ
 def test_transformers_opens_the_folder_and_gives_our_logits(programs, trained, tmp_path):
     from transformers import CLIPImageProcessor, CLIPModel
 
-    from clip_vl.flags.dual import check_dual_flags
     from clip_vl.models.dual.build import open_dual_encoder
 
     programs.run("convert", trained, tmp_path / "clip")
-    args = _Towers(load=str(trained))
-    check_dual_flags(args)
-    ours, theirs = open_dual_encoder(args, "cpu"), CLIPModel.from_pretrained(tmp_path / "clip").eval()
+    spec = dual_spec(read_settings(trained).values | {"load": str(trained)})
+    ours, theirs = open_dual_encoder(spec, "cpu"), CLIPModel.from_pretrained(tmp_path / "clip").eval()
     picture = Image.open(trained.parent.parent / "0.png")
     pixels = CLIPImageProcessor.from_pretrained(tmp_path / "clip")(picture, return_tensors="pt")["pixel_values"]
     same = (torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255 - ours.mean) / ours.std
@@ -71,13 +68,13 @@ def small(tmp_path):
     """(model, its file): two transformers over 48 pixels, WordPiece of a few words, squashed images, QuickGELU."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "cat", "dog", "red"]
     (tmp_path / "vocab.txt").write_text("\n".join(words))
-    flags = _Towers(image_model="ViT-tiny", text_model="ViT-tiny", image_resolution=48, image_crop="squash",
-                    text_vocab=str(tmp_path), max_seq_length=8, force_quick_gelu=True)  # fmt: skip
-    model = build_dual_encoder(flags, {"scale"}).eval()
+    spec = dual_spec({"image_model": "ViT-tiny", "text_model": "ViT-tiny", "image_resolution": 48,
+                      "text_vocab": str(tmp_path), "max_seq_length": 8, "force_quick_gelu": True})  # fmt: skip
+    model = build_dual_encoder(spec, LossNeeds(scale=True)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    settings = dual_settings(asdict(flags) | {"loss": "InfoNCE"}, model, setting_names())
+    settings = dual_settings(flags_of(spec) | {"image_crop": "squash", "loss": "InfoNCE"}, model)
     save_plain(tmp_path / "epoch_1.pt", {"state_dict": model.state_dict()}, as_record(settings))
     return model, tmp_path / "epoch_1.pt"
 

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from clip_vl.engine.errors import DataError
-from clip_vl.models.loading.pickled_tensors import MAX_PICKLE_BYTES
-from clip_vl.models.loading.torchscript import check_archive, is_archive, read_torchscript
+from clip_vl.models.loading.pickled_tensors import MAX_PICKLE_BYTES, check_archive
+from clip_vl.models.loading.state_dicts import is_archive
+from clip_vl.models.loading.torchscript import read_torchscript
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")  # deprecated, but OpenAI's files stay
 
