@@ -114,10 +114,13 @@ def write_regions(source, target, instances):
 def write_dual(source, target):
     """Write a trained dual encoder for open_clip or transformers."""
     from clip_vl.models.loading.export import write_clip
+    from clip_vl.reports.page import score_groups
 
     if target.suffix not in (".pt", ""):
         raise UserError(f"a dual encoder becomes a .pt for open_clip or a folder for transformers, not {target.suffix}")
-    write_clip(source, target)
+    result = read_object(Path(source).parent / "result.json") or {}
+    scores = [row for group in score_groups(result) for row in group["rows"]]
+    write_clip(source, target, result.get("split", ""), scores)
 
 
 def write_loadable(source, state, target, settings):

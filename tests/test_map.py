@@ -51,7 +51,6 @@ BAD_IMPORTS = {
     ("engine/evaluation_run", "reports/page"),
     ("evaluation/recall", "encoding/gather"),
     ("models/fused/scorer", "flags/fused"),
-    ("models/loading/card", "reports/page"),
 }
 
 

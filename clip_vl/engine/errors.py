@@ -1,5 +1,6 @@
 """The ways a program ends early; each carries the exit code that the launch scripts return."""
 
+import difflib
 import multiprocessing
 import os
 import sys
@@ -22,6 +23,13 @@ def _is_sign(character):
     if character.isprintable() or character in JOINERS:
         return True
     return unicodedata.category(character) in ("Zs", "Cn", "Co")
+
+
+def nearest(name, known):
+    """The end of a sentence about an unknown name: the known one that is most like it; "" where none is."""
+    lower = {str(candidate).lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(str(name).lower(), lower, n=1)
+    return f"; did you mean {lower[close[0]]}?" if close else ""
 
 
 class ProgramError(Exception):

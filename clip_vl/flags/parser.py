@@ -15,7 +15,6 @@ of either, and switches also to `--no-x`. `IGNORED` of a dataclass names publish
 
 import argparse
 import dataclasses
-import difflib
 import inspect
 import os
 import re
@@ -24,7 +23,7 @@ import types
 import typing
 
 from clip_vl.engine import signals
-from clip_vl.engine.errors import UserError, claim_exit_file
+from clip_vl.engine.errors import UserError, claim_exit_file, nearest
 from clip_vl.engine.readers.text import split_lines
 
 
@@ -170,9 +169,7 @@ def _one_of(choices):
     def choose(word):
         if word.lower() in known:
             return known[word.lower()]
-        near = difflib.get_close_matches(word.lower(), known, n=1)
-        hint = f"; did you mean {known[near[0]]}?" if near else ""
-        raise argparse.ArgumentTypeError(f"{word} is not one of {', '.join(map(str, choices))}{hint}")
+        raise argparse.ArgumentTypeError(f"{word} is not one of {', '.join(map(str, choices))}{nearest(word, choices)}")
 
     return choose
 
@@ -257,5 +254,5 @@ def _unique(prefix, names, parser):
         return matches[0]
     if matches:
         parser.error(f"{prefix} could mean {', '.join(sorted(matches))}; write one of them out")
-    near = difflib.get_close_matches(prefix, [name for name in names if not name.startswith("--no-")], n=1)
-    parser.error(f"unknown flag {prefix}" + (f"; did you mean {near[0]}?" if near else "; --help lists them all"))
+    hint = nearest(prefix, [name for name in names if not name.startswith("--no-")])
+    parser.error(f"unknown flag {prefix}" + (hint or "; --help lists them all"))

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from clip_vl.engine.errors import UserError
+from clip_vl.engine.errors import UserError, nearest
 from clip_vl.models.attention import PackedProjection, attend
 from clip_vl.models.clip.activations import openclip_name, resolve_quick_gelu
 from clip_vl.models.clip.quick_gelu import quick_gelu
@@ -56,7 +56,7 @@ def text_config(name):
     if config is None:
         raise UserError(
             f"{name} is no architecture of open_clip's and none of {', '.join(SMALL_NAMES)}; "
-            "open_clip.list_models() names open_clip's"
+            f"open_clip.list_models() names open_clip's{nearest(name, [*SMALL_NAMES, *open_clip.list_models()])}"
         )
     if not is_plain(config):
         raise UserError(f"{name} is not a plain CLIP text tower: build it with the openclip builder")

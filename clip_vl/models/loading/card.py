@@ -3,21 +3,21 @@
 from clip_vl.engine.readers.json_files import read_object
 from clip_vl.models.clip.activations import openclip_name
 from clip_vl.models.towers.pixels import OPENCLIP_CROPS, Pixels
-from clip_vl.reports.page import score_groups
 
 SCORES = 24  # lines of the card
 CROPS = {"short_side": "the short side resized and the centre cut out", "squash": "resized to the square as a whole",
          "pad": "the long side resized, the rest black"}  # fmt: skip
 
 
-def card(source, target, settings, model):
-    """Markdown: what the model is, how it is opened, what it was trained on, and what it scored."""
+def card(source, target, settings, model, split="", scores=()):
+    """Markdown: what the model is, how it is opened, what it was trained on, and what it scored on a split.
+
+    scores: dicts of label, value, low, high and n, with None where there is no interval or number
+    """
     library = "open_clip" if target.suffix == ".pt" else "transformers"
-    result = read_object(source.parent / "result.json") or {}
     name = (read_object(source.parent / "args.json") or {}).get("name", source.stem)
     told = {"image_model": settings["image_model"], "text_model": settings["text_model"]} | settings["trained_with"]
-    rows = [row for group in score_groups(result) for row in group["rows"]][:SCORES]
-    scores = [f"| {row['label']} | {row['value']:.2f} | {_interval(row)} | {row['n'] or ''} |" for row in rows]
+    rows = [f"| {row['label']} | {row['value']:.2f} | {_interval(row)} | {row['n'] or ''} |" for row in scores[:SCORES]]
     size = sum(parameter.numel() for parameter in model.parameters())
     pixels, length = Pixels(**settings["pixels"]), model.tokenizer.context_length
     words = f"WordPiece over {len(settings['vocabulary'])} words" if "vocabulary" in settings else "CLIP's byte pairs"
@@ -31,10 +31,10 @@ def card(source, target, settings, model):
         "```python", *_snippet(library, target.name, settings, pixels), "```", "",
         "| trained with | |", "|---|---|", *(f"| {key} | {_plain(value)} |" for key, value in told.items()), "",
     ]  # fmt: skip
-    if scores:
-        split = f"on {_plain(result['split'])}" if result.get("split") else ""
+    if rows:
+        on = f"on {_plain(split)}" if split else ""
         head = ["| | score | 95 % interval | n |", "|---|---|---|---|"]
-        lines += [f"Scores {split}".strip() + ":", "", *head, *scores, ""]
+        lines += [f"Scores {on}".strip() + ":", "", *head, *rows, ""]
     return "\n".join(lines)
 
 

@@ -19,8 +19,11 @@ from clip_vl.models.loading.settings import as_metadata, as_record
 from clip_vl.models.towers.pixels import Pixels
 
 
-def write_clip(source, target):
-    """An epoch_N.pt -> open_clip's state dict (.pt, the card beside it) or a transformers folder."""
+def write_clip(source, target, split="", scores=()):
+    """An epoch_N.pt -> open_clip's state dict (.pt, the card beside it) or a transformers folder.
+
+    split, scores: for the model card
+    """
     source, target = Path(source), Path(target)
     found = read_dual_settings(source)
     refuse_without(found)
@@ -28,9 +31,10 @@ def write_clip(source, target):
     values |= recall_dual(found, values, frozenset())
     model = open_dual_encoder(dual_spec(values), torch.device("cpu"))
     settings = dual_settings(values | found.values.get("trained_with", found.values), model)
+    text = card(source, target, settings, model, split, scores)
     state = {name: tensor.detach().contiguous().clone() for name, tensor in to_openclip(model.state_dict()).items()}
     if target.suffix == ".pt":
-        atomic_write(target.with_suffix(".md"), written(card(source, target, settings, model)))
+        atomic_write(target.with_suffix(".md"), written(text))
         with atomic_file(target) as file:
             write_plain(file, state, as_record(settings))
         return
@@ -42,7 +46,7 @@ def write_clip(source, target):
     ids = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     state, config = to_transformers(state, heads, *activations, model.image_tower.resolution, ids)
     processor = image_processor(Pixels(**settings["pixels"]))
-    _write_folder(target, state, config, processor, tokenizer, settings, card(source, target, settings, model))
+    _write_folder(target, state, config, processor, tokenizer, settings, text)
 
 
 def _blocks(tower):

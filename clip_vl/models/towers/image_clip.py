@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from clip_vl.engine.errors import UserError
+from clip_vl.engine.errors import UserError, nearest
 from clip_vl.models.attention import attend
 from clip_vl.models.clip.activations import openclip_name, published_preprocessing, resolve_quick_gelu
 from clip_vl.models.clip.grid import GridConfig, ModifiedResNet
@@ -69,7 +69,7 @@ def _vision_config(name):
     if config is None:
         raise UserError(
             f"{name} is no architecture of open_clip's and none of {', '.join(SMALL)}; "
-            "open_clip.list_models() names open_clip's"
+            f"open_clip.list_models() names open_clip's{nearest(name, [*SMALL, *open_clip.list_models()])}"
         )
     foreign = sorted(set(config["vision_cfg"]) - PLAIN_KEYS)
     if foreign:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 
-from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.errors import DataError, UserError, nearest
 from clip_vl.engine.readers.json_files import parse_json
 from clip_vl.models.clip.activations import published_preprocessing, resolve_quick_gelu
 from clip_vl.models.loading.pretrained_files import OPENCLIP_FILES, find_file, load_tower, openclip_file
@@ -57,8 +57,8 @@ def _read_config(name, tag, weights=None):
     config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
     if config is None:
         raise UserError(
-            f"{name} is no architecture of open_clip's (open_clip.list_models() names them) "
-            "and no folder with an open_clip_config.json"
+            f"{name} is no architecture of open_clip's (open_clip.list_models() names them) and no folder with an "
+            f"open_clip_config.json{nearest(name, open_clip.list_models())}"
         )
     return config, published_preprocessing(name, tag, weights), name
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from clip_vl.engine.errors import UserError
+from clip_vl.engine.errors import UserError, nearest
 from clip_vl.models.loading.pretrained_files import load_tower, published_file
 from clip_vl.models.loading.state_dicts import read_state_dict
 from clip_vl.models.towers.pixels import Pixels, describe, measure_width
@@ -45,7 +45,8 @@ def _create(name):
     try:
         return timm.create_model(name, pretrained=False, num_classes=0)
     except (RuntimeError, ValueError) as error:  # an unknown architecture, an unknown tag
-        raise UserError(f"timm has no {name}: {error}; timm.list_models() names its models") from error
+        hint = nearest(name.partition(".")[0], timm.list_models()) or "; timm.list_models() names its models"
+        raise UserError(f"timm has no {name}: {error}{hint}") from error
 
 
 def _file(name, config, cache_dir):

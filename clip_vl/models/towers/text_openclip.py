@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.errors import DataError, UserError, nearest
 from clip_vl.engine.readers.json_files import parse_json
 from clip_vl.models.clip.activations import openclip_name, resolve_quick_gelu
 from clip_vl.models.clip.text import build_clip_text, is_plain, load_text_weights, plain_config
@@ -52,8 +52,8 @@ def _read_config(name):
     config = open_clip.get_model_config(spelt) if spelt in open_clip.list_models() else None
     if config is None:
         raise UserError(
-            f"{name} is no architecture of open_clip's (open_clip.list_models() names them) "
-            "and no folder with an open_clip_config.json"
+            f"{name} is no architecture of open_clip's (open_clip.list_models() names them) and no folder with an "
+            f"open_clip_config.json{nearest(name, open_clip.list_models())}"
         )
     return config
 

@@ -14,6 +14,16 @@ def test_an_unknown_builder_is_answered_with_the_known_ones():
         build_image_tower("torchhub", "dino")
 
 
+@pytest.mark.parametrize("builder, name, meant", [
+    ("clip", "RN_50", "RN50"), ("clip", "RN-tinny", "RN-tiny"), ("openclip", "ViT-B-23", "ViT-B-32"),
+    ("torchvision", "mobilnet_v3_large", "mobilenet_v3_large"),
+    ("timm", "vit_smal_patch16_224", "vit_small_patch16_224"),
+])  # fmt: skip
+def test_an_unknown_name_is_answered_with_the_nearest_one(builder, name, meant):
+    with pytest.raises(UserError, match=f"{name}.*{meant}"):
+        build_image_tower(builder, name)
+
+
 class Tokens(torch.nn.Module):
     def forward(self, images):
         return images, None
