@@ -28,23 +28,23 @@ MAY_IMPORT = {
     "datasets": {"engine"}, "models": {"engine"}, "encoding": {"datasets", "engine"},
     "reports": {"evaluation", "engine"},
 }  # fmt: skip
-TRUSTED = re.compile(r"clip_vl/(engine|datasets/storage)/|clip_vl/flags/parser")  # not part of a program's story
+TRUSTED = re.compile(r"clip_vl/(engine|datasets/storage)/|clip_vl/flags/(parser|published)")  # not part of a story
 MAX_LINES, MAX_FILES, MAX_DEPTH = 4000, 30, 8
 SHARED_LINES = 40  # equal lines that are too many for two programs
 # Programs that miss the goal: (lines, files) of their story today. The numbers may fall and not rise.
 MISSES = {
-    "align": (6715, 64), "clustering": (5999, 55), "extract_features": (3974, 31),
-    "finetune_retrieval": (6217, 58), "gqa": (5275, 46), "knn": (6429, 58), "linear_probe": (6216, 56),
-    "mine_negatives": (5640, 49), "negclip": (5634, 53), "nlvr2": (5355, 48),
-    "pretrain": (5468, 47), "probes": (9818, 84), "retrieval": (8741, 77), "snli_ve": (5276, 47),
-    "vqa": (5384, 47), "zero_shot": (6103, 56),
+    "align": (4825, 45), "clustering": (4708, 43),
+    "finetune_retrieval": (5769, 55), "gqa": (4827, 43), "knn": (5138, 46), "linear_probe": (4927, 44),
+    "mine_negatives": (4358, 37), "negclip": (4356, 41), "nlvr2": (4907, 45),
+    "pretrain": (5377, 46), "probes": (8963, 77), "retrieval": (7886, 70), "snli_ve": (4828, 44),
+    "vqa": (4937, 44), "zero_shot": (4812, 44),
 }  # fmt: skip
 DEEP = {
     "align": 9, "clustering": 11, "extract_features": 9, "finetune_retrieval": 10, "gqa": 9,
     "knn": 11, "linear_probe": 11, "mine_negatives": 9, "nlvr2": 9, "prepare": 9,
     "pretrain": 9, "probes": 10, "retrieval": 10, "shapes": 9, "snli_ve": 9, "vqa": 9, "zero_shot": 11,
 }  # fmt: skip
-TAKE_ARGS = 83  # functions of parts that still take the whole command line
+TAKE_ARGS = 74  # functions of parts that still take the whole command line
 BAD_IMPORTS = {
     ("datasets/captions/perturbed", "flags/perturbed"),
     ("datasets/captions/protocols", "encoding/encode"),
