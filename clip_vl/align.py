@@ -320,6 +320,7 @@ def train(device, args):
     last_epoch = min(args.stop_after_epoch or args.epochs, args.epochs)
     if args.dry_run:
         return dry_run(lambda: train_one_epoch(job, 0, 0, {}, args), last_epoch * updates_per_epoch, device)
+    job.settings = dual_settings(asdict(args), model)
     position = job.restore() or {"epoch": 0, "batch": 0, "best": {}}
 
     best = position["best"]
@@ -342,8 +343,7 @@ def train(device, args):
         if dist.rank() == 0 and (is_last or (epoch + 1) % args.save_frequency == 0):
             weights = {name: tensor.cpu().contiguous() for name, tensor in measured.state_dict().items()}
             content = {"epoch": epoch + 1, "name": job.run.folder.name, "state_dict": weights}
-            settings = dual_settings(asdict(args), measured)
-            save_plain(job.run.folder / f"epoch_{epoch + 1}.pt", content, as_record(settings))
+            save_plain(job.run.folder / f"epoch_{epoch + 1}.pt", content, as_record(job.settings))
         job.save(epoch=epoch + 1, batch=0, best=best)
 
     job.run.write_result(task="retrieval", split=args.valid_data, checkpoint=f"epoch_{last_epoch}.pt", **best)

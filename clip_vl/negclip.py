@@ -139,6 +139,7 @@ def train(device, args):
     last_epoch = min(args.stop_after_epoch or args.epochs, -(-total // updates_per_epoch))
     if args.dry_run:
         return dry_run(lambda: train_one_epoch(job, 0, 0, {}, args), total, device)
+    job.settings = dual_settings(asdict(args), model)
     position = job.restore() or {"epoch": 0, "batch": 0, "best": {}}
 
     best = position["best"]
@@ -153,7 +154,7 @@ def train(device, args):
         if is_best:
             best = metrics | {"epoch": epoch + 1}
             job.write_gallery(lambda: retrieval_gallery(valid, *found))  # noqa: B023
-        save_epoch(job, model, epoch, args, is_best, epoch + 1 == last_epoch or (epoch + 1) % args.save_frequency == 0)
+        save_epoch(job, model, epoch, is_best, epoch + 1 == last_epoch or (epoch + 1) % args.save_frequency == 0)
         job.save(epoch=epoch + 1, batch=0, best=best)
 
     checkpoint = "best.pt" if best else f"epoch_{last_epoch}.pt"
@@ -162,15 +163,14 @@ def train(device, args):
         print(f"report: {write_report(job.run.folder)}")
 
 
-def save_epoch(job, model, epoch, args, is_best, is_due):
+def save_epoch(job, model, epoch, is_best, is_due):
     """Rank 0 writes epoch_N.pt and best.pt, LoRA's updates added to the weights."""
     if dist.rank() == 0 and (is_best or is_due):
         weights = {name: tensor.cpu().contiguous() for name, tensor in merged_state(model).items()}
         content = {"epoch": epoch + 1, "name": job.run.folder.name, "state_dict": weights}
-        settings = as_record(dual_settings(asdict(args), model))
         for name, wanted in ((f"epoch_{epoch + 1}.pt", is_due), ("best.pt", is_best)):
             if wanted:
-                save_plain(job.run.folder / name, content, settings)
+                save_plain(job.run.folder / name, content, as_record(job.settings))
 
 
 def main(args):

@@ -35,6 +35,8 @@ from clip_vl.engine.readers.tensor_files import read_safetensors
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
 LATEST = "LATEST"
+MODEL = "model"  # the stem of the file with the model's weights
+SETTINGS_KEY = "clip_vl_settings"  # of its metadata
 SET_ASIDE = ".old"  # a checkpoint that is being replaced by another one of the same step
 STEP_NAME = re.compile(rf"step_(\d{{8,}})({re.escape(SET_ASIDE)})?")
 FILE_NAME = re.compile(r"\w[\w-]*\.(safetensors|json)", re.ASCII)  # nothing that could leave the folder
@@ -48,11 +50,12 @@ SAFETENSORS_DTYPES = {
 # ---- saving
 
 
-def save_checkpoint(folder, step, tensors, state, keep_last=None):
+def save_checkpoint(folder, step, tensors, state, keep_last=None, settings=None):
     """Save `folder`/step_XXXXXXXX atomically, point LATEST to it, then prune.
 
     tensors:   dict of file stem -> flat dict of name -> tensor, on any device and in any memory format
     state:     dict of JSON values
+    settings:  JSON values that the file of the model's weights holds as metadata
     keep_last: how many checkpoints stay (None: all)
     returns:   the path of the checkpoint
     raises:    OSError when the disk is full or not writable; what was there before is still there and whole
@@ -64,7 +67,7 @@ def save_checkpoint(folder, step, tensors, state, keep_last=None):
     try:
         temporary.mkdir()
         with _locked(temporary):
-            _fill(temporary, tensors, state)
+            _fill(temporary, tensors, state, settings)
             _publish(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -82,8 +85,9 @@ def prune(folder, keep_last):
         _remove(path)
 
 
-def _fill(folder, tensors, state):
-    files = {f"{stem}.safetensors": _safetensors_chunks(flat) for stem, flat in tensors.items()}
+def _fill(folder, tensors, state, settings):
+    metadata = {MODEL: {SETTINGS_KEY: json.dumps(settings)}} if settings else {}
+    files = {f"{stem}.safetensors": _safetensors_chunks(flat, metadata.get(stem)) for stem, flat in tensors.items()}
     files["state.json"] = [json.dumps(state, indent=1).encode()]
     assert all(FILE_NAME.fullmatch(name) for name in files), f"{list(files)} must be plain file names"
     manifest = {"format": FORMAT, "files": {name: _write(folder / name, chunks) for name, chunks in files.items()}}
@@ -104,13 +108,13 @@ def _write(path, chunks):
     return {"size": size, "sha256": digest.hexdigest()}
 
 
-def _safetensors_chunks(tensors):
+def _safetensors_chunks(tensors, metadata=None):
     """The bytes of a safetensors file, one tensor at a time, so that no second copy of the model is ever in memory.
 
     The format: header length (u64), header (JSON), data. Widest types first keep every tensor aligned.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    header, end = {}, 0
+    header, end = {"__metadata__": metadata} if metadata else {}, 0
     for name in names:
         tensor = tensors[name]
         start, end = end, end + tensor.numel() * tensor.element_size()

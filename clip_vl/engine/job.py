@@ -28,6 +28,7 @@ class Job:
         self.model = self.updater = None
         self.beside = {}  # modules whose state a checkpoint holds beside the model's, such as a loss with a queue
         self.data = {}  # {flag or file: digest} of what is trained and validated on; a resumed run must have the same
+        self.settings = None  # of the model, as JSON values, where more than the flags says what it is
         self._updating = threading.Lock()  # held while weights change, and while they are written
         self._last = None  # the moment after the last update that no checkpoint holds yet, and its position
 
@@ -104,7 +105,7 @@ class Job:
 
     def _save(self, **position):
         return save_training(self.run, self.model, self.updater, self.meters, self.args, self.beside, self.data,
-                             **position)  # fmt: skip
+                             settings=self.settings, **position)  # fmt: skip
 
     def _not_saved(self, update):
         return f"interrupted at update {update}, which could not be saved; --resume goes on from an older checkpoint"

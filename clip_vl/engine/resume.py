@@ -30,11 +30,13 @@ class Moment(NamedTuple):
         return cls(updater.state(), dict(meters.sums), run.end())
 
 
-def save_training(run, model, updater, meters, args, beside=None, data=None, moment=None, **position):
+def save_training(run, model, updater, meters, args, beside=None, data=None, moment=None, settings=None,
+                  **position):  # fmt: skip
     """Write a resumable checkpoint -> whether it was written; a full disk costs one line, never the run.
 
     beside:   {name: module} whose state goes into the checkpoint as well, such as a loss with a queue
     data:     {name: digest} of the data that is trained on
+    settings: JSON values that the weights' file holds, for those who load it elsewhere [the flags]
     moment:   that of the last update, for rank 0 to save by itself while other ranks are stuck; their sums are lost
     position: JSON values that say where training stands, such as epoch=, batch=, best=
     """
@@ -58,7 +60,8 @@ def save_training(run, model, updater, meters, args, beside=None, data=None, mom
     try:
         end = run.position()
         state["log_position"] = moment.log_end if moment else end
-        save_checkpoint(run.checkpoints, counters["micro_step"], tensors, state, keep_last=args.keep_last)
+        settings = settings or _binding_flags(args)
+        save_checkpoint(run.checkpoints, counters["micro_step"], tensors, state, args.keep_last, settings)
         return True
     except OSError as error:
         print(f"warning: no checkpoint at update {counters['update']}: {error.strerror}; older ones are whole",

@@ -12,6 +12,7 @@ from clip_vl.engine.meters import Meters
 from clip_vl.engine.optim import Updater
 from clip_vl.engine.resume import Moment, restore_training, save_training
 from clip_vl.engine.run import Run
+from clip_vl.models.loading.settings import read_settings
 
 CPU = torch.device("cpu")
 
@@ -46,6 +47,16 @@ def test_a_restored_training_continues_to_the_same_bits(tmp_path):
     train(model, updater, other_meters, 3)
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), model.state_dict().values()))
     assert other_meters.state() == meters.state()
+
+
+def test_the_weights_of_a_checkpoint_hold_the_settings_wherever_they_are_moved(tmp_path):
+    model, updater, meters, run = training(tmp_path / "run")
+    args = SimpleNamespace(keep_last=None, lr=0.01)
+    for step, settings in enumerate([None, {"pixels": {"resolution": 40}}], 1):
+        train(model, updater, meters, 1)
+        save_training(run, model, updater, meters, args, settings=settings)
+        moved = (run.checkpoints / f"step_{step:08d}" / "model.safetensors").rename(tmp_path / f"{step}.safetensors")
+        assert read_settings(moved) == (settings or {"lr": 0.01}, str(moved), True)
 
 
 def test_what_is_saved_in_the_middle_of_an_update_is_the_state_after_the_last_one(tmp_path):

@@ -28,7 +28,6 @@ from clip_vl.models.towers.text import build_text_tower
 
 NOTHING = LossNeeds()
 SIGLIP_SCALE, SIGLIP_BIAS = 10.0, -10.0  # where the pairwise sigmoid starts (arXiv:2303.15343, section 3.2)
-CLIP_CONSTANTS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # in published files, no weights
 
 
 def build_dual_encoder(spec, needs=NOTHING, cached=None):
@@ -87,6 +86,10 @@ def _build_image_tower(tower, state, settings):
                               **common)  # fmt: skip
     for found in (of_weights, settings):
         built = restore_pixels(built, found) if "pixels" in found.values else built
+    if state and tower.builder == "openclip" and not (common["tag"] or settings.found):
+        from clip_vl.models.dual.foreign import describe_as_published
+
+        built = describe_as_published(built, tower.name)
     if tower.weights and not (common["tag"] or of_weights.found or is_archive(tower.weights)):
         say_assumed(tower.weights, built)
     return built
@@ -151,23 +154,22 @@ def read_dual_encoder(path):
     archives have OpenAI's GELU.
     """
     state = read_state_dict(path, "--load takes a whole dual encoder, such as snap/align/NAME/epoch_32.pt")
-    if any(name.startswith("visual.") for name in state):
-        state = dict(_our_name(name, tensor) for name, tensor in state.items() if name not in CLIP_CONSTANTS)
-        quick = read_dual_settings(path).values.get("quick_gelu", [int(is_archive(path))] * 2)
-        state["quick_gelu"] = torch.tensor(quick, dtype=torch.uint8)
     if not any("_tower." in name for name in state):
-        found = ", ".join(ascii(name[:60])[1:-1] for name in list(state)[:3])
-        raise UserError(
-            f"{path} is no dual encoder's: it has no weight named image_tower. or text_tower., nor visual., but "
-            f"{found} ..."
-        )
+        from clip_vl.models.dual.foreign import to_our_names
+
+        state = to_our_names(state, path)
     return state
 
 
 def load_dual_encoder(model, state, spec):
     """Load what `read_dual_encoder` read of `spec.load`; the GELU stays the one that the model was built with."""
     path = spec.load
-    state = fit_positions(dict(state, quick_gelu=model.quick_gelu), model, path)
+    state = dict(state, quick_gelu=model.quick_gelu)
+    if "openclip" in (spec.image.builder, spec.text.builder):
+        from clip_vl.models.dual.foreign import to_inner_names
+
+        state = to_inner_names(state, model)
+    state = fit_positions(state, model, path)
     absent = []
     for side in ("image", "text"):
         if not any(name.startswith(f"{side}_tower.") for name in state):  # trained from a cache of a frozen tower
@@ -197,7 +199,8 @@ def load_dual_encoder(model, state, spec):
 def fit_positions(state, model, path):
     """The state with its image tower's table of positions resized to the model's grid, which is said."""
     own = model.state_dict()
-    for name in ("image_tower.positional_embedding", "image_tower.attnpool.positional_embedding"):
+    parts = ("image_tower.", "image_tower.attnpool.", "image_tower.model.", "image_tower.model.attnpool.")
+    for name in (f"{part}positional_embedding" for part in parts):
         cells, wanted = len(state.get(name, ())), len(own.get(name, ()))
         if cells and wanted and cells != wanted:
             from clip_vl.models.clip.vit import resize_positions
@@ -207,13 +210,6 @@ def fit_positions(state, model, path):
                         f"{model.image_tower.resolution}")  # fmt: skip
             state[name] = resize_positions(state[name].float(), side, side)
     return state
-
-
-def _our_name(name, tensor):
-    if name in ("logit_scale", "logit_bias"):
-        return name, tensor
-    side = "image_tower." if name.startswith("visual.") else "text_tower."
-    return side + name.removeprefix("visual."), tensor
 
 
 def frozen_digest(tower):

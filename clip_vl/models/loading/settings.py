@@ -14,12 +14,11 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from clip_vl.engine.checkpoint import read_record
+from clip_vl.engine.checkpoint import SETTINGS_KEY, read_record
 from clip_vl.engine.errors import DataError
 from clip_vl.engine.readers.json_files import parse_json, read_bounded
 
-KEY = "clip_vl_settings"
-RECORD = f"{KEY}.json"
+RECORD = f"{SETTINGS_KEY}.json"
 
 
 class Settings(NamedTuple):
@@ -37,7 +36,7 @@ def as_record(values):
 
 def as_metadata(values):
     """For safetensors' `save_file`."""
-    return {"format": "pt"} | ({KEY: json.dumps(values)} if values else {})
+    return {"format": "pt"} | ({SETTINGS_KEY: json.dumps(values)} if values else {})
 
 
 def read_settings(path):
@@ -95,7 +94,7 @@ def _safetensors_metadata(path):
 
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get(KEY)
+            return (file.metadata() or {}).get(SETTINGS_KEY)
     except (SafetensorError, OSError):  # the reader of the weights says what is wrong
         return None
 

@@ -1,11 +1,13 @@
 """From flags to dual encoders: where weights come from, what is frozen, and what keys of caches tell apart."""
 
+import json
 import math
 
 import pytest
 import torch
 
 from clip_vl.engine.errors import DataError, UserError
+from clip_vl.models.dual import foreign
 from clip_vl.models.dual.build import average_weights, build_dual_encoder, frozen_digest, read_dual_encoder
 from clip_vl.models.dual.encoder import CachedTower
 from clip_vl.models.dual.spec import LossNeeds, Projection, dual_spec
@@ -89,6 +91,39 @@ def test_names_of_others_are_those_of_our_converter(flags, tmp_path):
     assert read.pop("quick_gelu").tolist() == [0, 0]
     assert all(torch.equal(read[name], tensor) for name, tensor in model.state_dict().items() if name in read)
     assert read.keys() == model.state_dict().keys() - {"quick_gelu"}
+
+
+@pytest.mark.parametrize("is_custom", [False, True])
+def test_a_file_of_open_clips_gives_its_features_in_towers_of_its_builder(flags, tmp_path, is_custom):
+    open_clip = pytest.importorskip("open_clip")
+    sizes = {"vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16},
+             "text_cfg": {"context_length": 8, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}}  # fmt: skip
+    if is_custom:  # CustomTextCLIP, and a text tower that is not CLIP's own
+        sizes["text_cfg"]["pad_id"], sizes["text_cfg"]["pool_type"] = 0, "last"
+    theirs = (open_clip.CustomTextCLIP if is_custom else open_clip.CLIP)(embed_dim=8, **sizes).eval()
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": {"embed_dim": 8, **sizes}}))
+    torch.save(theirs.state_dict(), tmp_path / "theirs.pt")
+    names = {f"{side}_model": str(tmp_path) for side in ("image", "text")}
+    names |= {f"{side}_model_builder": "openclip" for side in ("image", "text")}
+    given = flags(**names, load=str(tmp_path / "theirs.pt"), text_vocab=None, image_resolution=None)
+    ours = build_dual_encoder(given, SCALE).eval()
+    pixels, tokens = torch.randn(2, 3, 32, 32), open_clip.tokenize(["a cat", "red dogs"], 8)
+    with torch.no_grad():
+        assert torch.allclose(ours.encode_image(pixels), theirs.encode_image(pixels, normalize=True), atol=1e-6)
+        assert torch.allclose(ours.encode_text(["a cat", "red dogs"]), theirs.encode_text(tokens, normalize=True),
+                              atol=1e-6)  # fmt: skip
+
+
+def test_a_file_of_others_has_the_preprocessing_of_its_published_siblings(flags, tmp_path, monkeypatch):
+    """SigLIP's mean and std are 0.5, and its images are squashed, whether --load or --image_weights names its file."""
+    given = {"image_model_builder": "openclip", "image_model": "RN50", "image_resolution": 64,
+             "image_head_n_layers": 1, "text_head_n_layers": 1, "joint_projection_dim": 8}  # fmt: skip
+    path = saved(build_dual_encoder(flags(**given)), tmp_path / "whole.pt")
+    siglip = foreign.published_preprocessing("ViT-B-16-SigLIP", weights=True)
+    assert siglip["mean"] == (0.5, 0.5, 0.5) and siglip["resize_mode"] == "squash"
+    monkeypatch.setattr(foreign, "published_preprocessing", lambda name, weights: siglip)
+    tower = build_dual_encoder(flags(**given, load=path)).image_tower
+    assert (tower.mean, tower.crop, tower.resolution) == ((0.5, 0.5, 0.5), "squash", 64)
 
 
 @pytest.mark.parametrize("drop, sentence", [
