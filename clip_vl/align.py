@@ -80,6 +80,7 @@ from clip_vl.datasets.captions.episodes import training_order
 from clip_vl.datasets.captions.sources import open_held_out, open_sources
 from clip_vl.datasets.images.crops import eval_crop, train_crop
 from clip_vl.datasets.loader import DamagedPairs, training_loader
+from clip_vl.datasets.storage.cache import digest_of
 from clip_vl.datasets.storage.file_digests import file_digest
 from clip_vl.encoding.cache import cached_features
 from clip_vl.encoding.encode import HeldOutPairs, ImagesOf, TextsOf, encode_numbers, shares
@@ -321,6 +322,8 @@ def train(device, args):
     if args.dry_run:
         return dry_run(lambda: train_one_epoch(job, 0, 0, {}, args), last_epoch * updates_per_epoch, device)
     job.settings = dual_settings(asdict(args), model)
+    words = job.settings.get("vocabulary")
+    job.watch_data(**{"--text_vocab": words and digest_of(words)})
     position = job.restore() or {"epoch": 0, "batch": 0, "best": {}}
 
     best = position["best"]

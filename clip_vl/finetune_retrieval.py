@@ -144,6 +144,7 @@ def train(device, args):
         protocol = Protocol(args.valid_data, args.valid_data)
         pairs = RetrievalPairs(open_held_out(args.valid_data, args), protocol, args)
     job.watch_data(**{"--train_data": job.source.digest, "--valid_data": pairs and pairs.source.digest})
+    job.watch_data(vocabulary=tokenizer.digest)
 
     model = build_matcher(args, device)
     if args.compile:

@@ -62,6 +62,7 @@ from clip_vl.datasets.captions.sources import open_held_out
 from clip_vl.datasets.images.crops import eval_crop, train_crop
 from clip_vl.datasets.loader import DamagedPairs, training_loader
 from clip_vl.datasets.negatives.batches import NegativePairs, open_negatives
+from clip_vl.datasets.storage.cache import digest_of
 from clip_vl.datasets.storage.file_digests import file_digest
 from clip_vl.encoding.encode import HeldOutPairs
 from clip_vl.engine import dist
@@ -140,6 +141,8 @@ def train(device, args):
     if args.dry_run:
         return dry_run(lambda: train_one_epoch(job, 0, 0, {}, args), total, device)
     job.settings = dual_settings(asdict(args), model)
+    words = job.settings.get("vocabulary")
+    job.watch_data(**{"--text_vocab": words and digest_of(words)})
     position = job.restore() or {"epoch": 0, "batch": 0, "best": {}}
 
     best = position["best"]

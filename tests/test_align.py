@@ -98,6 +98,15 @@ def test_every_loss_trains_and_resumes_to_the_same_bits(programs, pairs, tmp_pat
     assert len(losses) == 3 and np.isfinite(losses).all()
 
 
+def test_resume_refuses_another_vocabulary(programs, pairs, tmp_path):
+    words, run = tmp_path / "vocab.txt", flags(pairs, tmp_path / "run", "--text_vocab", tmp_path)
+    words.write_text((pairs / "vocab.txt").read_text())
+    programs.run_here("align", *run, "--stop_after_epoch", "1")
+    words.write_text(words.read_text().replace("red", "pink"))
+    with pytest.raises(UserError, match="the data changed since the run was started: --text_vocab"):
+        programs.run_here("align", *run, "--resume")
+
+
 def test_a_run_leaves_its_files_and_recall_of_held_out_pairs(programs, pairs, tmp_path):
     valid = ["--valid_data", pairs / "pairs.tsv", "--epochs", "1", "--eval_first"]
     programs.run("align", *flags(pairs, tmp_path / "run", *valid))
