@@ -1,4 +1,4 @@
-# GPU image: docker build -t clip_vl . && docker run --gpus all --ipc=host -v $PWD/data:/clip_vl/data -v $PWD/snap:/clip_vl/snap -it clip_vl
+# Image for GPUs: docker build -t clip_vl . && docker run --gpus all --ipc=host -v $PWD/data:/clip_vl/data -v $PWD/snap:/clip_vl/snap -it clip_vl
 FROM pytorch/pytorch:2.14.1-cuda13.0-cudnn9-runtime
 WORKDIR /clip_vl
 COPY requirements.txt pyproject.toml README.md ./

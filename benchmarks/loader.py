@@ -26,7 +26,7 @@ from PIL import Image
 FIRST = 5  # batches before which nothing is counted: workers start, memory is claimed
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-from clip_vl.datasets.images.canvas import canvas_size, picture_box, place_on_canvas, resized_size  # noqa: E402
+from clip_vl.datasets.images.canvas import canvas_size, image_box, place_on_canvas, resized_size  # noqa: E402
 from clip_vl.datasets.images.image_folders import ImageFolders  # noqa: E402
 from clip_vl.datasets.images.image_lmdb import ImageLMDB  # noqa: E402
 from clip_vl.datasets.images.image_lmdb_writer import write_images  # noqa: E402
@@ -46,7 +46,7 @@ def read_as_published(path):
     picture = read_with_pillow(path).permute(2, 0, 1)
     size = tuple(picture.shape[1:])
     canvas = canvas_size(*size)
-    top, left, height, width = picture_box(size, canvas)
+    top, left, height, width = image_box(size, canvas)
     padded = torch.zeros(3, *canvas)
     padded[:, top : top + height, left : left + width] = (picture / 255)[:, :height, :width]
     return (padded - MEAN) / STD

@@ -1,4 +1,4 @@
-"""Where the images of each dataset lie under the data root, and which file records their sizes."""
+"""The image folders of each dataset under the data root, and the file that records the sizes of its images."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -10,9 +10,9 @@ VG_FOLDER = "vg_raw_images/VG_100K"
 
 
 class Collection(NamedTuple):
-    """The images of one data set.
+    """The images of one dataset.
 
-    folders: part of an image id -> folder under the data root; the first part found in the id counts
+    folders: part of an image id -> folder under the data root; the first part found in the id is used
     sizes:   the file that records [height, width] of every image
     """
 
@@ -43,15 +43,15 @@ COLLECTIONS = (COCO_VG, GQA, FLICKR30K, NLVR2, NLVR)
 def relative_path(img_id, collection=COCO_VG):
     """The path of an image under the data root, for example mscoco/train2014/COCO_train2014_000000000009.jpg.
 
-    Of COCO and Visual Genome, an id with the name of a COCO folder in it lies in that folder, any other is a Visual
-    Genome number. Ids come from annotation files: one that is not a plain file name is refused with DataError.
+    In COCO_VG an id that contains the name of a COCO folder is of that folder, any other is a Visual Genome number. Ids
+    come from annotation files: DataError for one that is not a plain file name.
     """
     if not img_id or not img_id.isprintable() or "/" in img_id or "\\" in img_id or len(img_id.encode()) > 240:
         raise DataError(f"img_id {img_id!r:.80} is not a plain file name; image ids name files of the image folders")
     folder = next((folder for part, folder in collection.folders.items() if part in img_id), None)
     if folder is None:
         parts = ", ".join(collection.folders)
-        raise DataError(f"img_id {img_id!r:.80} is in no folder of {collection.name}: one of {parts} must be in it")
+        raise DataError(f"img_id {img_id!r:.80} is in no folder of {collection.name}: it must contain one of {parts}")
     return f"{folder}/{img_id}{collection.suffix}"
 
 
@@ -61,12 +61,12 @@ def image_path(data_root, img_id, collection=COCO_VG):
 
 
 def size_key(relative):
-    """The key of width_heigths.json for a path under the data root: the published file says data/ whatever the root."""
+    """The key of width_heigths.json for a path under the data root; as published it starts with data/ for any root."""
     return f"data/{relative}"
 
 
 def digest_list_path(data_root, collection=COCO_VG):
-    """Where the digests of a collection's images are recorded, in a data root in which they are."""
+    """The file of a data root with the recorded digests of a collection's images; it may be absent."""
     return Path(data_root, collection.sizes).with_name(LIST)
 
 

@@ -1,4 +1,4 @@
-"""The sha256 of every image file: most damage to a JPEG decodes without an error, to another picture.
+"""The sha256 of every image file: most damaged JPEGs decode without an error, to another image.
 
 A list has a line for each image, sorted by name, in the form of `sha256sum`, which can check it too:
 
@@ -19,15 +19,15 @@ from clip_vl.datasets.storage.cache import sha256
 from clip_vl.engine.errors import DataError
 from clip_vl.engine.files import atomic_write
 
-SHA256, NAME = 64, 66  # where the digest of a line ends and its name begins
+SHA256, NAME = 64, 66  # positions in a line: end of the digest, start of the name
 LINE = re.compile(rb"([0-9a-f]{64})  ([^\n]+)\n")
-BLOCK = 4096  # files whose digests are written down at a time: the most that an interruption can cost
+BLOCK = 4096  # files per write: the most whose digests an interruption can lose
 
 
 class DigestList:
-    """The recorded digests of images. A map of the file: loader workers share its pages.
+    """The recorded digests of images, memory-mapped: loader workers share its pages.
 
-    raises: DataError naming the line, for a list that was cut short or is otherwise not what was written
+    raises: DataError with the line number, for a list that was cut short or damaged
     """
 
     def __init__(self, path):
@@ -53,33 +53,33 @@ class DigestList:
             before = match[2]
             yield line
 
-    def _name(self, place):
+    def _name(self, index):
         """The name on a line, counted from 0."""
-        return self.text[self.starts[place] + NAME : self.starts[place + 1] - 1]
+        return self.text[self.starts[index] + NAME : self.starts[index + 1] - 1]
 
     def complaint(self, name, data):
-        """What is wrong with `data` as the content of the file `name`; None when it is what was recorded.
+        """The reason why `data` is not the recorded content of the file `name`; None where it is.
 
         name: path below the data root
         """
         key = os.fsencode(name)
-        place = bisect_left(range(len(self.starts) - 1), key, key=self._name)
-        if place == len(self.starts) - 1 or self._name(place) != key:
+        index = bisect_left(range(len(self.starts) - 1), key, key=self._name)
+        if index == len(self.starts) - 1 or self._name(index) != key:
             return f"is not in {self.path}; `python -m clip_vl.prepare digests` adds what is new"
-        start = self.starts[place]
+        start = self.starts[index]
         if hashlib.sha256(data).hexdigest().encode() != self.text[start : start + SHA256]:
             return (
                 f"does not have the content that was recorded: its digest differs from the one in {self.path}; fetch "
-                "it again, or delete its line there if the change is meant"
+                "it again, or delete its line there if the change is intended"
             )
         return None
 
 
 def record_digests(path, root, names, workers=4, advance=lambda count: None):
-    """Bring the list at `path` up to date with image files, `names` below the root; what it has is kept.
+    """Add the digests of image files, `names` below the root, to the list at `path`; its entries are kept.
 
-    The list is replaced whole, once all is done. Until then new digests are in <path>.part, so that a repeat goes on
-    where this one stopped. `advance(1)` is called for every file.
+    The list is replaced as a whole at the end. Until then new digests are in <path>.part, so that a repeat continues.
+    `advance(1)` is called for every file.
     returns: the number of new digests, and {name: reason} of the files that cannot be read
     raises:  OSError where the list cannot be written, DataError where it is damaged
     """

@@ -1,8 +1,8 @@
-"""Download images by URL, politely and within bounds: SVO-Probes has its pictures at 14,102 addresses of others.
+"""Download images by URL: those of SVO-Probes are at 14,102 addresses of other hosts.
 
-Addresses are foreign: only http and https on their usual ports, only to hosts all of whose addresses are public, and
-the connection goes to the address that was checked. Redirections are checked alike. Sizes and times are bounded, what
-comes must be an image, one request goes out at a time and a host is left a pause. What is there is left as it is.
+Only http and https on their usual ports are fetched, only from hosts all of whose addresses are public; the connection
+goes to the address that was checked, and redirections are checked as well. Sizes and times are bounded, the content
+must be an image, requests go out one at a time with a pause per host. Existing files are kept.
 """
 
 import contextlib
@@ -36,13 +36,13 @@ ISATAP = (0x00005EFE, 0x02005EFE)  # the interface's upper 32 bits (RFC 5214)
 
 
 class Refused(Exception):
-    """Why an image was not fetched, in words."""
+    """An image that is not fetched, with the reason."""
 
 
 def is_public(address):
-    """Whether an IP address is one of the open internet: not of this machine, a local network, or a special use.
+    """Whether an IP address is public: not of this machine, a local network, or reserved for a special use.
 
-    An IPv6 address that carries an IPv4 one (NAT64, 6to4, Teredo, mapped ...) leads there: both must be public.
+    An IPv6 address that embeds an IPv4 one (NAT64, 6to4, Teredo, mapped ...) is public where both are.
     """
     ip = ipaddress.ip_address(address)
     if ip.version == 6:
@@ -60,7 +60,7 @@ def _is_open(ip):
 
 
 def checked_address(url, allowed=is_public, ports=PORTS):
-    """(scheme, host, port, IP address to connect to, path and query) of a URL. Refused says what is wrong with it."""
+    """(scheme, host, port, IP address to connect to, path and query) of a URL. Raises Refused."""
     try:
         parts = urllib.parse.urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -69,9 +69,9 @@ def checked_address(url, allowed=is_public, ports=PORTS):
     if parts.scheme not in PORTS or not host:
         raise Refused("only http and https addresses are fetched")
     if parts.username is not None or parts.password is not None:
-        raise Refused("the address holds a user name")
+        raise Refused("the address contains a user name")
     if not url.isascii() or any(ord(c) <= 32 or ord(c) == 127 for c in url):
-        raise Refused("the address holds spaces, signs or letters that must be quoted")
+        raise Refused("the address contains spaces, symbols or letters that must be quoted")
     port = port or PORTS[parts.scheme]
     if ports and port not in ports.values():
         raise Refused(f"port {port} is not fetched from")
@@ -80,15 +80,15 @@ def checked_address(url, allowed=is_public, ports=PORTS):
     except (OSError, UnicodeError) as error:
         raise Refused(f"the host {host} is not found ({error})") from None
     if not found or not all(allowed(address) for address in found):
-        raise Refused(f"the host {host} is not on the open internet")
+        raise Refused(f"the host {host} is not on the public internet")
     path = urllib.parse.urlunsplit(("", "", parts.path or "/", parts.query, ""))
     return parts.scheme, host, port, found[0], path
 
 
 def fetch(url, allowed=is_public, ports=PORTS, max_bytes=MAX_BYTES, deadline=DEADLINE):
-    """The bytes of an image. Refused for everything else.
+    """The bytes at a URL. Raises Refused.
 
-    allowed, ports: for tests, which serve from this machine
+    allowed, ports: for tests, whose server is on this machine
     """
     end = time.monotonic() + deadline
     for _ in range(REDIRECTIONS + 1):
@@ -104,18 +104,18 @@ def fetch(url, allowed=is_public, ports=PORTS, max_bytes=MAX_BYTES, deadline=DEA
 
 
 def _request(checked, max_bytes, end):
-    """(body, None) or (None, where it moved to) of one request."""
+    """(body, None) of one request, or (None, the new location)."""
     scheme, host, port, address, path = checked
     connection = http.client.HTTPConnection(host, port, timeout=TIMEOUT)
     left = max(end - time.monotonic(), 0.1)
     sock = socket.create_connection((address, port), timeout=min(TIMEOUT, left))
     alarm = None
     try:
-        if scheme == "https":  # wrapping takes the descriptor over: the alarm must know the new socket
+        if scheme == "https":  # the wrapped socket owns the descriptor: the alarm must have it
             context = ssl.create_default_context()
             sock = context.wrap_socket(sock, server_hostname=host, do_handshake_on_connect=False)
         left = max(end - time.monotonic(), 0.1)
-        alarm = threading.Timer(left, _hang_up, (sock,))  # a server that sends a byte now and then never times out
+        alarm = threading.Timer(left, _hang_up, (sock,))  # a server that sends single bytes never times out
         alarm.start()
         if scheme == "https":
             sock.do_handshake()
@@ -127,8 +127,8 @@ def _request(checked, max_bytes, end):
         if response.status != 200:
             raise Refused(f"the server answers {response.status}")
         body = _body(response, max_bytes)
-        if time.monotonic() >= end:  # the alarm ended it, and without a length it looks whole
-            raise Refused("not there within the time limit")
+        if time.monotonic() >= end:  # ended by the alarm; without a length it would count as whole
+            raise Refused("not received within the time limit")
         return body, None
     finally:
         if alarm:
@@ -138,9 +138,9 @@ def _request(checked, max_bytes, end):
 
 
 def _hang_up(sock):
-    """Whoever waits for the socket, in a handshake or for bytes, finds it closed."""
+    """Close a socket, so that a handshake or a read that waits for it ends."""
     with contextlib.suppress(OSError):
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # of the plain socket: TLS would first say goodbye
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)  # of the plain socket: TLS would first send a close message
 
 
 def _body(response, max_bytes):
@@ -159,9 +159,9 @@ def _body(response, max_bytes):
 
 
 def fetch_all(addresses, folder, stop=lambda: False, say=print, pause=PAUSE, **how):
-    """Fetch {name: URL} as <folder>/<name>.jpg; (how many are there, {name: why not}).
+    """Fetch {name: URL} as <folder>/<name>.jpg; returns (number of images in the folder, {name: reason}).
 
-    Goes on where it stopped: what is there, and what failed before (failures.jsonl; remove it to try again), is left.
+    A repeat continues: existing images and earlier failures (failures.jsonl; remove it to try again) are skipped.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,4 @@
-"""Image files -> uint8 pictures: where an image lies, how large it is, decoding, resizing, one canvas for a batch.
-
-The geometry is CLIP-ViL's: the short side becomes m = 384 unless the long one would pass M = 640, and the picture is
-centred on a black canvas of m x M whose orientation follows the original. Pictures stay uint8 up to the device.
-Image files are foreign bytes: their size is read from the header before anything of that size is allocated.
-"""
+"""The images of a data root, read from its folders, checked against recorded digests, decoded and resized."""
 
 from pathlib import Path
 
@@ -14,12 +9,12 @@ from clip_vl.datasets.images.collections import COCO_VG, digest_list_path, image
 from clip_vl.datasets.images.decoding import DamagedImage, decode_image, jpeg_decoder, resize
 
 class ImageFolders:
-    """The images in the folders of a data root, held to their recorded digests where there are any.
+    """The images in the folders of a data root, checked against recorded digests where there are any.
 
-    It holds no open file, so any worker can have a copy.
+    No file stays open, so that every loader worker can have a copy.
     """
 
-    kind = "pictures"
+    kind = "images"
 
     def __init__(self, data_root, collection=COCO_VG):
         self.data_root, self.collection = Path(data_root), collection
@@ -32,7 +27,7 @@ class ImageFolders:
         jpeg_decoder()
 
     def read(self, img_id):
-        """The bytes of the image file. Raises DamagedImage, also where it is missing or not what was recorded."""
+        """The bytes of an image file. DamagedImage where it is missing or differs from its recorded digest."""
         name = relative_path(img_id, self.collection)
         path = self.data_root / name
         try:
@@ -43,15 +38,15 @@ class ImageFolders:
         return data
 
     def check(self, name, data):
-        """Raise DamagedImage where `data` is not what was recorded for the file `name`, a path below the data root."""
+        """Raise DamagedImage where `data` differs from the digest recorded for `name`, a path below the data root."""
         if self.digests and (complaint := self.digests.complaint(name, data)):
             raise DamagedImage(self.data_root / name, complaint)
 
     def load(self, img_id, m=384, M=640, recorded_size=None):
-        """The resized picture, uint8 (3, h, w). Raises DamagedImage.
+        """The resized image, uint8 (3, h, w). Raises DamagedImage.
 
         recorded_size: (height, width) by which the batch was chosen. An image of another size would be cropped by the
-        canvas of that batch, so it counts as damaged.
+                       canvas of that batch and counts as damaged.
         """
         path = image_path(self.data_root, img_id, self.collection)
         image = decode_image(self.read(img_id), path)
@@ -61,12 +56,12 @@ class ImageFolders:
 
     @staticmethod
     def blank(m, M, size):
-        """A black picture in the place of a damaged one of that (height, width)."""
+        """A black image, resized, that replaces a damaged one of that original (height, width)."""
         return torch.zeros((3, *resized_size(*size, m, M)), dtype=torch.uint8)
 
 
 def check_recorded(name, size, recorded_size):
-    """Raise DamagedImage unless an image has the (height, width) that was recorded for it, where one was."""
+    """Raise DamagedImage where the (height, width) of an image differs from the recorded one, if there is one."""
     if recorded_size is not None and tuple(recorded_size) != tuple(size):
         (height, width), (recorded_height, recorded_width) = size, recorded_size
         reason = f"is {width}x{height} but recorded as {recorded_width}x{recorded_height} (width x height)"

@@ -18,21 +18,22 @@ from clip_vl.engine.errors import DataError, UserError
 
 FORMAT = 1
 META_KEY = b"\0store"  # no file name has a NUL in it
+HOW_TO_BUILD = "`python -m clip_vl.prepare images` builds it"
 HEADER = struct.Struct("<II16s")  # original height, original width, digest
 
 
 def store_path(data_root, m, M, collection=COCO_VG):
-    """Where the store of a collection of images lies in a data root, for short side m and long side M."""
+    """The LMDB of a collection in a data root, for short side m and long side M."""
     name = "images" if collection == COCO_VG else f"images_{collection.name}"
     return Path(data_root) / "cache" / f"{name}_{m}_{M}.lmdb"
 
 
 def lmdb_key(name):
-    return os.fsencode(name)  # UTF-8; whatever bytes a file has for a name come back as they were
+    return os.fsencode(name)  # UTF-8; other bytes of a file name are kept
 
 
 def store_meta(m, M):
-    """What a store says of itself."""
+    """The description that an LMDB holds of its images."""
     return f"resized images, format {FORMAT}, short side {m}, long side at most {M}".encode()
 
 
@@ -42,7 +43,7 @@ def pack_image(name, size, jpeg):
 
 
 def _unpack(name, value):
-    """(height, width) and JPEG of a value; ValueError where it is not what was written under this name."""
+    """(height, width) and JPEG of a value; ValueError where it differs from what was written under this name."""
     if len(value) < HEADER.size:
         raise ValueError(f"has only {len(value)} bytes")
     *size, digest = HEADER.unpack_from(value)
@@ -59,9 +60,9 @@ def _digest(name, size, jpeg):
 
 
 class ImageLMDB:
-    """The images of a store, with the methods of `ImageFolders`. It holds a path, so any worker can have a copy.
+    """The images of an LMDB, with the methods of `ImageFolders`. No file stays open in a copy for a loader worker.
 
-    Raises UserError where there is no store of pictures for (m, M), DataError where its file was cut short.
+    Raises UserError where there is no LMDB of images for (m, M), DataError where its file was cut short.
     """
 
     kind, blank = ImageFolders.kind, ImageFolders.blank
@@ -74,11 +75,11 @@ class ImageLMDB:
         try:
             meta = self._get(META_KEY)
         except lmdb.Error as error:
-            raise UserError(f"{path} is not an image store: {error}; `python -m clip_vl.prepare` writes one") from None
+            raise UserError(f"{path} is not an image LMDB: {error}; {HOW_TO_BUILD}") from None
         wanted = store_meta(m, M)
         if meta != wanted:
             found = "something else" if meta is None else meta.decode(errors="replace")
-            raise UserError(f"{path} holds {found}, not {wanted.decode()}; `python -m clip_vl.prepare` builds it")
+            raise UserError(f"{path} holds {found}, not {wanted.decode()}; {HOW_TO_BUILD}")
 
     def _get(self, key):
         with open_reader(self.path).begin() as transaction:
@@ -111,7 +112,7 @@ class ImageLMDB:
         return self.get(Path(relative_path(img_id, self.collection)).name)[1]
 
     def load(self, img_id, m=384, M=640, recorded_size=None):
-        """The resized picture, uint8 (3, h, w), as `ImageFolders.load` but for the JPEG's loss. Raises DamagedImage."""
+        """The resized image, uint8 (3, h, w), equal to `ImageFolders.load` up to JPEG loss. Raises DamagedImage."""
         name = Path(relative_path(img_id, self.collection)).name
         original, jpeg = self.get(name)
         check_recorded(f"{self.path}/{name}", original, recorded_size)

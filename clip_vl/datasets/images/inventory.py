@@ -16,16 +16,13 @@ from clip_vl.engine.files import atomic_write
 from clip_vl.engine.readers.text import written
 
 UNREADABLE = "unreadable_images.txt"
-READERS = 16  # a header costs 0.05 ms of processor time and, on a network disk, several ms of waiting
-BLOCK = 4096  # images measured between two looks at the clock
+READERS = 16  # threads: a header takes 0.05 ms of processor time and, on a network disk, several ms of waiting
+BLOCK = 4096  # images measured between two checks of the time
 SAVE_SECONDS = 30
 
 
 def list_collection(root, collection=COCO_VG):
-    """Names in the image folders of a collection.
-
-    returns: sorted paths below the root of the images that an annotation can name, and of everything else found there
-    """
+    """Sorted paths below the root of the images of a collection that an annotation can name, and of other entries."""
     images, others = [], []
     for folder in collection.folders.values():
         try:
@@ -54,15 +51,15 @@ class Measured:
     unreadable: dict = field(default_factory=dict)
 
     def usable(self, images):
-        """The keys of those `images` that have a size; one that is recorded but no longer there is not among them."""
+        """The keys of those `images` that have a size."""
         return {key for key in map(size_key, images) if key in self.sizes}
 
 
 def measure_images(root, images, collection=COCO_VG):
-    """Bring the collection's file of sizes up to date with `images`, paths below the root; those it knows are kept.
+    """Add the sizes of `images`, paths below the root, to the collection's file of sizes; its entries are kept.
 
-    Only headers are read. The file is replaced whole, every half minute and at the end, also when interrupted, so that
-    a repeat goes on where this one stopped. Unreadable images have no entry: the file is the list of usable ones.
+    Only headers are read. The file is replaced as a whole every half minute and at the end, also when interrupted, so
+    that a repeat continues. Unreadable images have no entry: the file lists the usable ones.
     """
     path_of_sizes = Path(root, collection.sizes)
     result = Measured(read_sizes(path_of_sizes))
@@ -99,7 +96,7 @@ def _measure(root, images):
 
 
 def read_sizes(path):
-    """The content of a width_heigths.json, {} when there is none."""
+    """The content of a width_heigths.json, {} where there is none."""
     if not path.exists():
         return {}
     sizes = read_json(path)
@@ -109,9 +106,9 @@ def read_sizes(path):
 
 
 def save_unreadable(root, unreadable, collection=COCO_VG):
-    """List images in unreadable_images.txt, a line "path<tab>reason" each; no such file when there are none.
+    """Write unreadable_images.txt, a line "path<tab>reason" per image, or remove it where there is none.
 
-    It lies in the root for COCO and Visual Genome, otherwise beside the sizes; returns its path.
+    It is in the root for COCO and Visual Genome, otherwise beside the file of sizes; returns its path.
     """
     path = Path(root, UNREADABLE) if collection == COCO_VG else Path(root, collection.sizes).with_name(UNREADABLE)
     before = path.read_bytes() if path.exists() else b""
@@ -124,7 +121,7 @@ def save_unreadable(root, unreadable, collection=COCO_VG):
 
 
 def count_absent(path, usable, collection=COCO_VG, images_of=("img_id",)):
-    """How many entries of an annotation file are about an image that is not usable.
+    """Count the entries of an annotation file whose image is not usable.
 
     usable:    keys of images, as `Measured.usable` gives them
     images_of: the keys of an entry that name its images
@@ -160,4 +157,4 @@ def _replace(path, text):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, written(text))
     except OSError as error:
-        raise UserError(f"{path} cannot be written: {error.strerror}; repeat this where it is writable") from error
+        raise UserError(f"{path} cannot be written: {error.strerror}; run this where it is writable") from error

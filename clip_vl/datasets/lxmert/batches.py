@@ -10,7 +10,7 @@ from clip_vl.datasets.images.canvas import (
     canvas_size,
     dynamic_canvas,
     is_portrait,
-    picture_box,
+    image_box,
     place_on_canvas,
     resized_size,
 )
@@ -113,7 +113,7 @@ def load_images(source, annotations, rows, args):
             damaged.append((image_id, str(error)))
             bad.append(place)
             loaded.append(source.blank(args.image_size_min, args.image_size_max, size))
-    collate = {"pictures": place_pictures, "grids": stack_grids, "regions": pad_regions}[source.kind]
+    collate = {"images": place_pictures, "grids": stack_grids, "regions": pad_regions}[source.kind]
     return collate(loaded, sizes, args) | {
         "image_of_text": torch.from_numpy(image_of_text.astype(np.int64)),
         "damaged": damaged,
@@ -139,7 +139,7 @@ def stack_grids(grids, sizes, args):
     features = torch.zeros(len(grids), grids[0].shape[0], rows, columns, dtype=grids[0].dtype)
     for place, grid in zip(features, grids):
         place[:, : grid.shape[1], : grid.shape[2]] = grid
-    boxes = [picture_box(resized_size(*size, m, M), canvas_size(*size, m, M)) for size in sizes]
+    boxes = [image_box(resized_size(*size, m, M), canvas_size(*size, m, M)) for size in sizes]
     return {"grid_features": features, "image_boxes": torch.tensor(boxes)}
 
 

@@ -1,9 +1,9 @@
-"""Folders that are built once and then only read: by every rank, every loader worker and every later run.
+"""Caches: folders that are built once and then only read, by every rank, every loader worker and every later run.
 
-A cache is `<cache root>/<name>-<key>/`, where the key digests all it was made from: changed inputs get another folder.
-It is built under a temporary name and appears by one rename, so whatever exists is whole. An advisory lock makes others
-wait for a builder; the kernel releases it when its owner dies, so a killed builder leaves only a temporary folder,
-which the next one sweeps. Everything lives beside the data, nothing in /dev/shm.
+A cache is `<cache root>/<name>-<key>/`, where the key is a digest of all inputs: changed inputs get another folder. It
+is built under a temporary name and renamed at the end, so that an existing cache is whole. An advisory lock makes other
+processes wait for the builder; the kernel releases it when the builder dies, whose temporary folder the next builder
+removes. Caches are beside the data, never in /dev/shm.
 """
 
 import contextlib
@@ -29,10 +29,10 @@ SMALL = 4 << 20  # bytes; files up to this size are verified by digest, larger o
 def build_once(cache_root, name, key, build):
     """The folder `<name>-<key>`, made by `build(folder)` if no whole one exists.
 
-    cache_root: where caches go; a read-only one that lacks this cache is replaced by a folder of the user's own
-    key:        hexadecimal digest of everything that `build` depends on; its first 16 digits are used
+    cache_root: folder of the caches; one of the user's own replaces it where it is read-only and lacks this cache
+    key:        hexadecimal digest of all inputs of `build`; its first 16 digits are used
     build:      writes the files into the empty folder it is given
-    Raises UserError when there is nowhere to write, or no room.
+    Raises UserError where no folder is writable, or the disk is full.
     """
     folder = f"{name}-{key[:16]}"
     if is_whole(Path(cache_root, folder)):
@@ -60,7 +60,7 @@ def _build(final, build):
 
 
 def _publish(temporary, final):
-    """Rename the finished folder; a damaged one in its place moves away, and a whole one (no lock here) stays."""
+    """Rename the finished folder; a damaged folder of that name is replaced, a whole one (without locks) is kept."""
     _sync(temporary)
     try:
         temporary.rename(final)
@@ -80,7 +80,7 @@ def _temporary_folder(final):
 
 
 def _write_manifest(folder):
-    """Sizes and digests of the files, and everything forced to disk: a manifest is written last, so it vouches."""
+    """Write the sizes and digests of the files, all synced to disk. The manifest is written last."""
     files = {}
     for path in sorted(folder.iterdir()):
         _sync(path)
@@ -91,7 +91,7 @@ def _write_manifest(folder):
 
 
 def is_whole(folder):
-    """Whether every file of the manifest is there in its size and, when small, with its digest."""
+    """Whether every file of the manifest exists with its size and, if small, its digest."""
     try:
         files = parse_json((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
         return all(_is_intact(folder / name, entry) for name, entry in files.items())
@@ -126,9 +126,9 @@ def _sync(path):
 
 @contextlib.contextmanager
 def locked(root, name, wait=True):
-    """Hold the lock of `name` in the folder `root`; yields whether it is held. Its file goes when the holder is done.
+    """Hold the lock of `name` in the folder `root`; yields whether it is held. The lock file is removed at the end.
 
-    On a file system without locks whoever waits goes on at once: two may build, and the first rename wins.
+    On a file system without locks nobody waits: two processes may build, and the first rename is kept.
     """
     path = root / f".{name}.lock"
     descriptor = _locked_file(path, wait)
@@ -172,7 +172,7 @@ def _is_file_at(descriptor, path):
 
 
 def _sweep(root):
-    """Remove what killed builders left: temporary folders of caches whose lock nobody holds."""
+    """Remove the temporary folders of killed builders: those whose lock nobody holds."""
     for path in root.glob(f".*{UNFINISHED}"):
         folder = path.name[1:].rsplit(".", 2)[0]
         with contextlib.suppress(OSError), locked(root, folder, wait=False) as builder_is_gone:
@@ -181,17 +181,17 @@ def _sweep(root):
 
 
 def user_root(cache_root):
-    """The user's own place for caches of a root that cannot be written; a temporary one for a user without a home."""
+    """The user's own folder for caches of a read-only root; a temporary one for a user without a home."""
     try:
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # neither HOME nor an entry in the list of users
+    except RuntimeError:  # no HOME and no entry in the user database
         home = Path(tempfile.gettempdir(), f"cache-{os.getuid()}")
     return home / "clip_vl" / hashlib.sha256(os.fsencode(Path(cache_root).resolve())).hexdigest()[:16]
 
 
 @functools.lru_cache
 def writable_root(cache_root):
-    """`cache_root`, made if need be, or `user_root` of it when it cannot be written, which is said once."""
+    """`cache_root`, created if absent, or its `user_root` where it cannot be written, which is printed once."""
     reasons = []
     for root in (Path(cache_root), user_root(cache_root)):
         try:
@@ -205,5 +205,5 @@ def writable_root(cache_root):
             dist.print0(f"caches go to {root}, because {reasons[0]}")
         return root
     raise UserError(
-        f"there is nowhere to write a cache ({'; '.join(reasons)}); set XDG_CACHE_HOME to a writable folder"
+        f"no folder for caches is writable ({'; '.join(reasons)}); set XDG_CACHE_HOME to a writable folder"
     )

@@ -10,7 +10,7 @@ from clip_vl.engine.errors import DataError
 
 
 class ColumnWriter:
-    """Numbers: a one-dimensional .npy file that grows on disk, so that nothing of it stays in memory."""
+    """A one-dimensional .npy file of numbers that is extended on disk and not kept in memory."""
 
     def __init__(self, folder, name, dtype):
         self.dtype, self.length = np.dtype(dtype), 0
@@ -27,7 +27,7 @@ class ColumnWriter:
         self.file.seek(0)
         self._write_header()
         if self.file.tell() != self.header_bytes:
-            raise RuntimeError("NumPy no longer reserves room in .npy headers for a growing length")
+            raise RuntimeError("NumPy no longer reserves space in .npy headers for a longer shape")
         self.file.close()
 
     def _write_header(self):
@@ -36,7 +36,7 @@ class ColumnWriter:
 
 
 class WordWriter(ColumnWriter):
-    """Words of a small vocabulary, stored as indices into `words`, which grows with each new one."""
+    """Words of a small vocabulary, stored as indices into `words`, to which new words are appended."""
 
     def __init__(self, folder, name, dtype):
         super().__init__(folder, name, dtype)
@@ -55,7 +55,7 @@ class WordWriter(ColumnWriter):
 
 
 class RaggedWriter:
-    """Rows of numbers: `<name>.npy` holds all, row i is [offsets[i], offsets[i + 1]) of `<name>_offsets.npy`."""
+    """Rows of numbers, concatenated in `<name>.npy`; row i is [offsets[i], offsets[i + 1]), in `<name>_offsets.npy`."""
 
     def __init__(self, folder, name, dtype):
         self.values = ColumnWriter(folder, name, dtype)
@@ -76,7 +76,7 @@ class RaggedWriter:
 
 
 class TextWriter(RaggedWriter):
-    """Strings, as rows of UTF-8 bytes; names of files that are not UTF-8 keep their bytes."""
+    """Strings, as rows of UTF-8 bytes; other bytes of file names are kept."""
 
     def extend(self, rows):
         super().extend([text.encode("utf-8", "surrogateescape") for text in rows])
@@ -91,7 +91,7 @@ def read_column(folder, name):
 
 
 class RaggedColumn(Sequence):
-    """What a RaggedWriter wrote: row i as a read-only array."""
+    """The rows of a RaggedWriter: row i as a read-only array."""
 
     def __init__(self, folder, name):
         self.values, self.offsets = read_column(folder, name), read_column(folder, f"{name}_offsets")
@@ -106,7 +106,7 @@ class RaggedColumn(Sequence):
 
 
 class TextColumn(RaggedColumn):
-    """What a TextWriter wrote: row i as a str."""
+    """The rows of a TextWriter: row i as a str."""
 
     def __getitem__(self, row):
         return super().__getitem__(row).tobytes().decode("utf-8", "surrogateescape")

@@ -1,4 +1,4 @@
-"""Digests of input files, remembered beside the caches so that 1.4 GB of annotations are not hashed at every start."""
+"""Digests of input files, stored beside the caches, so that 1.4 GB of annotations are not hashed at every start."""
 
 import contextlib
 import time
@@ -14,9 +14,9 @@ RACY_SECONDS = 2.0  # a file changed this recently may change again within one t
 
 
 def file_digest(path, cache_root):
-    """sha256 of a file, remembered beside the caches by (path, size, modification time, inode).
+    """sha256 of a file, stored beside the caches under (path, size, modification time, inode).
 
-    A file whose content was replaced while all of these were put back as they were is not noticed.
+    A change of the content that keeps all of these is not noticed.
     """
     path = Path(path).resolve()
     try:
@@ -33,7 +33,7 @@ def file_digest(path, cache_root):
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     if time.time() - state[1] / 1e9 > RACY_SECONDS:
-        with contextlib.suppress(OSError, UserError):  # nowhere to remember it, or no room: no reason to stop
+        with contextlib.suppress(OSError, UserError):  # it is computed again the next time
             _remember(writable_root(cache_root) / MEMORY, str(path), [*state, digest])
     return digest
 
@@ -44,7 +44,7 @@ def _state(path):
 
 
 def _remembered(memory):
-    """The entries of the digest file that have the right form; none when it is missing or damaged."""
+    """The valid entries of the file of digests; none where it is missing or damaged."""
     try:
         entries = parse_json(memory.read_text(encoding="utf-8")).items()
         return {path: entry for path, entry in entries if len(entry) == 4 and len(entry[3]) == 64}

@@ -1,6 +1,6 @@
-"""Tables in text files: a header, then rows of fields between separators, with quotes as spreadsheets and pandas write.
+"""Tables in text files: a header, then rows of fields with separators, quoted as spreadsheets and pandas do.
 
-Between tabs a quote counts only where it opens a field and closes it: `"vintage poster` is text, and swallows no row.
+In tab-separated files a quote is one only if it opens and closes a field: `"vintage poster` is text.
 """
 
 import ast
@@ -24,8 +24,9 @@ MISSING = frozenset((
 
 
 def read_header(path, given, wanted):
-    """(separator, column names): the separator that is `given`, or of tab, comma, semicolon and bar the one that gives
-    the first line that is not blank most of the `wanted` names.
+    """(separator, column names) of a file, whose header is the first line that is not blank.
+
+    given:  the separator, or ""; then it is that of tab, comma, semicolon and bar that finds most of the `wanted` names
     """
     with open_text(path) as file:
         header = next((line.rstrip("\r\n") for line in file if line.strip("\r\n")), "")
@@ -46,7 +47,7 @@ def split_header(header, separator):
 
 
 def column_of(path, names, name, flag):
-    """The index of a column. UserError where it is not there, or there twice."""
+    """The index of a column. UserError where it is missing or there are two."""
     if names.count(name) != 1:
         problem = f"{names.count(name)} columns" if name in names else "no column"
         raise UserError(f"{path} has {problem} {name!r} (--{flag}); its columns are {', '.join(map(repr, names))}")
@@ -54,9 +55,9 @@ def column_of(path, names, name, flag):
 
 
 def table_rows(path, separator):
-    """Yield (line it begins at, fields) of each row below the header; lines without a character are passed over.
+    """Yield (line number of its start, fields) of each row after the header; empty lines are skipped.
 
-    Raises DataError ("file:line: ...") for a row that cannot be read or has not as many fields as the header.
+    Raises DataError ("file:line: ...") for a row that cannot be read or whose number of fields is not the header's.
     """
     width = None
     with open_text(path) as file:
@@ -98,9 +99,9 @@ def _tab_rows(file, *_):
 
 
 def _closed_row(text, row, width, lines, later):
-    """The row whose quoted field goes on over the next lines, none of which is a row itself; None where it does not.
+    """The row whose quoted field continues over the next lines, none of which is a row itself; None if it does not.
 
-    later: lines that were looked at and stay to be read
+    later: lines that were read ahead
     """
     for taken in range(LONGEST_FIELD):
         if taken == len(later) and (found := next(lines, None)) is not None:
@@ -136,7 +137,7 @@ def _tab_fields(line):
 
 
 def captions_in(cell):
-    """The captions of a cell: its text, or the texts of a list in JSON or in Python's form, as pandas writes one."""
+    """The captions of a cell: its text, or the items of a list in JSON or Python syntax, as pandas writes it."""
     text = cell.strip()
     if text[:1] == "[" and text[-1:] == "]" and len(text) <= LONGEST_FIELD:
         for parse in (json.loads, ast.literal_eval):
@@ -150,7 +151,7 @@ def captions_in(cell):
 
 
 def number_in(cell):
-    """The class number of a cell, -1 for none: "3", "3.0", "-1", "nan" and "" as pandas has them. ValueError else."""
+    """The class number of a cell, -1 for none: "3", "3.0", "-1", "nan" and "", as in pandas. ValueError for others."""
     text = cell.strip()
     if text in MISSING:
         return -1

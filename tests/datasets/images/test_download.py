@@ -1,4 +1,4 @@
-"""Downloads: only from the open internet, bounded, resumable; against a local server that misbehaves in known ways."""
+"""Downloads: only from the public internet, bounded, resumable; against a local server that misbehaves in known ways."""
 
 import contextlib
 import http.server
@@ -79,13 +79,13 @@ def test_an_image_comes_also_through_a_redirection(server):
 
 @pytest.mark.parametrize(
     "path, why",
-    [("/gone", "answers 404"), ("/to/loop", "redirections"), ("/to/file", "only http"), ("/to/meta", "open internet"),
+    [("/gone", "answers 404"), ("/to/loop", "redirections"), ("/to/file", "only http"), ("/to/meta", "public internet"),
      ("/large", "more than 2,000 bytes"), ("/short", "cut short|no answer"), ("/drip", "")],
 )  # fmt: skip
 def test_what_is_wrong_is_said(server, path, why):
     began = time.monotonic()
     if path == "/drip":  # a byte now and then, and no length that says how many: the deadline ends it
-        with pytest.raises(Refused, match="not there within the time limit"):
+        with pytest.raises(Refused, match="not received within the time limit"):
             fetch(server + path, deadline=0.3, **HERE)
     else:
         with pytest.raises(Refused, match=why):

@@ -222,11 +222,11 @@ def test_a_store_for_other_sizes_is_refused_by_reader_and_writer(data_root, stor
 
 
 def test_no_store_is_an_error_that_says_how_to_make_one(tmp_path):
-    with pytest.raises(UserError, match=r"none is not an image store: .*clip_vl\.prepare"):
+    with pytest.raises(UserError, match=r"none is not an image LMDB: .*clip_vl\.prepare"):
         ImageLMDB(tmp_path / "none", m, M)
     (tmp_path / "junk").mkdir()
     (tmp_path / "junk" / "data.mdb").write_bytes(b"junk" * 5000)
-    with pytest.raises(UserError, match=r"junk is not an image store"):
+    with pytest.raises(UserError, match=r"junk is not an image LMDB"):
         ImageLMDB(tmp_path / "junk", m, M)
     lmdb.open(str(tmp_path / "other")).close()
     with pytest.raises(UserError, match="other holds something else"):

@@ -280,7 +280,7 @@ def test_nowhere_to_write_is_one_sentence(open_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
     (open_path / "data").chmod(0o555)
     error = as_nobody(lambda: build_once(open_path / "data" / "cache", "things", KEY, lambda folder: None))
-    assert isinstance(error, UserError) and "nowhere to write a cache" in str(error)
+    assert isinstance(error, UserError) and "no folder for caches is writable" in str(error)
     assert str(open_path) in str(error) and "/proc/none" in str(error)
 
 
