@@ -1,16 +1,15 @@
-"""Make a data root ready: say what is missing, measure its images, convert official files, build stores and caches.
+"""Prepare a data root: report what is missing, measure its images, convert official files, build LMDBs and caches.
 
-    python -m clip_vl.prepare check                      what is there, what is not, and the command that fetches it
-    python -m clip_vl.prepare convert --need vqa         official VQA v2, COCO, VG and GQA files -> the formats used
-    python -m clip_vl.prepare check --need gqa           the same for a sibling task: gqa, snli_ve, nlvr2 or nlvr
-    python -m clip_vl.prepare digests                    the sha256 of every image, to which readers then hold them
+    python -m clip_vl.prepare check                      which parts exist, and the commands that fetch the others
+    python -m clip_vl.prepare convert --need vqa         official files of VQA v2, COCO, VG, GQA -> annotation files
+    python -m clip_vl.prepare check --need gqa           the parts of a sibling task: gqa, snli_ve, nlvr2 or nlvr
+    python -m clip_vl.prepare digests                    the sha256 of every image, which readers then check
     python -m clip_vl.prepare images                     an LMDB of resized JPEGs, for --use_lmdb
     python -m clip_vl.prepare caches                     the annotation caches, which a run would build at its start
 
-Each may be interrupted and repeated: it goes on where it stopped, and does nothing when all is done. `check` also moves
-the images of nested Visual Genome and NLVR2 folders to their place, and writes width_heigths.json, the list of usable
-images, and unreadable_images.txt. It exits with 3 when something that --need names is missing. data/README.md has the
-layout.
+An interrupted command continues when it is repeated, and does nothing when all is done. `check` also moves images out
+of nested Visual Genome and NLVR2 folders, and writes width_heigths.json, the list of usable images, and
+unreadable_images.txt. Its exit code is 3 when a part that --need requires is missing. data/README.md has the layout.
 """
 
 from dataclasses import dataclass
@@ -22,20 +21,20 @@ from clip_vl.flags.parser import flag, parse
 class PrepareFlags:
     """Data root"""
 
-    command: str = flag("check", "check, convert, digests, images or caches.", positional=True)
-    data_root: str = flag("data", "Folder with the images, annotations, vocabulary and weights (data/README.md).")
+    command: str = flag("check", "Command: check, convert, digests, images or caches.", positional=True)
+    data_root: str = flag("data", "Folder of the images, annotations, vocabulary and weights (data/README.md).")
     need: list[str] = flag(
         ["pretrain", "vqa", "weights"],
-        "For pretrain, vqa, test, weights, gqa, snli_ve, nlvr2, nlvr [pretrain vqa weights].",
+        "Purposes: pretrain, vqa, test, weights, gqa, snli_ve, nlvr2, nlvr [pretrain vqa weights].",
     )
-    tolerance: float = flag(0.001, "Share of an annotation file's entries whose image may be absent or unreadable.")
-    num_workers: int = flag(4, "Threads that hash or resize images.", "--numWorkers")
-    image_size_min: int = flag(384, "Short side of the images in the LMDB.")
-    image_size_max: int = flag(640, "Their longest long side.")
-    bert: str | None = flag(None, "BERT folder whose vocabulary the caches are for [<data_root>/bert-base-uncased].")
-    qa_sets: str | None = flag(None, "As in pre-training: answer sets of the caches, separated by commas.", "--qaSets")
-    limit_source: str = flag("", "As in pre-training: sentence categories to leave out of the caches.")
-    max_length: int = flag(20, "Tokens of a sentence in the caches.")
+    tolerance: float = flag(0.001, "Largest share of an annotation file's entries that may lack a readable image.")
+    num_workers: int = flag(4, "Number of threads that hash or resize images.", "--numWorkers")
+    image_size_min: int = flag(384, "Short side of the images in the LMDB, in pixels.")
+    image_size_max: int = flag(640, "Largest long side of the images in the LMDB, in pixels.")
+    bert: str | None = flag(None, "BERT folder with the vocabulary of the caches [<data_root>/bert-base-uncased].")
+    qa_sets: str | None = flag(None, "Answer sets of the pre-training caches, separated by commas [all].", "--qaSets")
+    limit_source: str = flag("", "Sentence categories to exclude from the pre-training caches, separated by commas.")
+    max_length: int = flag(20, "Largest number of tokens per sentence in the caches.")
 
 
 FLAGS = parse(PrepareFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
@@ -79,8 +78,8 @@ def convert(root, args):
             continue
         if first := fetch(step.takes):
             undone += [] if step.is_optional else to_make
-            needless = " and can be done without" if step.is_optional else ""
-            print_commands(f"{', '.join(to_make)} cannot be made yet{needless}; first:", first)
+            optional = " and are optional" if step.is_optional else ""
+            print_commands(f"{', '.join(to_make)} cannot be made yet{optional}; first:", first)
             continue
         print_commands(f"{', '.join(to_make)} would hold more after:", fetch(step.optional))
         print("wrote", *step.run(), sep="\n  ")
@@ -200,13 +199,13 @@ COMMANDS = {
 def main(args):
     root = Path(args.data_root)
     if args.command not in COMMANDS:
-        raise UserError(f"there is no command {args.command!r}; it is one of {', '.join(COMMANDS)}")
+        raise UserError(f"there is no command {args.command!r}; the commands are {', '.join(COMMANDS)}")
     if unknown := set(args.need) - set(PURPOSES):
-        raise UserError(f"--need {' '.join(sorted(unknown))} is not among {', '.join(PURPOSES)}")
+        raise UserError(f"--need {' '.join(sorted(unknown))} is none of {', '.join(PURPOSES)}")
     if not root.is_dir():
-        raise UserError(f"there is no folder {root}; make it, or point --data_root to the data")
+        raise UserError(f"there is no folder {root}; create it, or point --data_root to the data")
     signals.listen(can_raise=True)
-    signals.release("stopped; what is done is kept, and the same command goes on from there")
+    signals.release("stopped; the work done is kept, and the same command continues it")
     try:
         with hold_data_root(root):
             COMMANDS[args.command](root, args)

@@ -1,9 +1,6 @@
 #!/usr/bin/env bash
-# Fine-tune on NLVR2, or NLVR with --dataset nlvr, or test: bash scripts/finetune_nlvr2.bash GPUS NAME PORT NPROC flags...
-# NAME is a folder when it holds a slash, otherwise snap/nlvr2/NAME. Flags given here come last and override the defaults.
-name=${2-}
-[[ $name == */* ]] || name=snap/nlvr2/$name
-exec bash "$(dirname "$0")/launch.bash" nlvr2 "${1-}" "${3-}" "${4-}" \
+# Fine-tune on NLVR2, or NLVR (--dataset nlvr), or test: bash scripts/finetune_nlvr2.bash GPUS NAME PORT NPROC flags...
+exec bash "$(dirname "$0")/named_run.bash" nlvr2 "${@:1:4}" \
     --train train --valid dev --input_raw_images --use_clip --numWorkers 10 --batchSize 2 --optim hf_adamw \
     --lr 1e-5 --epochs 10 --llayers 12 --xlayers 0 --rlayers 0 --visualbert_style --vqa_style_transform \
-    --clip_model_name RN50 --fp16 --add_zero_padding --tqdm --output "$name" "${@:5}"
+    --clip_model_name RN50 --fp16 --add_zero_padding "${@:5}"

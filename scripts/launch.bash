@@ -3,7 +3,7 @@
 #
 # GPUS   device list such as 0,1,2,3, or `cpu`        PORT   rendezvous port, 0 for a free one
 # NPROC  processes on this node                       Several nodes: NNODES, NODE_RANK, MASTER_ADDR (and one PORT for all)
-# RESTARTS=N in the environment: start again after a crash or a killed process, up to N times; needs --resume.
+# RESTARTS=N in the environment: restart after a crash or a killed process, up to N times; needs --resume.
 # Returns 0 done, 2 user error, 3 data error, 4 diverged, 75 interrupted after saving (requeue with --resume).
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -21,9 +21,9 @@ python=${PYTHON:-$([[ -x .venv/bin/python ]] && echo .venv/bin/python || command
 nnodes=${NNODES:-1}
 if [[ $gpus == cpu ]]; then
     export CUDA_VISIBLE_DEVICES=""
-    # glibc hands large blocks back at every free and each step pays for the page faults again; keeping them is 1.3x faster.
+    # By default glibc returns large blocks at every free, and each step faults their pages again; keeping them is 1.3x faster.
     export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=17179869184 MALLOC_TOP_PAD_=67108864
-    export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1} # pages of 2 MiB: fewer to look up, 1.05x in large models
+    export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1} # pages of 2 MiB: 1.05x faster in large models
     cores=$(nproc)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / nproc > 0 ? cores / nproc : 1))}
 else
@@ -36,7 +36,7 @@ export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 # without it a restart of the proces
 CLIP_VL_EXIT_FILE=$(mktemp -u "${TMPDIR:-/tmp}/clip_vl_exit.XXXXXXXX")
 export CLIP_VL_EXIT_FILE
 trap 'rm -f "$CLIP_VL_EXIT_FILE"' EXIT
-export CLIP_VL_LAUNCHER=$$ # the processes end when this script does, however it dies
+export CLIP_VL_LAUNCHER=$$ # the processes end when this script ends, also when it is killed
 
 if ((nnodes == 1 && nproc == 1)); then
     command=("$python" -m "clip_vl.$program" "$@")
@@ -48,15 +48,15 @@ else
     elif ((port == 0)); then
         torchrun+=(--rdzv-backend c10d --rdzv-endpoint localhost:0)
     elif (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
-        echo "port $port is in use on this machine; pass another one, or 0 to have a free one chosen" >&2
+        echo "port $port is in use on this machine; pass another port, or 0 for a free one" >&2
         exit 2
     else
         torchrun+=(--master-addr 127.0.0.1 --master-port "$port")
     fi
-    command=("${torchrun[@]}" -m -- "clip_vl.$program" "$@") # without -- it would take --logs for one of its own flags
+    command=("${torchrun[@]}" -m -- "clip_vl.$program" "$@") # without -- torchrun would read --logs as its own flag
 fi
 
-# Signals go to the processes themselves: torchrun would give them thirty seconds and then kill them while they save.
+# Signals are sent to the processes: torchrun would kill them after thirty seconds, while they save.
 stopped=""
 forward() {
     stopped=1
@@ -73,7 +73,7 @@ for ((restart = 0; ; restart++)); do
         read -r code sentence <"$CLIP_VL_EXIT_FILE"
         if ((nnodes * nproc > 1)); then echo "$program ended with code $code: $sentence" >&2; fi
     fi
-    # A crash or a killed process is worth another try; an error that would come again (2, 3, 4) and a stop (75) are not.
+    # Restart after a crash or a killed process; not after an error that would recur (2, 3, 4) or a stop (75).
     if [[ -n $stopped ]] || ((code != 1 && code < 128)) || ((restart >= ${RESTARTS:-0})); then exit "$code"; fi
     echo "$program: restart $((restart + 1)) of $RESTARTS after code $code" >&2
 done

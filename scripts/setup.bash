@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Make .venv and install what the given requirements files name; does nothing when that is done already.
+# Create .venv and install the packages of the given requirements files, unless they are installed already.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

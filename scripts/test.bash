@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install what the tests need and run them on all cores: bash scripts/test.bash [pytest arguments]
+# Install the requirements of the tests and run them on all cores: bash scripts/test.bash [pytest arguments]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash scripts/setup.bash requirements.txt tests/requirements.txt

@@ -183,7 +183,7 @@ def test_every_flag_of_every_recipe_exists(path):
     from clip_vl.flags.parser import _build_parser, _complete
 
     script = ROOT / "scripts" / re.search(r"\.\./(\w+\.bash)", path.read_text())[1]
-    program = re.search(r'launch\.bash" (\w+)', script.read_text())[1]
+    program = re.search(r'(?:launch|named_run)\.bash" (\w+)', script.read_text())[1]
     module = importlib.import_module(f"clip_vl.{program}")
     cls = next(v for k, v in vars(module).items() if k.endswith("Flags") and v.__module__ == module.__name__)
     parser = _build_parser(cls, "doc")

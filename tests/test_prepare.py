@@ -223,7 +223,7 @@ def test_an_interrupt_says_that_it_can_be_continued(root, monkeypatch):
         time.sleep(5)
 
     monkeypatch.setitem(prepare.COMMANDS, "check", interrupted)
-    with pytest.raises(Interrupted, match="goes on from there"):
+    with pytest.raises(Interrupted, match="same command continues it"):
         run(root, "check")
 
 
@@ -246,8 +246,8 @@ def test_two_at_once_are_refused(root):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"command": "tidy"}, "no command 'tidy'; it is one of check, convert, digests, images, caches"),
-        ({"need": ["glue"]}, "--need glue is not among pretrain, vqa, test, weights, gqa"),
+        ({"command": "tidy"}, "no command 'tidy'; the commands are check, convert, digests, images, caches"),
+        ({"need": ["glue"]}, "--need glue is none of pretrain, vqa, test, weights, gqa"),
         ({"root": "/nowhere/data"}, "no folder /nowhere/data"),
     ],
 )
@@ -361,5 +361,5 @@ def test_a_sibling_s_unreadable_images_are_listed_beside_its_sizes(siblings):
 def test_what_a_task_can_do_without_is_no_error(siblings, capsys):
     run(siblings, "convert", ["gqa", "nlvr2"])
     out = capsys.readouterr().out
-    assert "gqa/submit.json cannot be made yet and can be done without; first:" in out
-    assert "nlvr2/test2.json cannot be made yet and can be done without; first:" in out
+    assert "gqa/submit.json cannot be made yet and are optional; first:" in out
+    assert "nlvr2/test2.json cannot be made yet and are optional; first:" in out

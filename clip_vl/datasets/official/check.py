@@ -61,7 +61,7 @@ def report_parts(root, need, clip_digests):
             (needed if is_needed else others).append(part.command(root, again=state == "damaged"))
             amiss += [part.path] * is_needed
     print_commands("to fetch what is needed:", needed)
-    print_commands(f"to fetch what {', '.join(need)} can do without:", others)
+    print_commands(f"to fetch what is optional for {', '.join(need)}:", others)
     return amiss
 
 

@@ -16,20 +16,20 @@ MAX_BYTES = 1 << 30  # the largest official file, the instances of train2017, ha
 
 
 def open_coco(path):
-    """pycocotools' index of an official file, which it holds in memory as a whole."""
+    """pycocotools' index of an official file, which it keeps in memory as a whole."""
     try:
         from pycocotools.coco import COCO
     except ImportError:
         raise UserError(
-            f"{path} is read with pycocotools, which is not there: `python -m pip install pycocotools` installs it"
+            f"pycocotools, which reads {path}, is not installed: `python -m pip install pycocotools`"
         ) from None
     if path.exists() and (size := path.stat().st_size) > MAX_BYTES:
         raise DataError(f"{path} has {size:,} bytes, more than any annotation file of COCO; fetch it again")
-    with expected_form(path), contextlib.redirect_stdout(io.StringIO()):  # it prints its progress
+    with expected_form(path), contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
         coco = COCO()
         coco.dataset = read_official(path)
         for number, annotation in enumerate(coco.dataset["annotations"], start=1):
-            annotation.setdefault("id", -number)  # COCO's own are positive
+            annotation.setdefault("id", -number)  # COCO's ids are positive
             annotation["image_id"] = int(id_of(annotation["image_id"]))
         for image in coco.dataset.get("images", ()):
             image["id"] = int(id_of(image["id"]))
@@ -41,21 +41,21 @@ def open_coco(path):
 
 
 def coco_captions(path):
-    """(image id, caption) of each annotation of a captions file, in its order."""
+    """(image id, caption) of each annotation of a captions file, in the order of the file."""
     coco = open_coco(path)
     with expected_form(path):
         return [(entry["image_id"], text_of(entry, "caption")) for entry in coco.loadAnns(coco.getAnnIds())]
 
 
 class BoxLabels:
-    """Objects of region records from COCO's instances: the category that overlaps a box the most.
+    """Object labels of region records from COCO's instances: the category of the instance with the largest IoU.
 
     paths: files of instances, such as those of train2014 and val2014; `relabelled` and `kept` count the records
-    A class is the index of a category among the sorted category ids, its confidence the intersection over union. A box
-    that no instance covers by half has confidence 0, so that no loss asks for its object.
+    A class is the index of a category among the sorted category ids, its confidence the IoU. A box whose largest IoU is
+    below LEAST has confidence 0, which excludes it from the losses.
     """
 
-    LEAST = 0.5  # intersection over union
+    LEAST = 0.5  # IoU
 
     def __init__(self, paths):
         self.files = {Path(path): open_coco(Path(path)) for path in paths}
@@ -63,11 +63,11 @@ class BoxLabels:
         (first, self.categories), *others = ids.items()
         for path, found in others:
             if found != self.categories:
-                raise UserError(f"{path} has other categories than {first}; label with files of one release")
+                raise UserError(f"{path} and {first} have different categories; pass files of one release")
         self.relabelled = self.kept = 0
 
     def __call__(self, img_id, record):
-        """The record with the objects of its image's instances, or as it is where no file lists the image."""
+        """The record with labels from the instances of its image; unchanged where no file lists the image."""
         number = re.search(r"(?:^|_)(\d+)$", img_id)
         for path, coco in self.files.items():
             if number and int(number[1]) in coco.imgs and _is_of(img_id, coco.imgs[int(number[1])]):
@@ -93,5 +93,5 @@ class BoxLabels:
 
 
 def _is_of(img_id, image):
-    """Whether an image of a file is the one that a store calls COCO_val2014_000000000042, or 42."""
+    """Whether an image of a file has this id in a store: COCO_val2014_000000000042, or 42."""
     return not img_id.startswith("COCO_") or Path(str(image["file_name"])).stem in (img_id, img_id.rsplit("_", 1)[1])

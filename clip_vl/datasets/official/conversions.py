@@ -1,4 +1,4 @@
-"""The conversions of official files into the annotations that programs read: what each makes and what it takes."""
+"""The conversions of official files into the annotation files of the programs, with their inputs and outputs."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,9 +13,10 @@ from clip_vl.datasets.official.vqa import convert_vqa, convert_vqa_test
 
 
 class Step(NamedTuple):
-    """A conversion: its purpose, the files it makes, those it needs, those it can do without, and its function.
+    """A conversion.
 
-    is_optional: whether the purpose can do without what it makes
+    makes, takes, optional: paths below the root of its outputs, its inputs, and inputs that may be missing
+    is_optional: whether the purpose does not need its outputs
     """
 
     purpose: str
@@ -27,7 +28,7 @@ class Step(NamedTuple):
 
 
 def conversion_steps(root, normalise, soft_scores):
-    """Every conversion, in the order in which one may need what another makes; the functions as in `convert_vqa`."""
+    """All conversions, each after those whose outputs it takes. The functions are those of `convert_vqa`."""
 
     def official(*names):
         return [part.path for part in OFFICIAL_PARTS if any(name in part.path for name in names)]
@@ -50,7 +51,7 @@ def conversion_steps(root, normalise, soft_scores):
 
 
 def task_steps(root, official):
-    """The conversions of the sibling tasks, split by split where each split has its own file."""
+    """The conversions of the sibling tasks; a conversion per split where each split has an official file."""
     gqa = [f"gqa/{name}.json" for name in ("train", "valid", "testdev", "trainval_label2ans", "trainval_ans2label")]
     yield Step("gqa", gqa, official("_balanced_questions"), [], lambda: convert_gqa(root))
     yield Step("gqa", ["gqa/submit.json"], official("submission_all"), [], lambda: convert_gqa_submit(root), True)

@@ -1,4 +1,4 @@
-"""Reading the official files in <data root>/official, and writing annotation files that are whole or absent."""
+"""Reads the official files in <data root>/official, and writes annotation files, whole or not at all."""
 
 import hashlib
 import json
@@ -11,8 +11,8 @@ from clip_vl.engine.files import atomic_file
 from clip_vl.engine.readers.text import whole_text
 
 TRAINING_FILES = ("mscoco_train", "mscoco_nominival", "vgnococo")  # of pre-training, in lxmert/
-OFFICIAL = "official"  # folder below the data root, flat, with the files' own names
-MINIVAL_PART = 8  # without a published list one val2014 image in eight is held out, about 5,060 of 40,504
+OFFICIAL = "official"  # folder below the data root, without subfolders, with the published file names
+MINIVAL_PART = 8  # without a published list an eighth of val2014 is held out, about 5,060 of 40,504 images
 
 
 def official_path(root, name):
@@ -29,7 +29,7 @@ def read_official(path):
 
 @contextmanager
 def expected_form(path):
-    """What fails in the block for want of a key or for a value of another type is blamed on the file."""
+    """Turn a missing key or a value of another type in the block into a DataError that names the file."""
     try:
         yield
     except KeyError as error:
@@ -47,15 +47,15 @@ def text_of(entry, key):
 
 
 def coco_image_id(split, number):
-    """The name of a COCO image, such as COCO_val2014_000000000042."""
+    """The id of a COCO image, such as COCO_val2014_000000000042."""
     return f"COCO_{split}_{number:012d}"
 
 
 def minival_rule(root):
     """A function img_id -> whether this val2014 image is held out as minival.
 
-    Held out are the images of lxmert/mscoco_minival.json or vqa/minival.json, published or made before; without either
-    file, those for whose name the first byte of the sha256 is divisible by 8.
+    Held out are the images of lxmert/mscoco_minival.json or vqa/minival.json if one exists; else those whose id has a
+    sha256 with a first byte divisible by 8.
     """
     for name in ("lxmert/mscoco_minival.json", "vqa/minival.json"):
         path = Path(root, name)
@@ -66,9 +66,9 @@ def minival_rule(root):
 
 
 def write_list(path, rows):
-    """Write a JSON list, an item a line so that later errors can name the line; a file that exists is left alone.
+    """Write a JSON list, one item per line, so that errors can name the line; an existing file is kept.
 
-    rows:    any iterable, drawn from while the file is written
+    rows:    any iterable, consumed while the file is written
     returns: [path] if it was written, else []
     """
     if path.exists():
@@ -96,7 +96,7 @@ def write_value(path, value):
 def write_label_tables(folder, find_answers):
     """trainval_label2ans.json, unless it exists, and trainval_ans2label.json, its inverse, unless that does.
 
-    find_answers: called for the answers in the order of their classes, where there is no list of them yet
+    find_answers: returns the answers in the order of their classes; called where there is no list yet
     returns:      paths written
     """
     as_list, as_dict = (Path(folder, f"trainval_{name}.json") for name in ("label2ans", "ans2label"))

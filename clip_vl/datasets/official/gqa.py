@@ -1,4 +1,4 @@
-"""GQA's official balanced questions -> gqa/{train,valid,testdev,submit}.json and the label files; read as streams."""
+"""Converts GQA's official balanced questions to gqa/{train,valid,testdev,submit}.json and the label files."""
 
 from pathlib import Path
 
@@ -13,15 +13,15 @@ OFFICIAL_NAMES = {
     "train": "train_balanced_questions",
     "valid": "val_balanced_questions",
     "testdev": "testdev_balanced_questions",
-    "submit": "submission_all_questions",  # of which the server scores the balanced ones of test-std and challenge
+    "submit": "submission_all_questions",  # the server scores its balanced questions of test-std and challenge
 }
 
 
 def convert_gqa(root, splits=("train", "valid", "testdev")):
     """The official files of `splits` -> gqa/<split>.json and the label files; returns paths written.
 
-    The classes are those of gqa/trainval_label2ans.json, published or made before; without it the answers of train and
-    valid, alphabetical.
+    The classes are those of gqa/trainval_label2ans.json if it exists, else the answers of train and valid in
+    alphabetical order.
     """
     written = []
     for split in splits:
@@ -30,12 +30,12 @@ def convert_gqa(root, splits=("train", "valid", "testdev")):
 
 
 def convert_gqa_submit(root):
-    """The questions of the server, which have no answers -> gqa/submit.json; returns paths written."""
+    """The questions of the test server, without answers -> gqa/submit.json; returns paths written."""
     return write_list(Path(root, "gqa", "submit.json"), _rows(official_path(root, OFFICIAL_NAMES["submit"])))
 
 
 def _rows(path):
-    """Rows in LXMERT's form, with the structural type as question type and the semantic one as answer type."""
+    """Rows in LXMERT's form: question_type is the structural type, answer_type the semantic type."""
     for line, question_id, entry in tqdm(iterate_json_object(path), path.stem, unit="question", disable=None):
         with expected_form(f"{path}:{line}: question {question_id!r:.40}"):
             row = {"question_id": question_id, "img_id": id_of(entry["imageId"]), "sent": text_of(entry, "question")}
@@ -54,5 +54,5 @@ def _trainval_answers(root):
             for _, row in iterate_json_list(path):
                 answers.update(row["label"])
     if not answers:
-        raise DataError(f"the questions of {root}/gqa/train.json and valid.json have no answers to make classes of")
+        raise DataError(f"the questions of {root}/gqa/train.json and valid.json have no answers to define classes")
     return sorted(answers)

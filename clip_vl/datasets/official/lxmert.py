@@ -1,8 +1,8 @@
-"""COCO captions, Visual Genome, GQA and VQA -> the pre-training files lxmert/*.json, and their answer table.
+"""Converts COCO captions, Visual Genome, GQA and VQA to the pre-training files lxmert/*.json and their answer table.
 
-As in LXMERT (arXiv:1908.07490), an image that COCO and Visual Genome share is filed under its COCO id and holds the
-sentences of both; regions of Visual Genome count as captions of the whole image, and its questions are named visual7w.
-All 9 million sentences are gathered in memory, 2.5 GB, before the files are written.
+As in LXMERT (arXiv:1908.07490), an image of both COCO and Visual Genome has its COCO id and the sentences of both;
+region descriptions of Visual Genome are captions of the whole image, and its questions have the category visual7w.
+All 9 million sentences are collected in memory, 2.5 GB, before the files are written.
 """
 
 import functools
@@ -31,16 +31,16 @@ TABLE_SIZE = 9500  # answers of the pre-training table
 
 
 def convert_lxmert(root):
-    """The four files, from the official ones and vqa/*.json; GQA may be missing. Returns paths written."""
+    """Write the four files from the official ones and vqa/*.json; GQA's may be missing. Returns paths written."""
     images = {}
     _add_captions(images, root)
-    filed_as = _coco_names(images, root)
-    _add_regions(images, filed_as, official_path(root, "region_descriptions"))
-    _add_vg_questions(images, filed_as, official_path(root, "question_answers"))
+    coco_ids = _coco_ids_of(images, root)
+    _add_regions(images, coco_ids, official_path(root, "region_descriptions"))
+    _add_vg_questions(images, coco_ids, official_path(root, "question_answers"))
     for split in ("train", "val"):
         path = official_path(root, f"{split}_balanced_questions")
         if path.exists():
-            _add_gqa(images, filed_as, path)
+            _add_gqa(images, coco_ids, path)
     for split in ("train", "nominival", "minival"):
         _add_vqa(images, Path(root, "vqa", f"{split}.json"))
     files, is_minival = defaultdict(list), minival_rule(root)
@@ -58,7 +58,7 @@ def _file_of(img_id, is_minival):
 
 
 def _add(images, img_id, category, sentence, label=None):
-    """File a sentence under its image, and the label of a question beside it; an empty sentence says nothing."""
+    """Add a sentence to its image, with the label if it is a question; empty sentences are dropped."""
     if not (sentence := sentence.strip()):
         return
     image = images.setdefault(img_id, {"img_id": img_id, "sentf": {}, "labelf": {}})
@@ -69,7 +69,7 @@ def _add(images, img_id, category, sentence, label=None):
 
 @functools.cache
 def _certain(answer):
-    """The label of the one answer there is; shared by its questions, of which there are millions."""
+    """The label of a single answer, one object for all of its questions, of which there are millions."""
     return {answer: 1.0}
 
 
@@ -81,8 +81,8 @@ def _add_captions(images, root):
                 _add(images, coco_image_id(split, number), "mscoco", caption)
 
 
-def _coco_names(images, root):
-    """VG id -> COCO name, of the Visual Genome images that have captions; ids are strings."""
+def _coco_ids_of(images, root):
+    """{VG id: COCO id} of the Visual Genome images that have COCO captions; ids are strings."""
     captioned = {int(img_id.rsplit("_", 1)[1]): img_id for img_id in images}
     path = official_path(root, "image_data")
     with expected_form(path):
@@ -93,33 +93,33 @@ def _coco_names(images, root):
         }
 
 
-def _vg_images(path, filed_as):
+def _vg_images(path, coco_ids):
     """(img_id, entry) of each image of a Visual Genome file."""
     for _, image in tqdm(iterate_json_list(path), path.stem, unit="image", disable=None):
         number = id_of(image["id"] if "id" in image else image["image_id"])  # the key differs between releases
-        yield filed_as.get(number, number), image
+        yield coco_ids.get(number, number), image
 
 
-def _add_regions(images, filed_as, path):
+def _add_regions(images, coco_ids, path):
     with expected_form(path):
-        for img_id, image in _vg_images(path, filed_as):
+        for img_id, image in _vg_images(path, coco_ids):
             for region in image["regions"]:
                 _add(images, img_id, "vg", text_of(region, "phrase"))
 
 
-def _add_vg_questions(images, filed_as, path):
+def _add_vg_questions(images, coco_ids, path):
     with expected_form(path):
-        for img_id, image in _vg_images(path, filed_as):
+        for img_id, image in _vg_images(path, coco_ids):
             for qa in image["qas"]:
                 _add(images, img_id, "visual7w", text_of(qa, "question"), _certain(text_of(qa, "answer")))
 
 
-def _add_gqa(images, filed_as, path):
+def _add_gqa(images, coco_ids, path):
     with expected_form(path):
         for _, _, entry in tqdm(iterate_json_object(path), path.stem, unit="question", disable=None):
             number = id_of(entry["imageId"])
             label = _certain(text_of(entry, "answer"))
-            _add(images, filed_as.get(number, number), "gqa", text_of(entry, "question"), label)
+            _add(images, coco_ids.get(number, number), "gqa", text_of(entry, "question"), label)
 
 
 def _add_vqa(images, path):
@@ -131,7 +131,7 @@ def _add_vqa(images, path):
 def build_answer_table(root):
     """The 9,500 most frequent normalised answers of the training files -> lxmert/all_ans.json; returns paths written.
 
-    The published table is another list of as many answers: a published answer head needs the published file.
+    It differs from the published table of the same length: a published answer head needs the published file.
     """
     counts, sets = Counter(), defaultdict(set)
     for category, answer in _training_answers(root):
@@ -146,7 +146,7 @@ def build_answer_table(root):
 
 
 def _training_answers(root):
-    """(category, normalised answer), once for each question that has the answer."""
+    """Yield (category, normalised answer) for each answer of each question."""
     for name in TRAINING_FILES:
         path = Path(root, "lxmert", f"{name}.json")
         with expected_form(path):

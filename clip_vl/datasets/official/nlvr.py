@@ -1,7 +1,7 @@
-"""NLVR2's official JSON lines and NLVR v1's archives -> the statements that `nlvr2.py` reads, and v1's pictures.
+"""Converts NLVR2's official JSON lines and NLVR v1's archives to the statements that `nlvr2.py` reads, and v1's images.
 
-An archive is foreign bytes: only the pictures that its JSON names are taken out of it, under names that are made here,
-and no more bytes of them than the official ones could have.
+Archives are not trusted: only the images that the JSON names are extracted, under names formed here and with limits on
+their sizes.
 """
 
 import io
@@ -20,10 +20,10 @@ from clip_vl.engine.files import atomic_write
 SPLITS = ("train", "dev", "test1", "test2")
 ARCHIVES = ("train", "dev", "test")
 LABELS = {"true": 1, "false": 0}
-PERMUTATIONS = 6  # orders of the three boxes, a picture of each
+PERMUTATIONS = 6  # orders of the three boxes, an image of each
 MAX_JSON = 64 * 2**20  # bytes; the official train.json has 12 MB
-MAX_PICTURE = 2**20  # the largest official one has 5 KB
-MAX_PICTURES = 2 * 2**30  # the 74,460 of train have 0.3 GB
+MAX_IMAGE = 2**20  # bytes; the largest official image has 5 KB
+MAX_IMAGES = 2 * 2**30  # bytes; the 74,460 images of train have 0.3 GB
 PAIR_IDENTIFIER = re.compile(r"(train|dev|test1|test2)-[0-9]+-[0-9]+-[0-9]+")
 IDENTIFIER = re.compile(r"[0-9]+-[0-9]+")
 DIRECTORY = re.compile(r"[0-9]+")
@@ -41,7 +41,7 @@ def _label(entry):
 
 def _matching(entry, key, pattern, example):
     if not pattern.fullmatch(text_of(entry, key)):
-        raise ValueError(f"{key} {entry[key]!r:.80} is not such as {example}")
+        raise ValueError(f"{key} {entry[key]!r:.80} is not of the form of {example}")
     return entry[key]
 
 
@@ -49,7 +49,7 @@ def _matching(entry, key, pattern, example):
 
 
 def convert_nlvr2(root, splits=SPLITS):
-    """official/nlvr2_<split>.json -> nlvr2/<split>.json, of those splits that are there; returns paths written."""
+    """official/nlvr2_<split>.json -> nlvr2/<split>.json, for the splits whose file exists; returns paths written."""
     written = []
     for split in splits:
         path = Path(root, OFFICIAL, f"nlvr2_{split}.json")
@@ -59,7 +59,7 @@ def convert_nlvr2(root, splits=SPLITS):
 
 
 def _nlvr2_rows(path):
-    """Rows in LXMERT's form, whose uid is the identifier; the right image is img1."""
+    """Rows in LXMERT's form; uid is the identifier, img1 the right image."""
     with path.open("rb") as lines:
         for number, entry in iterate_json_lines(lines, path):
             with expected_form(f"{path}:{number}"):
@@ -74,12 +74,12 @@ def _nlvr2_rows(path):
 
 
 def convert_nlvr(root, archives=None):
-    """NLVR v1 archives in their original layout -> nlvr/<split>.json and the pictures in nlvr_raw_images.
+    """NLVR v1 archives in their original layout -> nlvr/<split>.json and the images in nlvr_raw_images.
 
     archives: paths of nlvr_{train,dev,test}.zip; None: those in official/
-    A row is a statement about one picture: {"identifier": "dev-1373-0-4", "img0": the same, "label", "sent",
-    "directory"}; the last number is the order of the boxes. Pictures that are there in their size are kept, and the
-    rows come last, so an interrupted conversion goes on where it stopped.
+    A row is a statement about one image: {"identifier": "dev-1373-0-4", "img0": the same, "label", "sent",
+    "directory"}; the last number is the order of the boxes. Existing images of the right size are kept and the rows are
+    written last, so that a repeat continues.
     returns: paths of the statement files written
     """
     if archives is None:
@@ -89,7 +89,7 @@ def convert_nlvr(root, archives=None):
         split = path.stem.removeprefix("nlvr_")
         if split not in ARCHIVES:
             raise UserError(
-                f"{path} is not an archive of NLVR v1; these are nlvr_train.zip, nlvr_dev.zip, nlvr_test.zip"
+                f"{path} is not an archive of NLVR v1: nlvr_train.zip, nlvr_dev.zip or nlvr_test.zip"
             )
         with _opened(path) as archive:
             rows = list(_nlvr_rows(archive, path, split))
@@ -127,20 +127,20 @@ def _member_of(split, row):
 
 
 def _unpack(archive, path, img_ids, root):
-    """Write the pictures img_ids[member] that are not there in their size yet."""
+    """Write the images img_ids[member] that do not exist with their size."""
     sizes = {member: _size(archive, path, member) for member in img_ids}
-    if sum(sizes.values()) > MAX_PICTURES:
-        raise DataError(f"{path} has pictures of {sum(sizes.values()):,} bytes; NLVR has at most {MAX_PICTURES:,}")
+    if sum(sizes.values()) > MAX_IMAGES:
+        raise DataError(f"{path} has images of {sum(sizes.values()):,} bytes; NLVR has at most {MAX_IMAGES:,}")
     for member, img_id in img_ids.items():
         target = image_path(root, img_id, NLVR)
         if not (target.is_file() and target.stat().st_size == sizes[member]):
             target.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(target, _read(archive, path, member, MAX_PICTURE), durable=False)
-    os.sync()  # once, before the rows that name them: for each of 74,460 pictures it would take a quarter of an hour
+            atomic_write(target, _read(archive, path, member, MAX_IMAGE), durable=False)
+    os.sync()  # once, before the rows are written: after each of 74,460 images it would take 15 minutes
 
 
 def _size(archive, path, member):
-    """The bytes that a member claims to have; `_read` holds it to them."""
+    """The size of a member according to the archive; `_read` checks it."""
     try:
         return archive.getinfo(member).file_size
     except KeyError:
@@ -148,7 +148,7 @@ def _size(archive, path, member):
 
 
 def _read(archive, path, member, limit):
-    """The bytes of a member, checked against its CRC; DataError for more than `limit` of them."""
+    """The bytes of a member, checked by its CRC; DataError for more than `limit` bytes."""
     if _size(archive, path, member) > limit:
         raise DataError(f"{path}: {member} has more than {limit:,} bytes, which no such file of NLVR has")
     try:

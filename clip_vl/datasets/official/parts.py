@@ -1,4 +1,4 @@
-"""The parts of a data root: files and image folders, which purposes need them, and the commands that fetch them."""
+"""The parts of a data root: files and image folders, their purposes, and the shell commands that fetch them."""
 
 import shlex
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from clip_vl.datasets.official.files import OFFICIAL
 
 MAIN_PURPOSES = ("pretrain", "vqa", "test")
 PURPOSES = (*MAIN_PURPOSES, "weights", *TASKS)
-COCO = "https://s3.amazonaws.com/images.cocodataset.org"  # images.cocodataset.org itself has no certificate of its own
+COCO = "https://s3.amazonaws.com/images.cocodataset.org"  # images.cocodataset.org has no certificate
 VG_IMAGES = "https://cs.stanford.edu/people/rak248/VG_100K_2"
 VG_TEXTS = "https://homes.cs.washington.edu/~ranjay/visualgenome/data/dataset"
 LXMERT = "https://nlp.cs.unc.edu/data/lxmert_data"
@@ -18,7 +18,7 @@ LXMERT_TABLES = "https://raw.githubusercontent.com/airsplay/lxmert/master/data"
 VQA = "https://s3.amazonaws.com/cvmlp/vqa/mscoco/vqa"
 GQA = "https://downloads.cs.stanford.edu/nlp/data/gqa"
 SNLI_VE = "https://storage.googleapis.com/allennlp-public-data/snli-ve"
-FLICKR30K = "https://shannon.cs.illinois.edu/DenotationGraph"  # asks for a form, then sends an address
+FLICKR30K = "https://shannon.cs.illinois.edu/DenotationGraph"  # sends an address after a form is filled in
 NLVR = "https://github.com/lil-lab/nlvr"
 NLVR2_TEXTS = "https://raw.githubusercontent.com/lil-lab/nlvr/master/nlvr2/data"
 NLVR2_IMAGES = "https://lil.nlp.cornell.edu/resources/NLVR2"
@@ -30,13 +30,14 @@ CLIP = "https://openaipublic.azureedge.net/clip/models"
 class Part:
     """A file or an image folder of a data root.
 
-    path:    below the root
-    uses:    the purposes it is needed for; none: optional
-    fetch:   shell command, {root} standing for the data root
+    path:    below the data root
+    uses:    the purposes that need it; none: optional
+    what:    its description
+    fetch:   shell command, with {root} for the data root
     sha256:  digest of the published file
-    instead: name of another file in the same folder that does as well
+    instead: name of another file in the same folder that replaces it
     is_list: whether it is a list of entries that name images
-    is_optional: whether its `uses` can do without it
+    is_optional: whether its `uses` do not need it
     """
 
     path: str
@@ -49,7 +50,7 @@ class Part:
     is_optional: bool = False
 
     def find(self, root):
-        """The file, if it is not empty, or the folder, if it holds something; else None."""
+        """The path of the file or folder if it exists and is not empty; else None."""
         named = Path(root, self.path)
         for path in (named, named.with_name(self.instead or named.name)):
             if any(path.iterdir()) if path.is_dir() else path.is_file() and path.stat().st_size > 0:
@@ -57,7 +58,7 @@ class Part:
         return None
 
     def command(self, root, again=False):
-        """The shell command that fetches the part; `again`: instead of a damaged file, which wget would not replace."""
+        """The shell command that fetches the part; `again`: after removing a damaged file, which wget would keep."""
         remove = f"rm {shlex.quote(str(Path(root, self.path)))} && " if again else ""
         return remove + self.fetch.format(root=shlex.quote(str(root)))
 
@@ -67,7 +68,7 @@ def _get(url, folder):
 
 
 def _get_zip(url, folder, only=""):
-    """Fetch and unpack; `only` is the one member wanted, which then goes straight into the folder."""
+    """Command that fetches and unpacks an archive; with `only` that member alone, into the folder itself."""
     archive = f"{{root}}/{folder}/{url.rsplit('/', 1)[1]}"
     member = f" -j {archive} '*{only}'" if only else f" {archive}"
     return f"{_get(url, folder)} && unzip -q -n{member} -d {{root}}/{folder}"
@@ -87,7 +88,7 @@ def _vg_images():
 
 
 def _nlvr2_images(split):
-    """The official archive nests the images of train in a hundred folders; -j leaves the folders out."""
+    """The official archive has the images of train in a hundred folders; unzip -j drops the folders."""
     folder, archive = f"nlvr2_raw_images/{split}", f"{split}_img.zip"
     unpack = f"unzip -q -n -j {{root}}/nlvr2_raw_images/{archive} '*.png' -d {{root}}/{folder}"
     fetch = f"{_get(f'{NLVR2_IMAGES}/{archive}', 'nlvr2_raw_images')} && {unpack}"
@@ -96,7 +97,7 @@ def _nlvr2_images(split):
 
 def _flickr30k():
     unpack = "tar -xzf flickr30k-images.tar.gz --strip-components 1 -C {root}/flickr30k_images"
-    fetch = f"mkdir -p {{root}}/flickr30k_images && {unpack}  # which {FLICKR30K} gives on request"
+    fetch = f"mkdir -p {{root}}/flickr30k_images && {unpack}  # the archive is given on request by {FLICKR30K}"
     return Part("flickr30k_images", ("snli_ve",), "Flickr30k images", fetch)
 
 
@@ -106,7 +107,7 @@ def _converted(task, split, what, is_optional=False):
 
 
 def _official_lines(name, what, url):
-    """A file to be renamed on the way, for `official` is flat."""
+    """A file that gets another name, since `official` has no subfolders."""
     fetch = f"mkdir -p {{root}}/{OFFICIAL} && wget {url} -O {{root}}/{OFFICIAL}/{name}"
     return Part(f"{OFFICIAL}/{name}", (), what, fetch)
 
@@ -118,10 +119,10 @@ def _official_snli_ve(split):
 
 
 def _official_nlvr(split):
-    """An archive of a part of the official repository, in which the pictures lie one by one."""
+    """An archive of a folder of the official repository, which has the images as single files."""
     clone = f"{{{{ test -d {{root}}/{OFFICIAL}/nlvr || git clone -q --depth 1 {NLVR} {{root}}/{OFFICIAL}/nlvr; }}}}"
     fetch = f"{clone} && git -C {{root}}/{OFFICIAL}/nlvr archive -o ../nlvr_{split}.zip HEAD nlvr/{split}"
-    return Part(f"{OFFICIAL}/nlvr_{split}.zip", (), f"NLVR {split}, sentences and pictures", fetch)
+    return Part(f"{OFFICIAL}/nlvr_{split}.zip", (), f"NLVR {split}, sentences and images", fetch)
 
 
 def _bert(name, what, uses, instead=None):
@@ -187,7 +188,7 @@ TASK_PARTS = (
     _converted("nlvr2", "test2", "NLVR2 statements of test2", is_optional=True),
     *(_nlvr2_images(split) for split in ("train", "dev", "test1", "test2")),
     *(_converted("nlvr", split, f"NLVR statements of {split}") for split in ("train", "dev", "test")),
-    Part("nlvr_raw_images", ("nlvr",), "NLVR pictures", _converted("nlvr", "train", "").fetch),
+    Part("nlvr_raw_images", ("nlvr",), "NLVR images", _converted("nlvr", "train", "").fetch),
 )  # fmt: skip
 
 OFFICIAL_PARTS = (
@@ -215,15 +216,15 @@ OFFICIAL_PARTS = (
 
 
 def clip_parts(sha256_of):
-    """OpenAI's visual towers, whose addresses contain their digests; RN50 is needed, the others are a choice.
+    """OpenAI's CLIP checkpoints, whose addresses contain their digests; only RN50 is needed.
 
-    sha256_of: dict name -> published digest
+    sha256_of: {name: published digest}
     """
     return tuple(
         Part(
             path=f"clip/{name}.pt",
             uses=("weights",) if name == "RN50" else (),
-            what=f"CLIP {name}, the visual tower",
+            what=f"CLIP {name}, the image tower",
             fetch=_get(f"{CLIP}/{sha256}/{name}.pt", "clip"),
             sha256=sha256,
         )

@@ -1,6 +1,6 @@
-"""SNLI-VE's official JSON lines, or UNITER's text LMDBs of it -> snli_ve/{train,dev,test}.json.
+"""Converts SNLI-VE's official JSON lines, or UNITER's text LMDBs of it, to snli_ve/{train,dev,test}.json.
 
-An LMDB is foreign bytes: its values are decoded to plain fields of bounded size, and nothing in them runs.
+LMDBs are not trusted: their values are decoded to plain fields of bounded size, without running code.
 """
 
 import re
@@ -16,14 +16,14 @@ from clip_vl.datasets.storage.json_stream import iterate_json_lines, read_json
 from clip_vl.engine.errors import DataError
 
 MAX_TEXT = 2**20  # bytes of a value; UNITER's have about 1 KB
-UNDECIDED = "-"  # SNLI's label of a pair about which its annotators did not agree
+UNDECIDED = "-"  # SNLI's label of a pair on which its annotators disagree
 IMAGE = re.compile(r"([0-9]+)(\.jpg)?|flickr30k_0*([0-9]+)\.npz")  # the last: UNITER's feature file of an image
 
 
 def convert_snli_ve(root, splits=("train", "dev", "test")):
     """official/snli_ve_<split>.jsonl, or else official/ve_<split>.db -> snli_ve/<split>.json; returns paths written.
 
-    A row holds the hypothesis in lower case, and not the premise: the image stands in its place.
+    A row has the hypothesis in lower case and the image in place of the premise.
     """
     written = []
     for split in splits:
@@ -46,7 +46,7 @@ def _official_rows(path):
 
 
 def _uniter_rows(path):
-    """Rows of a text LMDB, in the order of its keys; DataError unless it holds as many as its id2len.json names."""
+    """Rows of a text LMDB, in the order of its keys; DataError if its id2len.json has another number of them."""
     import lmdb
 
     try:

@@ -1,6 +1,6 @@
-"""Official VQA v2 questions and annotations -> vqa/{train,nominival,minival,test}.json and the label files.
+"""Converts official VQA v2 questions and annotations to vqa/{train,nominival,minival,test}.json and the label files.
 
-Files that exist are kept, so a conversion can be interrupted and repeated. The full VQA v2 takes 2.5 GB of memory.
+Existing files are kept, so that a repeat continues. The full VQA v2 takes 2.5 GB of memory.
 """
 
 import functools
@@ -24,13 +24,13 @@ from clip_vl.datasets.official.files import (
 from clip_vl.engine.errors import DataError
 from clip_vl.engine.readers.text import id_of
 
-LABEL_OCCURRENCES = 9  # an answer is a class if it is the agreed one of at least this many questions
+LABEL_OCCURRENCES = 9  # an answer is a class if it is the most common one of at least this many questions
 
 
 def convert_vqa(root, normalise, soft_scores):
     """train2014 and val2014 -> the three labelled splits, the label files, and the official pair of minival.
 
-    normalise:   answer -> the form in which the official evaluator compares it
+    normalise:   answer -> the form that the official evaluator compares
     soft_scores: the ten (normalised) answers of a question -> {answer: score}
     returns:     paths written
     """
@@ -63,7 +63,7 @@ def _questions(root, split):
         for question in read_official(path)["questions"]:
             number = id_of(question["question_id"])
             if number in rows:
-                raise ValueError(f"the question id {number} is there twice")
+                raise ValueError(f"the question id {number} occurs twice")
             rows[number] = {
                 "question_id": question["question_id"],
                 "img_id": coco_image_id(split, int(id_of(question["image_id"]))),
@@ -73,14 +73,14 @@ def _questions(root, split):
 
 
 def _labelled_rows(root, split, normalise, soft_scores, agreed):
-    """The questions of a split with their types and, as label, all their answers; counts agreed answers in `agreed`."""
+    """The questions of a split with types and all answers as label; counts the most common answers in `agreed`."""
     rows = _questions(root, split)
     path = official_path(root, f"v2_mscoco_{split}_annotations")
     with expected_form(path):
         annotations = read_official(path)["annotations"]
         ids = [id_of(annotation["question_id"]) for annotation in annotations]
         if len(set(ids)) < len(ids):
-            raise ValueError("a question id is there twice")
+            raise ValueError("a question id occurs twice")
         if set(ids) != rows.keys():
             raise DataError(f"{path} is not about the questions of {split}; both files must be of the same release")
         for annotation in tqdm(annotations, f"vqa {split}", unit="question", disable=None):
@@ -94,15 +94,15 @@ def _labelled_rows(root, split, normalise, soft_scores, agreed):
 
 
 def _frequent(agreed, root):
-    """The answers that are the agreed one often enough, alphabetical."""
+    """The answers with at least LABEL_OCCURRENCES questions, in alphabetical order."""
     answers = sorted(answer for answer, count in agreed.items() if count >= LABEL_OCCURRENCES)
     if not answers:
-        raise DataError(f"no answer in {root}/official is the agreed one of {LABEL_OCCURRENCES} questions")
+        raise DataError(f"no answer in {root}/official is the most common one of {LABEL_OCCURRENCES} questions")
     return answers
 
 
 def _write_official_minival(root, question_ids):
-    """The official questions and annotations of minival alone, for the official evaluator."""
+    """Write the official questions and annotations of minival, for the official evaluator."""
     written = []
     for form, key in (("v2_OpenEnded_mscoco_{}_questions", "questions"), ("v2_mscoco_{}_annotations", "annotations")):
         path = Path(root, "vqa", f"{form.format('minival2014')}.json")

@@ -1,4 +1,4 @@
-"""Downloads: only from the public internet, bounded, resumable; against a local server that misbehaves in known ways."""
+"""Downloads: from public addresses only, bounded, resumable; against a local server that misbehaves in known ways."""
 
 import contextlib
 import http.server

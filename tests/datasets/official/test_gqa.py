@@ -112,7 +112,7 @@ def test_questions_of_another_form_are_named_by_line_and_id(tmp_path, content, w
 def test_no_answers_at_all_are_no_classes(root):
     for split in OFFICIAL:
         write(root, f"{split}_balanced_questions", {})
-    with pytest.raises(DataError, match="have no answers to make classes of"):
+    with pytest.raises(DataError, match="have no answers to define classes"):
         convert_gqa(root)
 
 

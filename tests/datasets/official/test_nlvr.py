@@ -110,10 +110,10 @@ def test_members_that_the_json_does_not_name_stay_in_the_archive(tmp_path):
 @pytest.mark.parametrize(
     "change, words",
     [
-        ({"identifier": "../../7-0"}, r"dev.json:2 .*identifier '../../7-0' is not such as 3776-0"),
-        ({"identifier": "7-0-1"}, "is not such as 3776-0"),
+        ({"identifier": "../../7-0"}, r"dev.json:2 .*identifier '../../7-0' is not of the form of 3776-0"),
+        ({"identifier": "7-0-1"}, "is not of the form of 3776-0"),
         ({"identifier": 7}, "dev.json:2 .*'identifier' is a int, not a string"),
-        ({"directory": "../3"}, "dev.json:2 .*directory '../3' is not such as 2"),
+        ({"directory": "../3"}, "dev.json:2 .*directory '../3' is not of the form of 2"),
         ({"sentence": None}, "dev.json:2 .*'sentence' is a NoneType"),
         ({"label": "maybe"}, "dev.json:2 .*the label 'maybe' is neither true nor false"),
     ],
@@ -139,12 +139,12 @@ def test_a_missing_key_a_missing_picture_and_a_missing_json_are_named(tmp_path):
 
 
 def test_a_bomb_is_refused_before_anything_is_written(tmp_path, monkeypatch):
-    write_archive(tmp_path, pictures={"nlvr/dev/images/3/dev-7-0-0.png": bytes(module.MAX_PICTURE + 1)})
+    write_archive(tmp_path, pictures={"nlvr/dev/images/3/dev-7-0-0.png": bytes(module.MAX_IMAGE + 1)})
     with pytest.raises(DataError, match=r"dev-7-0-0.png has more than 1,048,576 bytes"):
         convert_nlvr(tmp_path)
-    monkeypatch.setattr(module, "MAX_PICTURES", 5 * len(png(0)))
+    monkeypatch.setattr(module, "MAX_IMAGES", 5 * len(png(0)))
     write_archive(tmp_path)
-    with pytest.raises(DataError, match="has pictures of"):
+    with pytest.raises(DataError, match="has images of"):
         convert_nlvr(tmp_path)
     monkeypatch.setattr(module, "MAX_JSON", 10)
     with pytest.raises(DataError, match=r"dev.json has more than 10 bytes"):
@@ -213,7 +213,7 @@ def test_statements_of_nlvr2_name_the_pair_and_hidden_labels_are_left_out(tmp_pa
     [
         ('{"identifier": "dev-', "nlvr2_dev.json:2: not valid JSON: .*cut short"),
         ("[1]", "nlvr2_dev.json:2: a JSON object was expected, not a list"),
-        (PAIR | {"identifier": "dev-850/2-1-0"}, r"nlvr2_dev.json:2 .*is not such as dev-850-2-1"),
+        (PAIR | {"identifier": "dev-850/2-1-0"}, r"nlvr2_dev.json:2 .*is not of the form of dev-850-2-1"),
         (PAIR | {"label": "yes"}, r"nlvr2_dev.json:2 .*neither true nor false"),
         ({"identifier": "dev-850-2-1"}, "nlvr2_dev.json:2 has an entry without the key"),
         ("[" * 100_000, "nlvr2_dev.json:2: not valid JSON"),

@@ -126,7 +126,7 @@ def test_a_rare_answer_is_no_class(tmp_path):
 def test_too_few_questions_for_any_class_is_an_error(tmp_path):
     write_official(tmp_path, "train2014", 1, 2)
     write_official(tmp_path, "val2014", 101, 2)
-    with pytest.raises(DataError, match="agreed one of 9 questions"):
+    with pytest.raises(DataError, match="most common one of 9 questions"):
         convert_vqa(tmp_path, normalise, soft_scores)
 
 
@@ -177,5 +177,5 @@ def test_ids_are_the_same_as_numbers_and_as_texts_and_none_is_there_twice(root):
     path = root / "official" / "v2_OpenEnded_mscoco_test2015_questions.json"
     questions = [{"question_id": number, "image_id": 1, "question": "Who?"} for number in (1, "1")]
     path.write_text(json.dumps({"questions": questions}))
-    with pytest.raises(DataError, match=r"test2015_questions\.json .*the question id 1 is there twice"):
+    with pytest.raises(DataError, match=r"test2015_questions\.json .*the question id 1 occurs twice"):
         convert_vqa_test(root)
