@@ -1,13 +1,18 @@
 """Shared fixtures: the smoke-sized built-in data set, and programs run as a user runs them."""
 
 import contextlib
+import fcntl
 import importlib
 import io
 import json
 import os
+import select
 import signal
+import socket
+import struct
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +22,7 @@ import torch
 
 from clip_vl.engine.checkpoint import load_latest
 from clip_vl.engine.errors import UserError
+from clip_vl.engine.run import Run
 from clip_vl.engine.signals import SIGNALS
 from clip_vl.flags.parser import parse
 
@@ -32,6 +38,24 @@ ONE_STREAM = ["--visualbert_style", "--xlayers", "0", "--rlayers", "0", "--input
 PRETRAIN = [*ONE_STREAM, "--taskMaskLM", "--taskMatched"]
 
 
+def pytest_configure(config):
+    """Start the server that forks processes, one for all workers of xdist; it imports nothing before it is asked."""
+    if hasattr(config, "workerinput"):
+        return
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("")  # a free name that is no file
+        listener.listen()
+        os.environ["CLIP_VL_FORKS"] = listener.getsockname().decode().removeprefix("\0")
+        command = [sys.executable, ROOT / "tests" / "forks.py", str(listener.fileno())]
+        config.forks = subprocess.Popen(command, cwd=ROOT, env=ENVIRONMENT, pass_fds=[listener.fileno()],
+                                        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)  # fmt: skip
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "forks"):
+        config.forks.communicate()
+
+
 @pytest.fixture(scope="session")
 def real_data():
     """The folder of real data, or a skip."""
@@ -42,20 +66,33 @@ def real_data():
 
 
 @pytest.fixture(scope="session")
-def shapes_root(tmp_path_factory):
-    """A data root with the built-in data set, smoke size. Tests that change it must copy it."""
-    root = tmp_path_factory.mktemp("data") / "shapes"
-    run_program("shapes", "--output", str(root), "--size", "smoke", "--workers", "1")
-    return root
+def shared(tmp_path_factory):
+    """`shared(name, build)`: the folder of that name after `build(folder)`, which one of the workers of xdist calls."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def build_once(name, build):
+        with (base / f"{name}.lock").open("a+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not lock.seek(0, os.SEEK_END):
+                build(base / name)
+                lock.write("built")
+        return base / name
+
+    return build_once
 
 
 @pytest.fixture(scope="session")
-def pretrained(shapes_root, tmp_path_factory):
+def shapes_root(shared):
+    """A data root with the built-in data set, smoke size. Tests that change it must copy it."""
+    return shared("shapes", lambda root: run_program("shapes", "--output", root, "--size", "smoke", "--workers", "1"))
+
+
+@pytest.fixture(scope="session")
+def pretrained(shared, shapes_root):
     """The stem of a pre-trained checkpoint with an answer head, after one epoch."""
-    output = tmp_path_factory.mktemp("pretrain") / "stage_two"
     given = [*PRETRAIN, *TINY, "--taskQA", "--data_root", shapes_root, "--epochs", "1", "--valid", ""]
-    run_program("pretrain", *given, "--output", output)
-    return output / "Epoch01"
+    return shared("stage_two", lambda output: run_program("pretrain", *given, "--output", output)) / "Epoch01"
 
 
 def same_run(one, two):
@@ -79,11 +116,11 @@ def run_program(name, *flags, check=True, nproc=1):
     """
     if check and nproc == 1:
         return run_here(name, *flags)
-    done = subprocess.run(command(name, *flags, nproc=nproc), cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True,
-                          timeout=240)  # fmt: skip
+    done = Forked(program=name, flags=list(map(str, flags)), nproc=nproc)
+    stdout, stderr = done.communicate(timeout=240)
     if check:
-        assert done.returncode == 0, done.stdout + done.stderr
-    return done
+        assert done.returncode == 0, stdout + stderr
+    return SimpleNamespace(returncode=done.returncode, stdout=stdout, stderr=stderr)
 
 
 def run_here(name, *flags):
@@ -111,19 +148,62 @@ def _parsed(flags_class, doc, flags, stderr):
         raise UserError(stderr.getvalue().strip()) from None
 
 
-def command(name, *flags, nproc=1):
-    if nproc == 1:
-        return [sys.executable, "-m", f"clip_vl.{name}", *map(str, flags)]
-    return ["bash", "scripts/launch.bash", name, "cpu", "0", str(nproc), *map(str, flags)]
+def start(name, *flags):
+    """Start a program in a process group of its own, stdout and stderr together."""
+    return Forked(program=name, flags=list(map(str, flags)), merged=True)
 
 
-def start(name, *flags, nproc=1, restarts=0):
-    """Start a program in a process group of its own."""
+def launch(name, *flags, nproc=2, restarts=0):
+    """Start a program by the launch script, as users do: torchrun imports torch once for itself and each process."""
     return subprocess.Popen(
-        command(name, *flags, nproc=nproc), cwd=ROOT, env=ENVIRONMENT | {"RESTARTS": str(restarts)},
-        start_new_session=True,
+        ["bash", "scripts/launch.bash", name, "cpu", "0", str(nproc), *map(str, flags)],
+        cwd=ROOT, env=ENVIRONMENT | {"RESTARTS": str(restarts)}, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
+
+
+class Forked:
+    """Processes forked by tests/forks.py, with the part of Popen's interface that tests use.
+
+    pid: of the first process, which leads the group of all
+    """
+
+    def __init__(self, nproc=1, merged=False, **what):
+        self._stdout, self._stderr = (tempfile.TemporaryFile("w+") for _ in range(2))
+        self._server = socket.socket(socket.AF_UNIX)
+        self._server.connect("\0" + os.environ["CLIP_VL_FORKS"])
+        request = json.dumps({"nproc": nproc, **what}).encode()
+        files = (self._stdout, self._stdout if merged else self._stderr)
+        socket.send_fds(self._server, [request], [file.fileno() for file in files])
+        self.pid, self.returncode = self._numbers(nproc)[0], None
+
+    def _numbers(self, count):
+        return struct.unpack(f"{count}i", self._server.recv(4 * count, socket.MSG_WAITALL))
+
+    def poll(self, timeout=0):
+        if self.returncode is None and select.select([self._server], [], [], timeout)[0]:
+            (self.returncode,) = self._numbers(1)
+        return self.returncode
+
+    def communicate(self, timeout):
+        """(stdout, stderr) once all have ended; after `timeout` seconds they are killed."""
+        ended = self.poll(timeout) is not None
+        if not ended:
+            os.killpg(self.pid, signal.SIGKILL)
+        for file in (self._stdout, self._stderr):
+            file.seek(0)
+        text = self._stdout.read(), self._stderr.read()
+        assert ended, f"no end after {timeout} s:\n{text}"
+        return text
+
+
+def run_cases(path, folder, *sizes):
+    """{W: what `case(folder)` of the test file returned in each of W processes, in rank order}, joined by gloo."""
+    running = [Forked(case=str(path), folder=str(folder), nproc=W) for W in sizes]
+    for process in running:
+        text = process.communicate(timeout=240)
+        assert process.returncode == 0, text
+    return {W: [torch.load(folder / f"{W}.{rank}.pt") for rank in range(W)] for W in sizes}
 
 
 def wait_for_rows(output, rows, process):
@@ -132,16 +212,15 @@ def wait_for_rows(output, rows, process):
         time.sleep(0.01)
 
 
-def interrupt(name, *flags, number, after, nproc=1):
-    """Start a program, send signal `number` once its log has `after` rows, and wait: (exit code, output).
+def interrupt(name, *flags, number, after, of=Run.log, nproc=1):
+    """Run a program that gets signal `number` when `of` has returned `after` times, by default with the row of its log
+    of that number: (exit code, stdout and stderr).
 
-    SIGKILL goes to the whole process group; others go to the process that was started, as a scheduler sends them.
+    SIGKILL goes to all its processes, others to itself.
     """
-    process = start(name, *flags, nproc=nproc)
-    wait_for_rows(Path(flags[flags.index("--output") + 1]), after, process)
-    if process.poll() is None:
-        (os.killpg if number == signal.SIGKILL else os.kill)(process.pid, number)
-    text = process.communicate(timeout=60)[0]
+    when = [of.__module__, of.__qualname__, after, int(number)]
+    process = Forked(program=name, flags=list(map(str, flags)), signal=when, nproc=nproc, merged=True)
+    text = process.communicate(timeout=240)[0]
     return process.returncode, text
 
 
@@ -154,7 +233,7 @@ def log_rows(folder):
 def programs():
     """The helpers above, as a namespace: tests are imported one by one and cannot import each other."""
     return SimpleNamespace(
-        run=run_program, run_here=run_here, start=start, interrupt=interrupt, log_rows=log_rows,
-        wait_for_rows=wait_for_rows, same_run=same_run,
+        run=run_program, run_here=run_here, start=start, launch=launch, cases=run_cases, interrupt=interrupt,
+        log_rows=log_rows, wait_for_rows=wait_for_rows, same_run=same_run,
         TINY=TINY, PRETRAIN=PRETRAIN, ONE_STREAM=ONE_STREAM, root=ROOT,
     )  # fmt: skip

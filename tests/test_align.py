@@ -135,7 +135,6 @@ def test_a_run_leaves_its_files_and_recall_of_held_out_pairs(programs, pairs, tm
 def test_two_processes_train_on_the_whole_batch_of_one(programs, pairs, tmp_path):
     """The first update of 2 x 4 pairs is that of 8: gradients cross the processes."""
     common = ["--epochs", "1", "--episode_size", "8", "--report_step", "1", "--opt", "sgd", "--warmup", "1"]
-    common += ["--logs", "ignored"]  # a published flag, which torchrun would take for one of its own
     weights = []
     for nproc in (1, 2):
         output = tmp_path / str(nproc)
@@ -207,7 +206,7 @@ def test_episodes_of_protoclip_and_their_resume(programs, pairs, tmp_path):
     assert [row["lr_image"] > 0 for row in rows] == [True] * 4 + [False] * 4
 
     code, text = programs.interrupt("align", *flags(pairs, tmp_path / "broken", *more), number=signal.SIGTERM, after=3)
-    assert code in (0, 75), text
+    assert code == 75, text
     programs.run("align", *flags(pairs, tmp_path / "broken", *more, "--resume"))
     programs.same_run(tmp_path / "whole", tmp_path / "broken")
 

@@ -2,9 +2,6 @@
 
 import importlib
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,15 +11,14 @@ from clip_vl import clustering, knn, linear_probe, zero_shot  # noqa: F401 - bef
 from clip_vl.encoding import classes as classes_features
 from clip_vl.flags.parser import parse
 
-ROOT = Path(__file__).resolve().parent.parent
 FLAGS = ["--dataset", "../pictures", "--datasets_dir", ".", "--image_model", "RN-micro", "--image_resolution", "32",
          "--text_model", "RN-micro", "--text_vocab", "../pictures", "--batch_size", "3"]  # fmt: skip
 MORE = {"zero_shot": [], "linear_probe": ["--C", "1"], "knn": ["--k", "5"], "clustering": []}
 
 
-def case():
-    """Run all programs in FOLDER/W, where paths are the same words whatever W is; seven blocks, dealt out."""
-    folder = Path(sys.argv[2], os.environ["WORLD_SIZE"])
+def case(folder):
+    """Run all programs in `folder`/W, where paths are the same words whatever W is; seven blocks, dealt out."""
+    folder = folder / os.environ["WORLD_SIZE"]
     folder.mkdir(exist_ok=True)
     os.chdir(folder)
     classes_features.BLOCK = 4
@@ -33,7 +29,7 @@ def case():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(programs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     rng = np.random.default_rng(0)
     for split, count in {"train": 5, "test": 7}.items():
@@ -43,10 +39,7 @@ def folder(tmp_path_factory):
                 pixels = rng.integers(0, 120 + 40 * label, (32, 32, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / "pictures" / split / f"class_{label}" / f"{number}.png")
     (folder / "pictures/vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nclass\n0\n1\n2\n3\na\nphoto\nof\n")
-    command = [sys.executable, ROOT / "tests" / "ranks.py", __file__, folder, "1", "3"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=240, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    programs.cases(__file__, folder, 1, 3)
     return folder
 
 

@@ -82,7 +82,7 @@ def test_lxmerts_optimizer_resumes_to_the_same_bits_and_is_handed_on(programs, s
 
 def test_a_run_with_a_killed_rank_starts_again_and_loses_no_step(programs, shapes_root, tmp_path):
     run = flags(programs, shapes_root, tmp_path / "run", "--epochs", "2", "--checkpoint_steps", "2", "--resume")
-    launcher = programs.start("pretrain", *run, "--report_step", "1", nproc=2, restarts=1)
+    launcher = programs.launch("pretrain", *run, "--report_step", "1", restarts=1)
     programs.wait_for_rows(tmp_path / "run", 3, launcher)
     children = ["pgrep", "-P", str(launcher.pid)]
     for _ in range(2):  # the launcher's child is torchrun, torchrun's are the ranks
@@ -96,7 +96,7 @@ def test_a_run_with_a_killed_rank_starts_again_and_loses_no_step(programs, shape
 
 
 def test_restarts_without_resume_are_refused(programs, tmp_path):
-    process = programs.start("pretrain", "--output", tmp_path / "run", nproc=2, restarts=1)
+    process = programs.launch("pretrain", "--output", tmp_path / "run", restarts=1)
     said = process.communicate(timeout=60)[0]
     assert process.returncode == 2 and "needs --resume" in said
 

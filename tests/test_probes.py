@@ -63,9 +63,8 @@ def whole(programs, root, tmp_path_factory):
     return output, programs.run("probes", *flags(root, output)).stdout
 
 
-def same_files(one, two):
-    for name in ("samples.jsonl", "result.json", "gallery.json"):
-        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+def files_of(folder):
+    return {name: (folder / name).read_bytes() for name in ("samples.jsonl", "result.json", "gallery.json")}
 
 
 def table_in(folder):
@@ -155,14 +154,14 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_files(programs, root, who
     with pytest.raises(UserError, match="other flags, weights or data"):
         programs.run("probes", *flags(root, tmp_path / "broken", "--seed", "1"))
     programs.run("probes", *flags(root, tmp_path / "broken"))
-    same_files(whole[0], tmp_path / "broken")
+    assert files_of(whole[0]) == files_of(tmp_path / "broken")
     assert "finished" in programs.run("probes", *flags(root, tmp_path / "broken")).stdout
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_processes_write_what_one_writes(programs, root, whole, tmp_path, ranks):
     programs.run("probes", *flags(root, tmp_path / "many"), nproc=ranks)
-    same_files(whole[0], tmp_path / "many")
+    assert files_of(whole[0]) == files_of(tmp_path / "many")
 
 
 def fused_flags(root, pretrained, output, *more):
@@ -248,7 +247,7 @@ def test_the_scores_are_the_log_odds_of_the_pretrained_head(judged, root, pretra
 
 def test_three_processes_write_what_one_writes_by_the_matching_head(programs, root, pretrained, judged, tmp_path):
     programs.run("probes", *fused_flags(root, pretrained, tmp_path / "many"), nproc=3)
-    same_files(judged[0], tmp_path / "many")
+    assert files_of(judged[0]) == files_of(tmp_path / "many")
 
 
 def test_an_interrupted_judgement_by_the_matching_head_goes_on(
@@ -261,7 +260,7 @@ def test_an_interrupted_judgement_by_the_matching_head_goes_on(
     with pytest.raises(Interrupted, match="part 2 of 7 of the scores"):
         programs.run("probes", *fused_flags(root, pretrained, tmp_path / "broken"))
     programs.run("probes", *fused_flags(root, pretrained, tmp_path / "broken"))
-    same_files(judged[0], tmp_path / "broken")
+    assert files_of(judged[0]) == files_of(tmp_path / "broken")
 
 
 def test_the_blind_baseline_opens_no_picture(programs, root, tmp_path):

@@ -28,7 +28,8 @@ def scenes(root):
 def digest(root):
     """One digest over every file's name and bytes."""
     total = hashlib.sha256()
-    for path in sorted(p for p in root.rglob("*") if p.is_file() and "cache" not in p.parts):
+    folders = [path for path in root.iterdir() if path.name != "cache"]
+    for path in sorted(p for folder in folders for p in (folder, *folder.rglob("*")) if p.is_file()):
         total.update(str(path.relative_to(root)).encode() + path.read_bytes())
     return total.hexdigest()
 

@@ -91,9 +91,14 @@ def test_two_interrupted_processes_resume_to_the_same_bits(programs, shapes_root
         return flags(programs, shapes_root, tmp_path / name, "--epochs", "2", "--checkpoint_steps", "2")
 
     programs.run("vqa", *run("whole"), nproc=2)
-    code, text = programs.interrupt("vqa", *run("broken"), number=signal.SIGTERM, after=1, nproc=2)
-    assert code == 75, text
-    programs.run("vqa", *run("broken"), "--resume", nproc=2)
+    launcher = programs.launch("vqa", *run("broken"))
+    programs.wait_for_rows(tmp_path / "broken", 1, launcher)
+    launcher.terminate()
+    text = launcher.communicate(timeout=120)[0]
+    assert launcher.returncode == 75, text
+    launcher = programs.launch("vqa", *run("broken"), "--resume")
+    text = launcher.communicate(timeout=240)[0]
+    assert launcher.returncode == 0, text
     (_, whole, a), (_, broken, b) = (load_latest(tmp_path / n / "checkpoints") for n in ("whole", "broken"))
     assert all(torch.equal(flat[name], broken[stem][name]) for stem, flat in whole.items() for name in flat)
     assert a["updater"] == b["updater"]

@@ -1,9 +1,5 @@
 """GradCache: the gradients of the plain full batch, with dropout, on one process and on two."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -12,7 +8,6 @@ from torch.nn.parallel import DistributedDataParallel
 from clip_vl.engine import dist
 from clip_vl.losses.grad_cache import cached_backward, cached_forward
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 N, CHUNK = 16, 4
 
 
@@ -81,7 +76,7 @@ def same(found, expected):
     )
 
 
-def case():
+def case(folder):
     return cached_gradients(DistributedDataParallel(made()) if dist.world_size() > 1 else made())
 
 
@@ -97,12 +92,9 @@ def test_a_scaled_loss_gives_scaled_gradients():
     assert same(cached_gradients(made(), factor=1024), expected)
 
 
-def test_processes_exchange_once_and_have_the_gradients_of_the_whole_batch(tmp_path):
-    command = [sys.executable, ROOT / "tests" / "ranks.py", __file__, tmp_path, "2"]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
+def test_processes_exchange_once_and_have_the_gradients_of_the_whole_batch(programs, tmp_path):
     expected = plain_gradients(made())
-    assert all(same(torch.load(tmp_path / f"2.{rank}.pt"), expected) for rank in range(2))
+    assert all(same(found, expected) for found in programs.cases(__file__, tmp_path, 2)[2])
 
 
 def test_batch_norm_statistics_move_once_and_its_gradients_are_the_chunks():

@@ -1,7 +1,5 @@
 """On 2 and 4 processes every loss, its gradients and its state are those of the whole batch on one."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -67,20 +65,16 @@ def simcse():
     return {"losses": [value.detach()], "gradients": [first.grad, second.grad], "scalars": [], "state": {}}
 
 
-def case():
+def case(folder):
     tiled.TILE["cpu"] = 4  # several tiles a process, pairs inside and outside of them
     found = {name: two_steps(*given) for name, given in CASES.items()}
     return found | {"hard negatives": hard_negatives(), "SimCSE": simcse()}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(programs, tmp_path_factory):
     """{W: what each of W processes found}."""
-    folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, ROOT / "tests" / "ranks.py", __file__, folder, "1", "2", "4"]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return {W: [torch.load(folder / f"{W}.{rank}.pt") for rank in range(W)] for W in (1, 2, 4)}
+    return programs.cases(__file__, tmp_path_factory.mktemp("ranks"), 1, 2, 4)
 
 
 @pytest.mark.parametrize("W", [2, 4])

@@ -324,7 +324,10 @@ def test_every_form_of_clip_file_gives_its_visual_weights_in_single_precision(tm
 def test_a_file_without_batch_counters_loads(tmp_path):
     state = {f"visual.{key}": tensor.contiguous() for key, tensor in clip_like().visual.state_dict().items()}
     save_file({k: v for k, v in state.items() if "num_batches" not in k}, tmp_path / "clip.safetensors")
-    load_clip_visual(ModifiedResNet(TINY.layers, TINY.width), tmp_path / "clip.safetensors")
+    tower = ModifiedResNet(TINY.layers, TINY.width)
+    load_clip_visual(tower, tmp_path / "clip.safetensors")
+    for key, tensor in tower.state_dict().items():
+        assert torch.equal(tensor, torch.tensor(0) if "num_batches" in key else state[f"visual.{key}"]), key
 
 
 def test_another_tower_is_named_with_the_flag_that_fits(tmp_path):
