@@ -43,7 +43,9 @@ def save(folder, step):
 
 def killed_saves(count, folder, rng):
     """kill -9 of a process that saves without pause: the newest whole checkpoint loads and is never an older one."""
-    step = 0
+    step, began = 1, time.monotonic()
+    save(folder, step)
+    seconds = time.monotonic() - began
     for _ in range(count):
         begun, begins = os.pipe()
         child = os.fork()
@@ -52,7 +54,7 @@ def killed_saves(count, folder, rng):
                 os.write(begins, b"s")
                 save(folder, later)
         os.read(begun, 1)
-        time.sleep(rng.uniform(0, 0.03))
+        time.sleep(rng.uniform(0, 3 * seconds))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         os.close(begun), os.close(begins)
@@ -64,7 +66,7 @@ def killed_saves(count, folder, rng):
             step = loaded[2]["step"]
             wanted = tensors_of(step)
             check(all(torch.equal(loaded[1]["model"][name], wanted[name]) for name in wanted), f"step {step}: others")
-    check(step > 0, "no save was finished")
+    check(step > 1, "no save was finished")
     save(folder, step + 1)
     check(not list(folder.glob(".tmp-*")), "the next save left what killed ones had begun")
     return f"{step} saves were finished"

@@ -62,7 +62,8 @@ def train(steps, bad):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     updater = Updater(model, {"adam": (optimizer, lambda update: 1.0)}, device=torch.device("cpu"),
                       max_skipped=len(bad) + 1)  # fmt: skip
-    job = SimpleNamespace(updater=updater, stop=False)
+    job = SimpleNamespace(updater=updater, stop=False, args=SimpleNamespace(dry_run=True),
+                          _updating=contextlib.nullcontext())  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()) as said:
         for step in steps:
             rank, poison = bad.get(step, (None, None))

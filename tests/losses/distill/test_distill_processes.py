@@ -1,9 +1,5 @@
 """On 2 and 4 processes the distillation losses, their gradients and the bank are those of the whole batch on one."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,7 +7,6 @@ from clip_vl.engine import dist
 from clip_vl.losses.distill.contrast import image_text_contrast
 from clip_vl.losses.distill.targets import BankDistillation, batch_distillation
 
-ROOT = Path(__file__).resolve().parent.parent.parent.parent
 N, D = 8, 6
 IDS = torch.tensor([3, 4, 3, -1, -1, 5, 6, 4])
 NAMES = ("bank", "bank of 11, masked", "batch", "contrast")
@@ -48,18 +43,14 @@ def three_steps(name):
     return found | {"gradients": [images.grad, texts.grad], "scale": scale.grad, "state": state}
 
 
-def case():
+def case(folder):
     return {name: three_steps(name) for name in NAMES}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(programs, tmp_path_factory):
     """{W: what each of W processes found}."""
-    folder = tmp_path_factory.mktemp("ranks")
-    command = [sys.executable, ROOT / "tests" / "ranks.py", __file__, folder, "1", "2", "4"]
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr
-    return {W: [torch.load(folder / f"{W}.{rank}.pt") for rank in range(W)] for W in (1, 2, 4)}
+    return programs.cases(__file__, tmp_path_factory.mktemp("ranks"), 1, 2, 4)
 
 
 @pytest.mark.parametrize("W", [2, 4])
