@@ -119,7 +119,9 @@ def image_bomb(rng):
 
 # ---- annotations
 
-FIX = re.compile(r"must|expected|missing|needs|not valid|cut short|Expecting|save the file|passes|name files of|remove it from")
+FIX = re.compile(
+    r"must|expected|missing|needs|not valid|cut short|Expecting|save the file|passes|name files of|remove it from"
+)
 
 
 def damaged_annotations(count, data_root, folder, rng):

@@ -25,6 +25,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+LATER = ("torchvision.io", "torch.utils.tensorboard", "timm.optim")  # slow, and imported inside of functions
 
 
 def main(descriptor):
@@ -44,10 +45,12 @@ def main(descriptor):
 
 
 def import_programs():
-    """All programs and what they import inside of functions; no thread may start here, for forks would lack it."""
+    """All programs and what they import later; no thread may start here, for forks would lack it."""
     import clip_vl
 
     if "clip_vl.vqa" not in sys.modules:
+        for name in LATER:
+            importlib.import_module(name)
         for module in pkgutil.iter_modules(clip_vl.__path__):
             importlib.import_module(f"clip_vl.{module.name}")
         gc.freeze()  # else each child's first collection would copy the memory that it shares
