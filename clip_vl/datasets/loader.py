@@ -32,9 +32,11 @@ class _Loader(DataLoader):
         batches = super().__iter__()
         try:
             yield from batches
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, EOFError) as error:
             if self.num_workers:
                 batches._shutdown_workers()  # the traceback would keep them
+                if isinstance(error, ConnectionError | EOFError):  # while it handed its tensors over; not yet reaped
+                    raise RuntimeError(f"DataLoader worker died: {type(error).__name__}") from error
             if "No space left" in str(error) or "shared memory" in str(error):
                 raise ProgramError(
                     "loader workers have no room in /dev/shm: give the container more (docker run --ipc=host, or "

@@ -1,5 +1,6 @@
 """Loaders with workers: batches come through shared memory, and a lack of it is said instead of waited for."""
 
+from multiprocessing import resource_sharer
 from types import SimpleNamespace
 
 import pytest
@@ -27,6 +28,16 @@ def test_workers_put_tensors_into_shared_memory_themselves():
     assert batch["rows"].is_shared() and batch["nested"]["x"].is_shared()
     batches = list(build_loader(Numbers(), 0, [[1], [2, 3]], ARGS, CPU))
     assert [b["rows"].tolist() for b in batches] == [[1], [2, 3]] and batches[0]["damaged"]
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_named(monkeypatch, error):
+    def reset(descriptor):
+        raise error
+
+    monkeypatch.setattr(resource_sharer.DupFd, "detach", reset)
+    with pytest.raises(RuntimeError, match="DataLoader worker died"):
+        list(build_loader(Numbers(), 0, [[1]], ARGS, CPU))
 
 
 def test_a_full_dev_shm_is_one_sentence():
