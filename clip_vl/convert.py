@@ -14,8 +14,8 @@ The suffix of the target selects the form. A target without a suffix is a folder
 over regions with boxes. Each form can be loaded: .pth and .safetensors with --load, a BERT folder with --bert.
 
 Pooled vectors: transformers' BERT applies a tanh after the pooler, which the one-stream encoder does not have, so that
-only hidden states and MLM logits are equal. transformers' LXMERT gives equal pooled vectors, except for a model of
-regions trained with --no-pooler_tanh, whose checkpoint does not record it.
+only hidden states and MLM logits are equal. transformers' LXMERT gives equal pooled vectors; a model of
+regions trained with --no-pooler_tanh is not converted to it.
 
 Region features (.tsv, .h5, .lmdb) become a store of float16 features (.lmdb, .h5) for --features. More files can be
 added to a store, and an interrupted conversion is continued by the same command. --instances

@@ -130,6 +130,13 @@ def test_a_fine_tuned_lxmert_answers_the_same_in_transformers(programs, shapes_r
     assert again.keys() == model.state_dict().keys()
 
 
+def test_a_model_without_tanh_becomes_no_lxmert_folder(tmp_path):
+    state = {"bert.encoder.visn_fc.box_fc.weight": torch.zeros(2, 4)}
+    with pytest.raises(UserError, match="--no-pooler_tanh"):
+        write_lxmert_folder(state, tmp_path / "lxmert", tmp_path, {"pooler_tanh": False})
+    assert not list(tmp_path.iterdir())
+
+
 def test_two_streams_with_clips_tower_become_no_lxmert_folder(tmp_path):
     """CLIP-ViL's files hold unused box weights beside the tower; transformers would add a tanh that they have not."""
     names = ("visn_fc.box_fc.weight", "visual_model.visual.conv1.weight")

@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import ipaddress
 import json
+import queue
 import socket
 import ssl
 import threading
@@ -59,8 +60,31 @@ def _is_open(ip):
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
-def checked_address(url, allowed=is_public, ports=PORTS):
-    """(scheme, host, port, IP address to connect to, path and query) of a URL. Raises Refused."""
+def _addresses(host, port, seconds):
+    """The IP addresses of a host. Raises OSError, also at the time limit: the system's resolver has none of its own."""
+    found = queue.SimpleQueue()
+
+    def resolve():
+        try:
+            found.put(sorted({info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}))
+        except (OSError, UnicodeError) as error:
+            found.put(error)
+
+    threading.Thread(target=resolve, daemon=True).start()
+    try:
+        answer = found.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError("no answer within the time limit") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def checked_address(url, allowed=is_public, ports=PORTS, seconds=TIMEOUT):
+    """(scheme, host, port, IP address to connect to, path and query) of a URL. Raises Refused.
+
+    seconds: time limit of the look-up of the host
+    """
     try:
         parts = urllib.parse.urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -76,7 +100,7 @@ def checked_address(url, allowed=is_public, ports=PORTS):
     if ports and port not in ports.values():
         raise Refused(f"port {port} is not fetched from")
     try:
-        found = sorted({info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)})
+        found = _addresses(host, port, seconds)
     except (OSError, UnicodeError) as error:
         raise Refused(f"the host {host} is not found ({error})") from None
     if not found or not all(allowed(address) for address in found):
@@ -92,7 +116,7 @@ def fetch(url, allowed=is_public, ports=PORTS, max_bytes=MAX_BYTES, deadline=DEA
     """
     end = time.monotonic() + deadline
     for _ in range(REDIRECTIONS + 1):
-        checked = checked_address(url, allowed, ports)
+        checked = checked_address(url, allowed, ports, min(TIMEOUT, max(end - time.monotonic(), 0.1)))
         try:
             data, location = _request(checked, max_bytes, end)
         except (OSError, http.client.HTTPException, ValueError) as error:

@@ -3,7 +3,6 @@
 import re
 from pathlib import Path
 
-from clip_vl.datasets.images import download as fetch_images
 from clip_vl.datasets.negatives.tagger import load_tagger
 from clip_vl.datasets.probes import order as probe_order
 from clip_vl.datasets.probes.aro import read_attribution, read_relation
@@ -62,8 +61,10 @@ def open_probes(args):
 def fetch_svo(path, images):
     """Rank 0 downloads what is not there yet."""
     if dist.rank() == 0:
+        from clip_vl.datasets.images.download import fetch_all
+
         table = path if path.is_file() else path / "svo_probes.csv"
-        fetch_images.fetch_all(addresses(table), images, say=dist.print0)
+        fetch_all(addresses(table), images, say=dist.print0)
     dist.barrier()
 
 

@@ -106,6 +106,9 @@ def write_lxmert_folder(state, target, bert, settings):
             "transformers' LXMERT takes the regions of a detector with their boxes, and this checkpoint takes a grid, "
             "or regions without boxes; convert it to .safetensors"
         )
+    if settings.get("pooler_tanh") is False:
+        raise UserError("transformers' LXMERT applies a tanh after the pooler, and this checkpoint was trained with "
+                        "--no-pooler_tanh; convert it to .safetensors")  # fmt: skip
     tuned = any(name.startswith(FINE_TUNED) for name in state)
     state = {rename_prefix(name, TO_LXMERT): tensor for name, tensor in state.items()}
     write_folder(
