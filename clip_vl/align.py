@@ -11,7 +11,7 @@ and 10 of held-out pairs. CLIP (arXiv:2103.00020), LiT (2111.07991), SEED (2101.
 
 from dataclasses import asdict, dataclass
 
-from clip_vl.flags.captions import PairFlags
+from clip_vl.flags.captions import PairFlags, encoder_of
 from clip_vl.flags.dual import (
     DualOptimFlags,
     ImageTrainingFlags,
@@ -82,9 +82,8 @@ from clip_vl.datasets.images.crops import eval_crop, train_crop
 from clip_vl.datasets.loader import DamagedPairs, training_loader
 from clip_vl.datasets.storage.cache import digest_of
 from clip_vl.datasets.storage.file_digests import file_digest
-from clip_vl.encoding.cache import cached_features
-from clip_vl.encoding.encode import HeldOutPairs, ImagesOf, TextsOf, encode_numbers, shares
-from clip_vl.encoding.gather import collect
+from clip_vl.encoding.encode import ImagesOf, TextsOf, collect, shares
+from clip_vl.encoding.held_out import HeldOutPairs
 from clip_vl.engine import dist
 from clip_vl.engine.checkpoint import save_plain
 from clip_vl.engine.dry_run import dry_run
@@ -92,7 +91,7 @@ from clip_vl.engine.errors import UserError
 from clip_vl.engine.job import Job
 from clip_vl.engine.optim import autocast
 from clip_vl.engine.random import derive_seed
-from clip_vl.evaluation.recall import evaluate_retrieval
+from clip_vl.evaluation.recall import retrieval_metrics
 from clip_vl.losses.alignment import build_loss, loss_class
 from clip_vl.losses.episode import EpisodeLoss, read_external
 from clip_vl.losses.grad_cache import cached_backward, cached_forward, in_chunks
@@ -112,6 +111,7 @@ from clip_vl.models.loading.settings import as_record
 from clip_vl.reports.answers import retrieval_gallery
 from clip_vl.reports.page import write_report
 
+TEACHER_BLOCK = 4096  # rows of the teacher cache that a killed process can lose
 MODEL_INPUTS = ("images", "images_2", "tokens", "teacher_features")
 
 
@@ -233,9 +233,9 @@ def open_teacher(args, sources, device):
     def features_of(source):
         dataset = ImagesOf(source, eval_crop(tower, args.image_crop)) if of_images else TextsOf(source, tower.tokenizer)
         count = len(source) if of_images else source.num_texts
-        described = f"{digest} {args.image_crop} {args.precision} {args.force_quick_gelu} {vocabulary}"
-        of_numbers = lambda numbers: encode_numbers(dataset, numbers, encode, device, args, skip_damaged=True)  # noqa: E731
-        return cached_features(source.digest, described, count, of_numbers, Path(args.datasets_dir) / "cache")
+        described = f"{digest} {args.image_crop} {args.force_quick_gelu} {vocabulary}"
+        return encoder_of(args, device).cached(dataset, np.arange(count), encode, source=source.digest, model=described,
+                                               dtype="float16", block=TEACHER_BLOCK, skip_damaged=True)  # fmt: skip
 
     cached = CachedTower(tower.width, getattr(tower, "initial_logit_scale", None))
     return {side: cached}, [source and features_of(source) for source in sources]
@@ -288,26 +288,27 @@ def build_episode(job, args):
 def train(device, args):
     """Train, evaluate, write epoch_N.pt."""
     job = Job("align", args, device)
-    job.source = open_sources(args.train_data, args)
+    job.source = open_sources(args.train_data, args.caption_options())
     job.damage = DamagedPairs(len(job.source), args)
     job.order = training_order(
         job.source, args.batch_size, episode_size=args.episode_size, sampling=args.episode_sampling,
         rank=dist.rank(), world_size=dist.world_size(), seed=args.seed,
     )  # fmt: skip
 
-    held_out = open_held_out(args.valid_data, args)
+    held_out = open_held_out(args.valid_data, args.caption_options())
     job.watch_data(**{"--train_data": job.source.digest, "--valid_data": held_out and held_out.digest})
     cached, (teacher, valid_teacher) = open_teacher(args, [job.source, held_out], device)
     side = next(iter(cached), None)
     model = build_model(job, args, cached)
-    tower, crops = model.image_tower, [None, None]
+    tower, crop, valid_crop = model.image_tower, None, None
     if side != "image":
-        crops = [train_crop(tower, args.augmentation, args.image_model_builder, args.image_crop),
-                 eval_crop(tower, args.image_crop)]  # fmt: skip
-    valid = held_out and HeldOutPairs(held_out, crops[1], model.tokenizer, args, {side: valid_teacher})
+        crop = train_crop(tower, args.augmentation, args.image_model_builder, args.image_crop)
+        valid_crop = eval_crop(tower, args.image_crop)
+    encoder, kept = encoder_of(args, device), {side: valid_teacher}
+    valid = held_out and HeldOutPairs(held_out, valid_crop, model.tokenizer, encoder, kept)
     job.train_set = AlignDataset(
         job.source,
-        crops[0],
+        crop,
         model.tokenizer,
         args.seed,
         views=1 + args.BYOL,
@@ -328,7 +329,7 @@ def train(device, args):
 
     best = position["best"]
     if args.eval_first and valid and not job.updater.micro_step:
-        metrics, *_ = evaluate_retrieval(dist.unwrap(job.model), valid, device, autocast(device, args))
+        metrics = retrieval_metrics(*valid.encode(dist.unwrap(job.model)), valid.image_of_text)
         job.log(-1, **{f"valid_{name}": value for name, value in metrics.items()})
     for epoch in range(position["epoch"], last_epoch):
         start = position["batch"] if epoch == position["epoch"] else 0
@@ -339,7 +340,8 @@ def train(device, args):
         measured = job.average.module if job.average else dist.unwrap(job.model)
         is_last = epoch + 1 == last_epoch
         if valid and (is_last or (args.retrieval_frequency > 0 and (epoch + 1) % args.retrieval_frequency == 0)):
-            metrics, *found = evaluate_retrieval(measured, valid, device, autocast(device, args), job.until_stopped)
+            found = valid.encode(measured, job.until_stopped)
+            metrics = retrieval_metrics(*found, valid.image_of_text)
             job.log(epoch, **{f"valid_{name}": value for name, value in metrics.items()})
             best = metrics | {"epoch": epoch + 1}
             job.write_gallery(lambda: retrieval_gallery(valid, *found))  # noqa: B023

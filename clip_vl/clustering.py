@@ -1,4 +1,4 @@
-"""k-means of image features: do images of a class lie together, without a label or a word?
+"""k-means of image features: are images of one class close to each other?
 
     python -m clip_vl.clustering --dataset data/shapes_pairs --load snap/align/N/epoch_2.pt --output snap/clusters/N
     bash scripts/clustering.bash 0,1 NAME 9590 2 --dataset elevater:dtd --load ...             two GPUs
@@ -11,7 +11,8 @@ iterations, the best of 5 starts. Reports adjusted and normalised mutual informa
 from dataclasses import dataclass
 
 from clip_vl.flags.classes import ClassSetFlags
-from clip_vl.flags.dual import ImageTowerFlags, EvaluationFlags, SharedTowerFlags, TextTowerFlags, recalled
+from clip_vl.flags.dual import ImageTowerFlags, SharedTowerFlags, TextTowerFlags, recalled
+from clip_vl.flags.evaluation import EvaluationFlags
 from clip_vl.flags.parser import flag, parse
 
 
@@ -20,8 +21,8 @@ class ClusteringFlags(EvaluationFlags, ClassSetFlags, ImageTowerFlags, TextTower
     """Clustering"""
 
     clusters: int | None = flag(None, "Number of clusters [the number of classes].")
-    iterations: int = flag(100, "Iterations of k-means at most.")
-    restarts: int = flag(5, "Starts, of which the one with the smallest distances counts.")
+    iterations: int = flag(100, "Largest number of iterations of k-means.")
+    restarts: int = flag(5, "Number of starts of k-means; the one with the smallest distances counts.")
 
 
 FLAGS = parse(ClusteringFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
@@ -41,19 +42,19 @@ from clip_vl.reports.classes import confusion
 def main(args):
     device = dist.setup()
     args = recalled(args)
-    run = EvaluationRun(args, "clustering", device)
-    images = open_class_set(args, args.test_split)
+    run, encoder = EvaluationRun(args, "clustering", device), args.encoder(device)
+    images = open_class_set(args.class_source(), args.test_split)
     if images.multi_label:
-        raise UserError(f"{images.title} has several classes an image; clusters have no such thing")
+        raise UserError(f"{images.title} has several classes an image; clustering needs one class an image")
     k = args.clusters or len(images.class_names)
     if not 2 <= k <= len(images) or min(args.iterations, args.restarts) < 1:
-        raise UserError(f"{k} clusters of {len(images)} images, with {args.iterations} iterations and {args.restarts} "
-                        "restarts, cannot be")  # fmt: skip
+        raise UserError(f"--clusters {k} must be from 2 to {len(images)}, the number of images, and --iterations "
+                        f"{args.iterations} and --restarts {args.restarts} at least 1")  # fmt: skip
     side = open_image_side(args.towers(), device)
     if run.begin({"images": images.digest, "tower": [side.digest, side.head_digest]}):
-        return dist.print0(f"{args.output} is finished already")
+        return dist.print0(f"{args.output} holds this evaluation already; --overwrite repeats it")
 
-    features = side.project(image_features(images, side, args, device, run.stop)).numpy()
+    features = side.project(image_features(images, side, encoder, args.image_crop, run.stop)).numpy()
     outcome = results(args, images, features, k) if dist.rank() == 0 else (None, None, None)
     run.finish(*outcome)
 

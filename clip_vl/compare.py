@@ -1,4 +1,4 @@
-"""Compare two evaluations sample by sample: is the difference more than chance, what changed, which examples flipped.
+"""Compare two evaluations sample by sample: whether the difference is significant, and which samples changed.
 
     python -m clip_vl.compare snap/retrieval/A snap/retrieval/B                    two results folders
     python -m clip_vl.compare A/result.json B/result.json --at 5                   retrieval at rank 5 instead of 1
@@ -18,10 +18,10 @@ from clip_vl.flags.parser import flag, parse
 class CompareFlags:
     """Comparison"""
 
-    runs: list[str] = flag([], "Two results folders, result.json or files of rows.", positional=True)
-    at: int = flag(1, "Of rows with a rank: up to which it counts as right.")
-    show: int = flag(10, "Examples to list of each kind of flip.")
-    output: str | None = flag(None, "JSON file to write the comparison to, with all flips.")
+    runs: list[str] = flag([], "Two results folders, files result.json, or files of rows.", positional=True)
+    at: int = flag(1, "Largest rank that counts as correct, of rows with a rank.")
+    show: int = flag(10, "Number of changed samples listed in each direction.")
+    output: str | None = flag(None, "JSON file of the comparison, with all changed samples.")
     seed: int = flag(0, "Seed of the bootstrap.")
 
 

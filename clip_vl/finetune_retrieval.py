@@ -14,7 +14,7 @@ reads the checkpoints too. Dual encoders are fine-tuned by `align`.
 import dataclasses
 from dataclasses import dataclass
 
-from clip_vl.flags.captions import SourceFlags
+from clip_vl.flags.captions import SourceFlags, encoder_of
 from clip_vl.flags.fused import FusedEncoderFlags, check_fused_flags, fused_settings
 from clip_vl.flags.parser import flag, parse
 
@@ -42,17 +42,14 @@ import torch
 
 from clip_vl.datasets.captions.protocols import Protocol, RetrievalPairs
 from clip_vl.datasets.captions.sources import open_held_out, open_sources
-from clip_vl.datasets.loader import DamagedPairs, evaluation_loader, training_loader
+from clip_vl.datasets.loader import DamagedPairs, training_loader
 from clip_vl.datasets.lxmert.canvas_pairs import PicturesOf, score_texts
 from clip_vl.datasets.lxmert.matching import MatchingDataset, image_sizes, whole_batches
 from clip_vl.datasets.lxmert.wordpiece import load_tokenizer
-from clip_vl.encoding.encode import shares
-from clip_vl.encoding.gather import collect
 from clip_vl.engine import dist
 from clip_vl.engine.dry_run import dry_run
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.job import Job
-from clip_vl.engine.optim import autocast
 from clip_vl.engine.random import seed_step
 from clip_vl.evaluation.retrieval_folds import Fold, metrics_of, rank_all_pairs
 from clip_vl.losses.matching import matching_losses, pair_matrix
@@ -117,15 +114,14 @@ def evaluate(job, pairs, tokenizer, args):
     scorer = FusedScorer(copy.deepcopy(dist.unwrap(job.model)), args.mask_padding).eval()  # it takes the model apart
     texts = [pairs.source.text(int(pairs.numbers[place])) for place in fold.texts]
     texts = tokenizer.encode(texts, args.max_length)
-    mine = shares(fold.images, 1, dist.rank(), dist.world_size())
-    pictures = PicturesOf(pairs.source, args.image_size_min, args.image_size_max)
-    loader = evaluation_loader(pictures, [pairs.rows[place] for place in mine], job.device, args)
+    images = PicturesOf(pairs.source, args.image_size_min, args.image_size_max)
 
-    def judge(batch):
+    def score(batch):
         scores = score_texts(scorer, batch["picture"], texts, args.batch_size, job.device)
         return torch.from_numpy(scores)[None]
 
-    scores = collect(judge, zip(mine, job.until_stopped(loader)), autocast(job.device, args)).numpy()  # (N, M)
+    encoder = dataclasses.replace(encoder_of(args, job.device), batch_size=1)  # an image with all texts
+    scores = encoder.gathered(images, pairs.rows[fold.images], score, job.until_stopped).numpy()  # (N, M)
     rank_all_pairs(fold, pairs, lambda keys: scores)
     return metrics_of([fold]), fold
 
@@ -135,14 +131,15 @@ def train(device, args):
     seed_step(args.seed, 0, 0)  # the same first weights on every rank
     job, pairs = Job("finetune_retrieval", args, device), None
     tokenizer = load_tokenizer(bert_folder(args))
-    job.source = open_sources(args.train_data, args)
+    job.source = open_sources(args.train_data, args.caption_options())
     job.damage = DamagedPairs(len(job.source), args, "its pairs count for nothing")
     sizes = image_sizes(job.source, Path(args.datasets_dir) / "cache")
     job.order = whole_batches(job.source, sizes, args)
     job.train_set = MatchingDataset(job.source, sizes, tokenizer, args)
     if args.valid_data:
         protocol = Protocol(args.valid_data, args.valid_data)
-        pairs = RetrievalPairs(open_held_out(args.valid_data, args), protocol, args)
+        held_out = open_held_out(args.valid_data, args.caption_options())
+        pairs = RetrievalPairs(held_out, protocol, args.captions_per_image)
     job.watch_data(**{"--train_data": job.source.digest, "--valid_data": pairs and pairs.source.digest})
     job.watch_data(vocabulary=tokenizer.digest)
 

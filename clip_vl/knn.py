@@ -1,4 +1,4 @@
-"""k-nearest-neighbour classification of an image tower's features: nothing is learnt, so it judges the features alone.
+"""k-nearest-neighbour classification of an image tower's features: nothing is trained, so it evaluates the features.
 
     python -m clip_vl.knn --dataset data/shapes_pairs --load snap/align/NAME/epoch_2.pt --output snap/knn/NAME
     python -m clip_vl.knn --dataset torchvision:STL10 --datasets_dir data/torchvision --image_model RN50 \
@@ -7,13 +7,14 @@
 
 The k training images nearest to a test image by cosine vote with exp(cosine / temperature) (arXiv:1805.01978). Features
 are those of the tower, before any projection head; they are encoded once and shared with the other programs. Writes
-samples.jsonl, result.json and report.html; the same command goes on where it was interrupted.
+samples.jsonl, result.json and report.html; the same command resumes an interrupted run.
 """
 
 from dataclasses import dataclass
 
 from clip_vl.flags.classes import ClassSetFlags, TrainSplitFlags
-from clip_vl.flags.dual import ImageTowerFlags, EvaluationFlags, SharedTowerFlags, TextTowerFlags, recalled
+from clip_vl.flags.dual import ImageTowerFlags, SharedTowerFlags, TextTowerFlags, recalled
+from clip_vl.flags.evaluation import EvaluationFlags
 from clip_vl.flags.parser import flag, parse
 
 
@@ -21,8 +22,8 @@ from clip_vl.flags.parser import flag, parse
 class KNNFlags(EvaluationFlags, ClassSetFlags, TrainSplitFlags, ImageTowerFlags, TextTowerFlags, SharedTowerFlags):
     """k nearest neighbours"""
 
-    k: int = flag(20, "Neighbours that vote.")
-    temperature: float = flag(0.07, "A neighbour's vote is exp(cosine / temperature).")
+    k: int = flag(20, "Number of nearest training images that vote.")
+    temperature: float = flag(0.07, "Temperature of the vote exp(cosine / temperature) of a neighbour.")
     gallery: int = flag(24, "Images shown in the report.")
 
 
@@ -46,17 +47,17 @@ def main(args):
     args = recalled(args)
     if args.temperature <= 0:
         raise UserError(f"--temperature {args.temperature} must be above 0")
-    run = EvaluationRun(args, "knn", device)
-    test = open_class_set(args, args.test_split)
-    train, _ = open_training(args, test)
+    run, source, encoder = EvaluationRun(args, "knn", device), args.class_source(), args.encoder(device)
+    test = open_class_set(source, args.test_split)
+    train = open_training(source, args.train_split, test)
     if not 1 <= args.k <= len(train):
-        raise UserError(f"--k {args.k} of {len(train)} training images cannot be")
+        raise UserError(f"--k {args.k} must be from 1 to {len(train)}, the number of training images")
     side = open_image_side(args.towers(), device)
     if run.begin({"train": train.digest, "test": test.digest, "tower": side.digest}):
-        return dist.print0(f"{args.output} is finished already")
+        return dist.print0(f"{args.output} holds this evaluation already; --overwrite repeats it")
 
     train_features, test_features = (
-        image_features(images, side, args, device, run.stop).to(device) for images in (train, test)
+        image_features(images, side, encoder, args.image_crop, run.stop).to(device) for images in (train, test)
     )
     labels = torch.from_numpy(train.labels)
     scores = knn_scores(train_features, labels, test_features, len(test.class_names), args.k, args.temperature).numpy()

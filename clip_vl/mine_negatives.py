@@ -5,18 +5,19 @@
     python -m clip_vl.mine_negatives --train_data pairs.tsv --load snap/align/NAME/epoch_2.pt --output negatives.tsv
     bash scripts/mine_negatives.bash cpu negatives.tsv 0 2 --train_data pairs.tsv --embeddings e.npy
 
-Captions come from whatever `align` trains on; images are compared by the image side of a dual encoder (--load), by an
-image tower, or by a file with a row per image (in the order of their first mention) or per row of the data. Each image
-gets one caption that something can be swapped in; images without one are left out before neighbours are sought, and
-counted. Several processes share the work and write what one would. Files appear whole or not at all. The report says in
-which folder the table's paths begin, and `negclip` reads it there.
+Captions are read in the forms that `align` reads; images are compared by the image side of a dual encoder (--load), by
+an image tower, or by a file with one row per image (in the order of their first mention) or per row of the data. Each
+image gets one caption in which something can be swapped; images without one are left out before neighbours are sought,
+and counted. Several processes share the work and write what one process would. Files appear whole or not at all. The
+report names the folder in which the table's paths begin, where `negclip` reads it.
 """
 
 import dataclasses
 from dataclasses import dataclass
 
 from clip_vl.flags.captions import SourceFlags
-from clip_vl.flags.dual import ImageTowerFlags, EvaluationFlags, SharedTowerFlags, TextTowerFlags, recalled
+from clip_vl.flags.dual import ImageTowerFlags, SharedTowerFlags, TextTowerFlags, recalled
+from clip_vl.flags.evaluation import EvaluationFlags
 from clip_vl.flags.parser import flag, parse
 
 
@@ -26,14 +27,22 @@ class MineFlags(EvaluationFlags, SourceFlags, ImageTowerFlags, TextTowerFlags, S
 
     output: str = flag("data/negatives/train_neg_clip.tsv", "TSV to write, with the report beside it as .json.")
     train_data: str | None = flag(None, "Captioned images, in the forms that `align` reads.", "--captions")
-    embeddings: str | None = flag(None, "Image embeddings: .npy (N, D), or .safetensors with one tensor.")
-    lmdb: str | None = flag(None, "LMDB to write as well, with ids that survive subsetting.")
-    neighbours: int = flag(3, "Near images of each image.")
-    duplicate_above: float = flag(0.99, "Images with a larger cosine similarity are one picture, not neighbours.")
-    method: str = flag("auto", "exact, ivf, hnsw, or auto: exact up to a million images, then ivf.")
-    tagger: str = flag("auto", "spacy, bundled, or auto: spaCy where its English model is installed.")
-    plausible: bool = flag(False, "Only negative captions in which every two neighbouring words are neighbours in some "
-                           "caption: others are known for false without a look at the picture.")  # fmt: skip
+    embeddings: str | None = flag(None, "File of image embeddings: .npy (N, D), or .safetensors with one tensor.")
+    lmdb: str | None = flag(None, "LMDB to write as well, whose ids stay valid when rows are left out.")
+    neighbours: int = flag(3, "Number of nearest images of each image.")
+    duplicate_above: float = flag(
+        0.99, "Cosine similarity above which two images count as duplicates and not as neighbours."
+    )
+    method: str = flag(
+        "auto", "Search of neighbours: exact, ivf, hnsw, or auto for exact up to a million images and ivf above."
+    )
+    tagger: str = flag(
+        "auto", "Part-of-speech tagger: spacy, bundled, or auto for spaCy if its English model is installed."
+    )
+    plausible: bool = flag(
+        False, "Keep only negative captions in which every two neighbouring words are neighbours in some caption; "
+               "others can be told to be false from the text alone.",
+    )  # fmt: skip
     five_draws: bool = flag(False, "Draw five swaps of any class, instead of one swap of each class.")
 
 
@@ -48,35 +57,32 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from clip_vl.datasets.captions.source import NumberedPairs
 from clip_vl.datasets.captions.sources import open_sources
-from clip_vl.datasets.images.crops import eval_crop
 from clip_vl.datasets.negatives.swaps import draw_swaps
 from clip_vl.datasets.negatives.table import IMAGES_DIR, NegativeRow, report_of, write_lmdb, write_tsv
 from clip_vl.datasets.negatives.tagger import load_tagger
 from clip_vl.datasets.negatives.word_pairs import WordPairs
-from clip_vl.encoding.cache import cached_features
-from clip_vl.encoding.encode import HeldOutPairs, ImagesOf, encode_numbers
+from clip_vl.encoding.encode import ImagesOf
 from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_json
 from clip_vl.engine.random import numpy_rng
-from clip_vl.engine.readers.tensor_files import read_safetensors
 from clip_vl.evaluation.neighbours.approximate import find_neighbours
-from clip_vl.models.dual.sides import open_image_side
 
 # ---- input
 
 
-def captions_by_image(source, args):
+def captions_by_image(source, train_data, images_dir):
     """([row], [(image path, [captions])]), each image once, in the order of first mention."""
     if not source.image_files:
-        raise UserError(f"--train_data {args.train_data} has images inside of shards or tables, and `negclip` reads "
-                        "image files: unpack them")  # fmt: skip
-    pairs = HeldOutPairs(source, None, None, args)
+        raise UserError(f"--train_data {train_data} has images inside of shards or tables, and `negclip` reads image "
+                        "files: unpack them")  # fmt: skip
+    pairs = NumberedPairs(source)
     captions = [[] for _ in pairs.rows]
     for image, number in zip(pairs.image_of_text.tolist(), pairs.numbers.tolist()):
         captions[image].append(source.text(number))
-    root = images_root(args.train_data, args.images_dir)
+    root = images_root(train_data, images_dir)
     return pairs.rows, [(_below(root, source.name(int(row))), texts) for row, texts in zip(pairs.rows, captions)]
 
 
@@ -100,6 +106,8 @@ def read_embeddings(path, rows, total):
     """
     try:
         if Path(path).suffix == ".safetensors":
+            from clip_vl.engine.readers.tensor_files import read_safetensors
+
             tensors = read_safetensors(path)
             if len(tensors) != 1:
                 raise DataError(f"{path} has the tensors {', '.join(sorted(tensors))}; one is expected")
@@ -130,43 +138,42 @@ def read_embeddings(path, rows, total):
     return features / norms[:, None]
 
 
-def encode_images(source, device, args):
-    """(rows of the source, D) embeddings, L2-normalised, from the cache where it has them. Raises DataError at an image
-    that cannot be read.
+def encode_images(source, rows, device, args):
+    """(images, D) embeddings of the images in these rows, L2-normalised, encoded once and kept. Raises DataError at an
+    image that cannot be read.
     """
+    from clip_vl.datasets.images.crops import eval_crop
+    from clip_vl.models.dual.sides import open_image_side
+
     side = open_image_side(args.towers(), device)
-    dataset = ImagesOf(source, eval_crop(side.tower, args.image_crop))
-
-    def encode(rows):
-        return encode_numbers(dataset, rows, lambda batch: side.features(batch["images"]), device, args)
-
-    described = f"{side.digest} {args.image_crop} {args.precision}"
-    root = Path(args.datasets_dir) / "cache"
-    features = cached_features(source.digest, described, len(source), encode, root, dtype="float32")
+    features = args.encoder(device).cached(
+        ImagesOf(source, eval_crop(side.tower, args.image_crop)), rows, lambda batch: side.features(batch["images"]),
+        source=source.digest, model=f"mining {side.digest} {args.image_crop}",
+    )  # fmt: skip
     return side.project(torch.from_numpy(np.array(features.values)))
 
 
 # ---- mining
 
 
-def swap_captions(images, tagger, args):
-    """[(caption, [Swap]) or None] for this process's part of [(path, [captions])]: its first caption with a swap.
+def swap_captions(images, tagger, seed, five_draws=False, plausible=False):
+    """[(caption, [Swap]) or None] for this process's part of [(path, [captions])]: the first caption with a swap.
 
     The captions of an image are tried in an order drawn for it.
     """
-    options = {"seed_variant": args.five_draws}
-    if args.plausible:
+    options = {"seed_variant": five_draws}
+    if plausible:
         options["allowed"] = WordPairs(itertools.chain.from_iterable(captions for _, captions in images))
     rank, ranks = dist.rank(), dist.world_size()
     found = []
     for number in range(len(images) * rank // ranks, len(images) * (rank + 1) // ranks):
-        rng = numpy_rng(args.seed, "caption swaps", number)
+        rng = numpy_rng(seed, "caption swaps", number)
         captions = images[number][1]
         chosen = None
-        for place in rng.permutation(len(captions)):
-            swaps = draw_swaps(tagger(captions[place]), rng, **options)
+        for index in rng.permutation(len(captions)):
+            swaps = draw_swaps(tagger(captions[index]), rng, **options)
             if swaps:
-                chosen = captions[place], swaps
+                chosen = captions[index], swaps
                 break
         found.append(chosen)
     return found
@@ -202,20 +209,21 @@ def main(args):
     args = recalled(args)
     refuse_to_replace(args)
     dist.barrier()
-    source = open_sources(args.train_data, args)
-    rows_of_images, images = captions_by_image(source, args)
+    source = open_sources(args.train_data, args.caption_options())
+    rows_of_images, images = captions_by_image(source, args.train_data, args.images_dir)
     counts = [len(captions) for _, captions in images]
     if args.embeddings:
         features = read_embeddings(args.embeddings, rows_of_images, len(source))
     else:
-        features = encode_images(source, device, args)[torch.from_numpy(rows_of_images)]
+        features = encode_images(source, rows_of_images, device, args)
     tagger = load_tagger(args.tagger)
 
-    swapped = list(itertools.chain(*dist.gather(swap_captions(images, tagger, args))))
+    mine = swap_captions(images, tagger, args.seed, args.five_draws, args.plausible)
+    swapped = list(itertools.chain(*dist.gather(mine)))
     kept = [number for number, chosen in enumerate(swapped) if chosen]
     if not kept:
-        raise DataError(f"{args.train_data}: none of {len(images)} images has a caption in which two things can change "
-                        "places" + ", the result being plausible: leave out --plausible" * args.plausible)  # fmt: skip
+        raise DataError(f"{args.train_data}: none of {len(images)} images has a caption in which two words can be "
+                        "swapped" + " with a plausible result: leave out --plausible" * args.plausible)  # fmt: skip
     ids = torch.arange(len(kept))
     found, how = find_neighbours(features[kept].to(device), args.neighbours, ids=ids, method=args.method,
                                  duplicate_above=args.duplicate_above, seed=args.seed)  # fmt: skip

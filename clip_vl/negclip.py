@@ -11,7 +11,7 @@ recall of --valid_data, resumable checkpoints, log.jsonl, result.json and report
 
 from dataclasses import asdict, dataclass
 
-from clip_vl.flags.captions import PairFlags
+from clip_vl.flags.captions import PairFlags, encoder_of
 from clip_vl.flags.dual import (
     DualOptimFlags,
     ImageTrainingFlags,
@@ -64,14 +64,13 @@ from clip_vl.datasets.loader import DamagedPairs, training_loader
 from clip_vl.datasets.negatives.batches import NegativePairs, open_negatives
 from clip_vl.datasets.storage.cache import digest_of
 from clip_vl.datasets.storage.file_digests import file_digest
-from clip_vl.encoding.encode import HeldOutPairs
 from clip_vl.engine import dist
 from clip_vl.engine.checkpoint import save_plain
 from clip_vl.engine.dry_run import dry_run
 from clip_vl.engine.errors import UserError
 from clip_vl.engine.job import Job
-from clip_vl.engine.optim import autocast, say_long_warmup, warmup_cosine
-from clip_vl.evaluation.recall import evaluate_retrieval
+from clip_vl.engine.optim import say_long_warmup, warmup_cosine
+from clip_vl.evaluation.recall import retrieval_metrics
 from clip_vl.losses.hard_negatives import hard_negative_loss
 from clip_vl.models.dual.build import build_dual_encoder, prepare_training
 from clip_vl.models.dual.lora import add_lora, merged_state
@@ -125,10 +124,15 @@ def train(device, args):
     if anchors < len(job.table):
         dist.print0(f"{len(job.table) - anchors} rows are no anchors: they or a neighbour have no negative caption")
     job.order = PlainBatches(anchors, args.batch_size, rank=dist.rank(), world_size=dist.world_size(), seed=args.seed)
-    held_out = open_held_out(args.valid_data, args)
+    held_out = open_held_out(args.valid_data, args.caption_options())
     table_digest = file_digest(args.train_negatives, Path(args.datasets_dir) / "cache")
     job.watch_data(**{"--train_negatives": table_digest, "--valid_data": held_out and held_out.digest})
-    valid = held_out and HeldOutPairs(held_out, eval_crop(model.image_tower, args.image_crop), model.tokenizer, args)
+    valid = None
+    if held_out:
+        from clip_vl.encoding.held_out import HeldOutPairs
+
+        crop = eval_crop(model.image_tower, args.image_crop)
+        valid = HeldOutPairs(held_out, crop, model.tokenizer, encoder_of(args, device))
 
     job.model = prepare_training(model, args, device)
     updates_per_epoch = -(-len(job.order) // args.gradient_accumulation_steps)
@@ -151,7 +155,8 @@ def train(device, args):
         job.save(epoch=epoch, batch=len(job.order), best=best)
         model, is_best = dist.unwrap(job.model), False
         if valid:
-            metrics, *found = evaluate_retrieval(model, valid, device, autocast(device, args), job.until_stopped)
+            found = valid.encode(model, job.until_stopped)
+            metrics = retrieval_metrics(*found, valid.image_of_text)
             job.log(epoch, **{f"valid_{name}": value for name, value in metrics.items()})
             is_best = metrics["mean_recall"] > best.get("mean_recall", -1)
         if is_best:

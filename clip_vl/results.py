@@ -1,9 +1,9 @@
-"""The table of everything that was run: every result.json below a folder, on the screen and in files.
+"""A table of all results: every result.json below a folder, on the screen and in files.
 
     python -m clip_vl.results snap/          prints the table; writes snap/results.md, results.csv and results.json
 
-results.md has a line for each run, with the score it is judged by; results.csv a line for each of its metrics, with
-interval and n; results.json all that the runs wrote.
+results.md has one line per run, with its main score; results.csv one line per metric, with interval and n; results.json
+all that the runs wrote.
 """
 
 from dataclasses import dataclass
@@ -15,8 +15,10 @@ from clip_vl.flags.parser import flag, parse
 class ResultsFlags:
     """Results"""
 
-    folders: list[str] = flag([], "Folders to look in; the files go into the first [snap].", positional=True)
-    output: str | None = flag(None, "Another folder for the files.")
+    folders: list[str] = flag(
+        [], "Folders that are searched for results; the files are written into the first one [snap].", positional=True
+    )
+    output: str | None = flag(None, "Folder of the files that are written [the first of the folders].")
 
 
 FLAGS = parse(ResultsFlags, __doc__) if __name__ == "__main__" else None
@@ -30,7 +32,7 @@ from clip_vl.engine.errors import DataError, UserError, printable, run_alone
 from clip_vl.engine.files import atomic_json, atomic_write
 from clip_vl.engine.readers.json_files import read_object
 from clip_vl.engine.readers.text import written
-from clip_vl.reports.page import headline, score_groups
+from clip_vl.reports.scores import headline, score_groups
 
 HEAD = ("run", "program", "split", "metric", "score", "95 % interval", "n")
 LONG = ("run", "program", "split", "checkpoint", "group", "metric", "value", "low", "high", "n")
@@ -60,7 +62,7 @@ def find_results(folders):
 
 
 def summary(results):
-    """Rows of `HEAD`, strings: a run each, with the score it is judged by."""
+    """Rows of `HEAD`, strings: one per run, with its main score."""
     for name, result in results:
         score = headline(result) or {"label": "", "value": None, "low": None, "high": None, "n": None}
         value = "no score" if score["value"] is None else f"{score['value']:.2f}"
@@ -70,7 +72,7 @@ def summary(results):
 
 
 def metrics(results):
-    """Rows of `LONG`: a metric of a run each."""
+    """Rows of `LONG`: one per metric of a run."""
     for name, result in results:
         head = (name, _text(result.get("program")), _split(result), _text(result.get("checkpoint")))
         for group in score_groups(result):
@@ -97,7 +99,7 @@ def as_markdown(rows):
 
 
 def as_csv(rows):
-    """What a spreadsheet would take for a formula begins with an apostrophe."""
+    """CSV in which a cell that a spreadsheet would read as a formula begins with an apostrophe."""
     file = io.StringIO()
     cells = (
         [f"'{cell}" if isinstance(cell, str) and cell[:1] in "=+-@" and cell else cell for cell in row] for row in rows
@@ -110,7 +112,7 @@ def main(args):
     folders = args.folders or ["snap"]
     results = find_results(folders)
     if not results:
-        raise UserError(f"no result.json below {', '.join(folders)}: nothing has been run there to its end")
+        raise UserError(f"no result.json below {', '.join(folders)}: no finished run is there")
     rows = [HEAD, *summary(results)]
     print(as_text([[printable(cell) for cell in row] for row in rows]))
     output = Path(args.output or folders[0])

@@ -8,13 +8,14 @@
 
 Each prompt is a template with the name of a class in it; the class's weight vector is the mean of its prompts, each
 normalised first as OpenAI does it (CLIP, arXiv:2103.00020). Writes samples.jsonl, result.json and report.html with the
-confusion matrix. The same command goes on where it was interrupted; features are encoded once per data set and model.
+confusion matrix. The same command resumes an interrupted run; features are encoded once per dataset and model.
 """
 
 from dataclasses import dataclass
 
 from clip_vl.flags.classes import ClassSetFlags
-from clip_vl.flags.dual import ImageTowerFlags, EvaluationFlags, SharedTowerFlags, TextTowerFlags, recalled
+from clip_vl.flags.dual import ImageTowerFlags, SharedTowerFlags, TextTowerFlags, recalled
+from clip_vl.flags.evaluation import EvaluationFlags
 from clip_vl.flags.parser import flag, parse
 
 
@@ -23,14 +24,14 @@ class ZeroShotFlags(EvaluationFlags, ClassSetFlags, ImageTowerFlags, TextTowerFl
     """Zero-shot classification"""
 
     templates: str | None = flag(
-        None, "Prompt templates, with {} or {c} for the name: a text file with a line for each, or JSON, also "
+        None, "Prompt templates, with {} or {c} for the class name: a text file with one per line, or JSON such as "
               "CLIP_benchmark's en_zeroshot_classification_templates.json [eight of our own].",
     )  # fmt: skip
     normalise_prompts: bool = flag(
-        True, "Normalise the prompts of a class before their mean; some published code does not."
+        True, "Normalise the features of the prompts of a class before their mean; some published code does not."
     )
     map11: str = flag(
-        "voc", "Form of mAP11: PASCAL VOC 2007's, or that of ELEVATER's leaderboard, whose precision at recall 0 is 1.",
+        "voc", "Definition of mAP11: PASCAL VOC 2007's, or ELEVATER's, whose precision at recall 0 is 1.",
         choices=["voc", "elevater"],
     )  # fmt: skip
     gallery: int = flag(24, "Images shown in the report.")
@@ -38,8 +39,8 @@ class ZeroShotFlags(EvaluationFlags, ClassSetFlags, ImageTowerFlags, TextTowerFl
 
 FLAGS = parse(ZeroShotFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
 
-from clip_vl.datasets.classes.names import Prompts, read_templates
-from clip_vl.datasets.classes.sets import key_of, open_class_set
+from clip_vl.datasets.classes.prompts import Prompts, read_templates
+from clip_vl.datasets.classes.sets import open_class_set
 from clip_vl.encoding.classes import image_features, prompt_features
 from clip_vl.engine import dist
 from clip_vl.engine.evaluation_run import EvaluationRun
@@ -52,16 +53,16 @@ from clip_vl.reports.classes import class_gallery, sample_rows
 def main(args):
     device = dist.setup()
     args = recalled(args)
-    run = EvaluationRun(args, "zero_shot", device)
-    images = open_class_set(args, args.test_split)
-    prompts = Prompts(images.class_names, read_templates(args.templates, key_of(args)))
+    run, source, encoder = EvaluationRun(args, "zero_shot", device), args.class_source(), args.encoder(device)
+    images = open_class_set(source, args.test_split)
+    prompts = Prompts(images.class_names, read_templates(args.templates, source.benchmark_key))
     image_side, text_side = open_sides(args.towers(), device)
     towers = [image_side.digest, image_side.head_digest, text_side.digest]
     if run.begin({"images": images.digest, "prompts": prompts.digest, "towers": towers}):
-        return dist.print0(f"{args.output} is finished already")
+        return dist.print0(f"{args.output} holds this evaluation already; --overwrite repeats it")
 
-    features = image_side.project(image_features(images, image_side, args, device, run.stop))
-    texts = prompt_features(prompts, text_side, args, device, run.stop)
+    features = image_side.project(image_features(images, image_side, encoder, args.image_crop, run.stop))
+    texts = prompt_features(prompts, text_side, encoder, args.max_seq_length, run.stop)
     C, T = len(images.class_names), len(prompts.templates)
     weights = class_weights(texts.view(C, T, -1), args.normalise_prompts)
     scores = class_probabilities(features, weights).numpy()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from clip_vl.datasets.classes.sets import ClassSource, open_class_set
 from clip_vl.engine.errors import DataError, Interrupted, UserError
 
 PROGRAMS = ("zero_shot", "linear_probe", "knn", "clustering")
@@ -72,17 +73,21 @@ def test_zero_shot_takes_the_class_whose_prompt_is_nearest(programs, plain, tmp_
     """With text features equal to the mean image features of each class all is right, whatever the prompts."""
     import clip_vl.zero_shot as program
 
-    original = program.prompt_features
+    original, open_sides, sides = program.prompt_features, program.open_sides, []
 
-    def planted(prompts, side, args, device, stop):
-        images = program.open_class_set(args, "train")
-        found = program.open_sides(args.towers(), device)[0]
-        features = found.project(program.image_features(images, found, args, device, stop))
+    def opened(args, device):
+        sides.append(open_sides(args, device))
+        return sides[-1]
+
+    def planted(prompts, side, encoder, *more):
+        images = open_class_set(ClassSource(str(plain)), "train")
+        features = sides[-1][0].project(program.image_features(images, sides[-1][0], encoder))
         means = torch.stack([features[torch.from_numpy(images.labels == c)].mean(0) for c in range(4)])
-        assert original(prompts, side, args, device, stop).shape == (4 * len(prompts.templates), 32)
+        assert original(prompts, side, encoder, *more).shape == (4 * len(prompts.templates), 32)
         return means.repeat_interleave(len(prompts.templates), 0)
 
     monkeypatch.setattr(program, "prompt_features", planted)
+    monkeypatch.setattr(program, "open_sides", opened)
     (tmp_path / "t.txt").write_text("a {}\nthe {c}\n")
     result = run(programs, "zero_shot", plain, tmp_path / "out", "--templates", tmp_path / "t.txt")
     assert result["accuracy"] == 100.0 and result["protocol"]["templates"] == 2
@@ -138,13 +143,13 @@ def test_a_choice_on_the_test_split_has_a_name_of_its_own(programs, noise, tmp_p
 @pytest.mark.parametrize(
     "name, flags, error, sentence",
     [
-        ("knn", ["--k", "41"], UserError, "--k 41 of 40 training images cannot be"),
+        ("knn", ["--k", "41"], UserError, "--k 41 must be from 1 to 40, the number of training images"),
         ("knn", ["--temperature", "0"], UserError, "--temperature 0.0 must be above 0"),
         ("knn", ["--train_split", "none"], UserError, "no folder 'none' for the split; it has .*test, train"),
         ("linear_probe", ["--C", "1", "--compat_best_test"], UserError, "pass one of them"),
         ("linear_probe", ["--C", "-1"], UserError, "--C -1.0 must be above 0"),
-        ("clustering", ["--clusters", "25"], UserError, "25 clusters of 24 images"),
-        ("zero_shot", ["--metric", "auc"], UserError, "--metric auc is of two classes, and .* has 4"),
+        ("clustering", ["--clusters", "25"], UserError, "--clusters 25 must be from 2 to 24"),
+        ("zero_shot", ["--metric", "auc"], UserError, "--metric auc needs two classes, and .* has 4"),
         ("zero_shot", ["--dataset", "nowhere"], UserError, "--dataset nowhere is neither a folder"),
         ("zero_shot", ["--classnames", "none.txt"], UserError, "none.txt cannot be read"),
     ],

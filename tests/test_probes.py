@@ -155,7 +155,7 @@ def test_an_interrupted_evaluation_goes_on_to_the_same_files(programs, root, who
         programs.run("probes", *flags(root, tmp_path / "broken", "--seed", "1"))
     programs.run("probes", *flags(root, tmp_path / "broken"))
     assert files_of(whole[0]) == files_of(tmp_path / "broken")
-    assert "finished" in programs.run("probes", *flags(root, tmp_path / "broken")).stdout
+    assert "already" in programs.run("probes", *flags(root, tmp_path / "broken")).stdout
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -371,10 +371,10 @@ def test_order_shufflings_are_frozen_once(programs, root, tmp_path):
         (["--probes"], UserError, "--probes names what to run: winoground"),
         (["--annotations", "nowhere"], UserError, "none of replace_obj"),
         (["--images_dir", "nowhere"], DataError, "sugarcrepe: none of the pictures of its 123 items is in nowhere"),
-        (["--saliency", "-1"], UserError, "--saliency -1 is a number of pictures"),
-        (["--fused", "x/Epoch01", "--load", "y.pt"], UserError, "--fused and --load both name what judges"),
-        (["--fused", "x/Epoch01", "--blind"], UserError, "--fused and --blind both name what judges"),
-        (["--load", "y.pt", "--blind"], UserError, "--load and --blind both name what judges"),
+        (["--saliency", "-1"], UserError, "--saliency -1 must be at least 0"),
+        (["--fused", "x/Epoch01", "--load", "y.pt"], UserError, "--fused and --load both name what is evaluated"),
+        (["--fused", "x/Epoch01", "--blind"], UserError, "--fused and --blind both name what is evaluated"),
+        (["--load", "y.pt", "--blind"], UserError, "--load and --blind both name what is evaluated"),
         (["--fused", "x/Epoch01"], UserError, "no checkpoint x/Epoch01_LXRT.pth"),
         (["--bert", "x"], UserError, "--bert x is the text model of a fused encoder: pass --fused as well"),
         (["--save_every", "0"], UserError, "--save_every and --batch_size must be at least 1"),

@@ -34,7 +34,7 @@ def test_every_result_is_in_the_table_with_its_interval(programs, tmp_path):
 
 
 def test_nothing_to_show_gets_one_sentence(programs, tmp_path):
-    with pytest.raises(UserError, match="nothing has been run there"):
+    with pytest.raises(UserError, match="no finished run is there"):
         programs.run_here("results", tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         programs.run_here("results", tmp_path / "no")

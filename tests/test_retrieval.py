@@ -11,8 +11,10 @@ from PIL import Image
 
 from clip_vl import retrieval
 from clip_vl.datasets.images.image_folders import ImageFolders
+from clip_vl.encoding import matching
+from clip_vl.encoding.encode import Encoder
 from clip_vl.engine.checkpoint import save_plain
-from clip_vl.engine.errors import DataError, UserError
+from clip_vl.engine.errors import DataError, Interrupted, UserError
 from clip_vl.models.loading.settings import as_record, read_settings
 
 IMAGES = 12
@@ -74,17 +76,17 @@ def test_an_evaluation_in_parts_or_by_several_processes_ends_with_the_same_bytes
 ):
     """Interrupted after the images: the same command encodes the texts alone, and the files are those of one go."""
     programs.run("retrieval", *flags(pairs, tmp_path / "whole", "--load", trained, cache=tmp_path / "a"))
-    encode, sides = retrieval.encode, []
+    texts, asked = retrieval.TextsOf, []
 
-    def interrupted(side, *rest):
-        sides.append(side)
-        if sides == ["image", "text"]:
-            raise retrieval.Interrupted("now")
-        return encode(side, *rest)
+    def interrupted(*given):
+        asked.append(given)
+        if len(asked) == 1:
+            raise Interrupted("now")
+        return texts(*given)
 
-    monkeypatch.setattr(retrieval, "encode", interrupted)
+    monkeypatch.setattr(retrieval, "TextsOf", interrupted)
     given = flags(pairs, tmp_path / "broken", "--load", trained, cache=tmp_path / "b")
-    with pytest.raises(retrieval.Interrupted):
+    with pytest.raises(Interrupted):
         programs.run_here("retrieval", *given)
     assert not (tmp_path / "broken" / "result.json").exists()
     programs.run("retrieval", *given)
@@ -134,13 +136,13 @@ def test_words_and_pictures_out_of_order_are_recorded_and_encoded_apart(
     programs, pairs, trained, tmp_path, monkeypatch
 ):
     """Shuffled words are encoded anew and the pictures are not, and the other way round."""
-    sides, encode = [], retrieval.encode_numbers
+    sides, encode = [], Encoder._encode
 
-    def spied(dataset, *rest, **more):
+    def spied(encoder, dataset, *rest):
         sides.append(type(dataset).__name__)
-        return encode(dataset, *rest, **more)
+        return encode(encoder, dataset, *rest)
 
-    monkeypatch.setattr(retrieval, "encode_numbers", spied)
+    monkeypatch.setattr(Encoder, "_encode", spied)
     given = {"plain": (), "words": ("--perturb_text", "all_words", "--clean_captions"),
              "parts": ("--perturb_images", "patches")}  # fmt: skip
     encoded = {}
@@ -169,25 +171,26 @@ def fused(programs, pretrained, shapes_root, tmp_path_factory):
 def test_the_fused_encoder_scores_pairs_as_in_pre_training(programs, fused, pretrained, shapes_root, tmp_path):
     """Scores of the first image against the model itself, fed with the pixels that pre-training reads."""
     kept = {}
-    original = retrieval.score_pairs
+    original = matching.score_pairs
 
-    def spied(keys, pairs, scorer, flags, *rest):
-        kept.update(pairs=pairs, flags=flags, scores=original(keys, pairs, scorer, flags, *rest))
+    def spied(keys, pairs, *rest):
+        kept.update(pairs=pairs, scores=original(keys, pairs, *rest))
         return kept["scores"]
 
-    retrieval.score_pairs = spied
+    matching.score_pairs = spied
     try:
         programs.run("retrieval", *fused, "--output", tmp_path / "run")
     finally:
-        retrieval.score_pairs = original
+        matching.score_pairs = original
     from clip_vl.datasets.images.canvas import canvas_size, place_on_canvas
     from clip_vl.datasets.lxmert.wordpiece import load_tokenizer, pad_tokens
     from clip_vl.models.fused.build import bert_folder, build_encoder
     from clip_vl.models.fused.checkpoints import read_checkpoint
     from clip_vl.models.fused.encoder import VLPretrainer
+    from clip_vl.models.fused.scorer import _recorded_flags
     from clip_vl.models.loading.weights import load_weights
 
-    pairs, given = kept["pairs"], kept["flags"]
+    pairs, given = kept["pairs"], _recorded_flags(pretrained)
     state, _ = read_checkpoint(pretrained)
     model = VLPretrainer(build_encoder(given, state)).eval()
     load_weights(model, state, ignore=("answer_head.",))
@@ -212,8 +215,8 @@ def test_the_fused_encoder_scores_pairs_as_in_pre_training(programs, fused, pret
 
 def test_scores_are_kept_for_one_way_to_read_a_checkpoint(programs, fused, pretrained, tmp_path, monkeypatch):
     """The same weights behind pooled grids judge otherwise, and do not get what was kept of them without."""
-    found, original = [], retrieval.score_pairs
-    monkeypatch.setattr(retrieval, "score_pairs", lambda *args: found.append(original(*args)) or found[-1])
+    found, original = [], matching.score_pairs
+    monkeypatch.setattr(matching, "score_pairs", lambda *args: found.append(original(*args)) or found[-1])
     path, copy = Path(f"{pretrained}_LXRT.pth"), tmp_path / f"{pretrained.name}_LXRT.pth"
     pooled = read_settings(path).values | {"use_max_pooling": True}
     save_plain(copy, torch.load(path, weights_only=True), as_record(pooled))
@@ -241,8 +244,8 @@ def test_reranking_all_candidates_is_scoring_all_pairs(programs, fused, trained,
         (["--test", ""], UserError, "--test names no data: pass one of coco-karpathy-5k"),
         (["--rerank", "4"], UserError, "pass --fused"),
         (["--bert", "x"], UserError, "--bert x is the text model of a fused encoder: pass --fused as well"),
-        (["--rerank", "-1"], UserError, "from 0 up"),
-        (["--saliency", "-1"], UserError, "--saliency -1 are numbers from 0 up"),
+        (["--rerank", "-1"], UserError, "at least 0"),
+        (["--saliency", "-1"], UserError, "--saliency -1 must be at least 0"),
         (["--captions_per_image", "0"], UserError, "at least 1"),
         (["--fused", "nowhere/Epoch01"], UserError, "no checkpoint nowhere/Epoch01"),
         (["--test", "flickr30k-karpathy"], UserError, "is not there"),

@@ -1,7 +1,7 @@
-"""Features of a frozen tower, computed once and kept beside the data: training then needs no teacher in memory.
+"""Features of a frozen model, computed once and kept on disk.
 
-They are made in blocks, each a file that is whole or absent, dealt out to the processes; whoever is killed leaves its
-blocks to the next run. The whole becomes one memory-mapped array, which all ranks and loader workers share.
+They are computed in blocks, each a file that is whole or absent, dealt out to the processes; a killed run leaves its
+blocks to the next one. All blocks become one memory-mapped array, which all processes and loader workers share.
 """
 
 import shutil
@@ -19,8 +19,8 @@ NAME = "teacher-features"
 BLOCK = 4096  # rows that a killed process can lose
 
 
-class TeacherFeatures:
-    """`features[number]` (D,) or `features[numbers]` (n, D), read-only, over a memory map. Pickles as its path."""
+class CachedFeatures:
+    """`features[number]` (D,) or `features[numbers]` (n, D), read-only, from a memory map. Pickles as its path."""
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -38,13 +38,13 @@ class TeacherFeatures:
 
 
 def cached_features(source_digest, tower, count, encode, cache_root, *, dtype="float16", block=BLOCK):
-    """`TeacherFeatures` of 0 ... count - 1, made by `encode` where they are not there yet.
+    """`CachedFeatures` of 0 ... count - 1, computed by `encode` where they are not kept yet.
 
-    All processes call it, and see the same `cache_root`.
+    All processes call it, with the same `cache_root`.
     source_digest: digest of the source
-    tower:         JSON that says which tower it is, and all else that its features depend on: weights, pixels, side
-    count:         len(source) for images, source.num_texts for texts
-    encode:        function of int64 (n,) numbers -> (n, D) array or tensor; a row of NaN for what cannot be read
+    tower:         JSON that names the model and all else that its features depend on: weights, preprocessing, side
+    count:         number of items
+    encode:        int64 (n,) numbers -> (n, D) array or tensor; a row of NaN for what cannot be read
     """
     if dtype not in ("float16", "float32"):
         raise ValueError(f"dtype is {dtype!r}; float16 or float32")
@@ -54,7 +54,7 @@ def cached_features(source_digest, tower, count, encode, cache_root, *, dtype="f
     found = next((root / done for root in roots if is_whole(root / done)), None)
     if any(dist.agree(found is None)):
         found = _build(writable_root(cache_root), key, range(0, count, block), count, encode, dtype)
-    return TeacherFeatures(found)
+    return CachedFeatures(found)
 
 
 def _build(root, key, starts, count, encode, dtype):
@@ -75,7 +75,7 @@ def _path(parts, start):
 
 def _encode_blocks(parts, starts, count, encode, dtype):
     mine = [start for start in starts[dist.rank() :: dist.world_size()] if not _path(parts, start).is_file()]
-    for start in dist.progress(mine, "features of the frozen tower", True):
+    for start in dist.progress(mine, "features of the frozen model", True):
         numbers = np.arange(start, min(start + starts.step, count))
         values = encode(numbers)
         values = np.asarray(values.float().cpu() if hasattr(values, "cpu") else values)
@@ -89,7 +89,7 @@ def _as(values, dtype):
     with np.errstate(over="ignore"):
         stored = values.astype(dtype)
     if (np.isinf(stored) & np.isfinite(values)).any():
-        raise DataError("the frozen tower has features beyond 65,504, which float16 cannot hold; keep them as float32")
+        raise DataError("the frozen model has features beyond 65,504, which float16 cannot hold; keep them as float32")
     return stored
 
 
@@ -99,12 +99,12 @@ def _save(path, values):
             np.save(file, values)
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written: {error.strerror}; free some room and repeat: it goes on here"
+            f"{path} cannot be written: {error.strerror}; free some disk space and repeat the command"
         ) from None
 
 
 def _join(folder, paths):
-    """One array of all blocks, copied a block at a time: not by a map, which ends in SIGBUS on a full disk."""
+    """One array of all blocks, copied a block at a time: writing to a memory map ends in SIGBUS on a full disk."""
     first = np.load(paths[0], mmap_mode="r", allow_pickle=False)
     lengths = [len(np.load(path, mmap_mode="r", allow_pickle=False)) for path in paths]
     described = np.lib.format.header_data_from_array_1_0(first) | {"shape": (sum(lengths), first.shape[1])}

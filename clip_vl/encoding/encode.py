@@ -1,13 +1,91 @@
-"""Images alone and texts alone, for what is encoded once: evaluation, caches of a frozen tower, mining."""
+"""A frozen model over a dataset: each image or text is encoded once, by all processes together.
+
+    encoder = Encoder(device, batch_size=64, cache_root="data/cache")
+    features = encoder.cached(images, rows, encode, source=source.digest, model=digest)   # kept on disk, (N, D)
+    features = encoder.gathered(images, rows, encode)                                     # of a model in training
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.datasets.loader import build_loader, evaluation_loader, to_device
+from clip_vl.encoding.cache import cached_features
 from clip_vl.engine import dist
-from clip_vl.engine.errors import DataError, Interrupted
-from clip_vl.engine.optim import autocast
+from clip_vl.engine.errors import Interrupted
+
+BLOCK = 1024  # items that one process encodes at a time, and that a killed process can lose
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """How a model runs over a dataset.
+
+    dtype:      of autocast; None for float32
+    cache_root: folder of the features that are kept
+    """
+
+    device: torch.device
+    batch_size: int = 64
+    num_workers: int = 0
+    dtype: torch.dtype | None = None
+    cache_root: str | Path = "data/cache"
+    tqdm: bool = False
+
+    def autocast(self):
+        return torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
+
+    def cached(self, dataset, numbers, encode, *, source, model, dtype="float32", block=BLOCK, skip_damaged=False,
+               stop=None):  # fmt: skip
+        """Features (N, D) of the items `numbers` (N,) of a dataset, `CachedFeatures`; computed where they are not kept.
+
+        encode:       batch on the device -> (B, D)
+        source:       digest of what the dataset reads
+        model:        text that names all else that the features depend on: weights, preprocessing
+        skip_damaged: an image that cannot be read has features of NaN, instead of being a DataError
+        stop:         true when a signal asks to stop: then Interrupted
+        """
+        numbers = np.asarray(numbers)
+        chosen = hashlib.sha256(np.ascontiguousarray(numbers, np.int64)).hexdigest()
+
+        def encode_block(positions):
+            return self._encode(dataset, numbers[positions], encode, skip_damaged, stop)
+
+        Path(self.cache_root).mkdir(parents=True, exist_ok=True)
+        described = f"{model} {self.dtype} items {chosen}"
+        return cached_features(source, described, len(numbers), encode_block, self.cache_root, dtype=dtype, block=block)
+
+    @torch.no_grad()
+    def gathered(self, dataset, numbers, encode, watched=iter):
+        """Features (N, D) of the items `numbers` (N,) on all processes, float32 on the host; nothing is kept.
+
+        watched: passes the batches on, or stops. Raises DataError at a damaged image.
+        """
+        numbers = np.asarray(numbers)
+        mine = shares(np.arange(len(numbers)), self.batch_size, dist.rank(), dist.world_size())
+        batches = evaluation_loader(dataset, [numbers[part] for part in mine], self.device, self)
+        return collect(encode, watched(zip(mine, batches)), self.autocast())
+
+    @torch.no_grad()
+    def _encode(self, dataset, numbers, encode, skip_damaged, stop):
+        """Features (n, D) of some items by this process alone, float32 on the host."""
+        parts, features = shares(numbers, self.batch_size, 0, 1), []
+        if skip_damaged:
+            loader = build_loader(dataset, 0, parts, self, self.device)
+        else:
+            loader = evaluation_loader(dataset, parts, self.device, self)
+        for batch in loader:
+            stop_if_asked(stop)
+            with self.autocast():
+                part = encode(to_device(batch, self.device)).float().cpu()
+            for row, _ in batch.get("damaged", ()):
+                part[batch["rows"] == row] = torch.nan
+            features.append(part)
+        return torch.cat(features)
 
 
 class ImagesOf:
@@ -37,75 +115,28 @@ class TextsOf:
         return {"tokens": self.tokenizer([self.source.text(int(number)) for number in key[1]])}
 
 
-class HeldOutPairs:
-    """The pairs of a source for retrieval: each image once, however many rows it has, and all of its texts.
-
-    teacher: {"image" or "text": `TeacherFeatures`} stand for what a frozen tower would see
-    rows: (N,) of the images;  numbers: (M,) of the texts;  image_of_text: (M,), place in `rows`
-    """
-
-    def __init__(self, source, crop, tokenizer, args, teacher=None):
-        self.source, self.args, self.teacher = source, args, teacher or {}
-        self.images, self.texts = ImagesOf(source, crop), TextsOf(source, tokenizer)
-        place, rows, numbers, owners = {}, [], [], []
-        for row in range(len(source)):
-            image = place.setdefault(source.image_id(row), len(rows))
-            if image == len(rows):
-                rows.append(row)
-            found = [source.text_number(row, index) for index in range(source.num_captions(row))]
-            numbers += found
-            owners += [image] * len(found)
-        self.rows, self.numbers, self.image_of_text = np.array(rows), np.array(numbers), np.array(owners)
-
-    def image_batches(self, device):
-        """This process's (places in `rows`, batch), on the device. Raises DataError at a damaged image."""
-        return self._batches("image", "images", self.images, self.rows, device)
-
-    def text_batches(self, device):
-        """This process's (places in `numbers`, batch)."""
-        return self._batches("text", "tokens", self.texts, self.numbers, device)
-
-    def _batches(self, side, name, dataset, wanted, device):
-        mine = shares(np.arange(len(wanted)), self.args.batch_size, dist.rank(), dist.world_size())
-        parts, teacher = [wanted[part] for part in mine], self.teacher.get(side)
-        if teacher is None:
-            return zip(mine, evaluation_loader(dataset, parts, device, self.args))
-        return zip(mine, ({name: self._cached(teacher, part).to(device)} for part in parts))
-
-    def _cached(self, teacher, numbers):
-        features = np.asarray(teacher[numbers], dtype=np.float32)
-        bad = np.flatnonzero(~np.isfinite(features).all(1))
-        if len(bad):  # images alone: every text can be read
-            raise DataError(f"evaluation needs every image: {self.source.name(int(numbers[bad[0]]))} could not be read")
-        return torch.from_numpy(features)
-
-
 @torch.no_grad()
-def encode_numbers(dataset, numbers, encode, device, args, *, skip_damaged=False, stop=None):
-    """Features of some numbers of a dataset by this process alone, float32 (n, D), in the precision of the flags.
+def collect(encode, numbered_batches, autocast):
+    """`encode(batch)` of every process's batches, on all processes, float32 (N, D) in the order of their numbers.
 
-    encode:       batch on the device -> (b, D)
-    skip_damaged: an image that cannot be read has features of NaN, instead of being a DataError
-    stop:         true when a signal asks to end: then Interrupted
+    numbered_batches: (integers (b,), batch) pairs of this process; together the numbers are N different ones
+    encode:           batch -> (b, D)
     """
-    parts, features = shares(numbers, args.batch_size, 0, 1), []
-    loader = (
-        build_loader(dataset, 0, parts, args, device)
-        if skip_damaged
-        else evaluation_loader(dataset, parts, device, args)
-    )
-    for batch in loader:
-        if stop:
-            raise Interrupted("interrupted; what is encoded is kept, and the same command goes on from there")
-        with autocast(device, args):
-            part = encode(to_device(batch, device)).float().cpu()
-        for row, _ in batch.get("damaged", ()):
-            part[batch["rows"] == row] = torch.nan
-        features.append(part)
-    return torch.cat(features)
+    mine = []
+    for numbers, batch in numbered_batches:
+        with autocast:
+            mine.append((np.asarray(numbers), encode(batch).float().cpu().numpy()))
+    parts = [part for parts in dist.gather(mine) for part in parts]
+    order = np.argsort(np.concatenate([numbers for numbers, _ in parts]), kind="stable")
+    return torch.from_numpy(np.concatenate([features for _, features in parts])[order])
 
 
 def shares(numbers, batch_size, rank, world_size):
-    """This process's batches of `numbers`, dealt out in turn: every one in exactly one batch of one process."""
+    """This process's batches of `numbers`, dealt out in turn: every number is in exactly one batch of one process."""
     batches = [numbers[start : start + batch_size] for start in range(0, len(numbers), batch_size)]
     return batches[rank::world_size]
+
+
+def stop_if_asked(stop):
+    if stop:
+        raise Interrupted("interrupted; what is encoded is kept, and the same command continues from there")

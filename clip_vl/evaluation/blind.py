@@ -1,8 +1,8 @@
-"""A scorer that sees no picture: what it gets right is given away by the captions alone.
+"""A scorer of captions alone: what it gets right needs no image.
 
 NGrams: how likely the words of a caption are to follow each other, by a trigram model of given captions (Jelinek-Mercer
-interpolation with fixed weights), as the mean log-likelihood of its words. Without captions to learn from, `shortness`:
-the caption with fewer characters wins, which is what negatives with something added give away.
+interpolation with fixed weights), as the mean log-likelihood of its words. Without captions to train on, `shortness`:
+the caption with fewer characters wins, which is right where negatives have something added.
 """
 
 import hashlib
@@ -62,12 +62,12 @@ def shortness(caption):
 
 
 class BlindScorer:
-    """Scores of the captions of a probe alone: no picture is opened, and none is missing.
+    """Scores of the captions of a probe alone: no image is opened, and none is missing.
 
     captions: text file with a caption a line, for `NGrams`; None for `shortness`
     """
 
-    threshold, judge = None, "captions alone"
+    threshold, scored_by = None, "captions alone"
 
     def __init__(self, captions):
         self.likely, self.data = shortness, None
@@ -83,7 +83,8 @@ class BlindScorer:
     def inputs(self):
         return {"blind": hashlib.sha256(self.data).hexdigest() if self.data else "shorter"}
 
-    def scores(self, run, plan):
+    def scores(self, plan, in_parts=None):
+        """({(crop, text): score}, zeros (N,)) of a `Plan` on rank 0, else None; nothing is kept in parts."""
         if dist.rank():
             return None
         of_text = [self.likely(text) for text in plan.texts]

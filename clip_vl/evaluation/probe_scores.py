@@ -1,6 +1,6 @@
 """Scores of compositional probes: verdicts on items, ties by two rules, means of groups, intervals over images.
 
-    verdicts = [judge("captions", block) for block in blocks]          block: scores (K images, L captions)
+    verdicts = [verdict_on("captions", block) for block in blocks]          block: scores (K images, L captions)
     table_row(row, verdicts, items, tie="wrong")                       score, pessimistic, chance, interval, n, ties
 
 Definitions: Winoground arXiv:2204.03162 section 4.2; CREPE arXiv:2212.07796 section 3.3; the others count an item right
@@ -35,7 +35,7 @@ class Verdict(NamedTuple):
     gold: int = 0
 
 
-def judge(kind, block, gold=0, threshold=0.0):
+def verdict_on(kind, block, gold=0, threshold=0.0):
     """The Verdict on an item's scores (K images, L captions). What is not a number makes it wrong, by any rule."""
     block = np.asarray(block, dtype=np.float32)
     if kind == "winoground":
@@ -130,7 +130,7 @@ def chance_of(metric, verdict, positives=0.5):
 def table_row(row, verdicts, groups, clusters, tie="wrong", seed=0, interval=True):
     """The numbers of a Row (label, metric, groups, weights) over items, as a dict; percent, but for ranks.
 
-    verdicts: of the items that could be scored;  groups: of each, a tuple of names;  clusters: of each, its picture
+    verdicts: of the items that could be scored;  groups: of each, a tuple of names;  clusters: of each, its image
     tie:      what the official rule counts a tie as, "wrong" or "right";  interval: without, low and high are None
     """
     place = {name: i for i, name in enumerate(row.groups)}
@@ -178,7 +178,7 @@ def _mean(values, weights, group, group_weights):
 
 
 def _interval(values, weights, group, group_weights, clusters, seed):
-    """95 % percentile bootstrap of `_mean`; items of one picture are drawn together."""
+    """95 % percentile bootstrap of `_mean`; items of one image are drawn together."""
     _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
     C = cluster.max() + 1
     rng = numpy_rng(seed, "probe bootstrap", C)

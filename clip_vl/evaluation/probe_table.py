@@ -1,16 +1,15 @@
-"""From scores of pictures and captions to the verdict on every item, the rows of samples.jsonl, and the table."""
+"""From scores of images and captions to the verdict on every item, the rows of samples.jsonl, and the table."""
 
 import numpy as np
 
-from clip_vl.engine import dist
-from clip_vl.evaluation.probe_scores import cross_fitted, fold_of, judge, table_row
+from clip_vl.evaluation.probe_scores import cross_fitted, fold_of, table_row, verdict_on
 
 
-def judge_probe(part, score_of, damaged_crops, threshold):
-    """([(item, crops, block, Verdict)], items without a usable picture) of a probe.
+def evaluate_probe(part, score_of, damaged_crops, threshold):
+    """([(item, crops, block, Verdict)], items without a usable image) of a probe.
 
     part:  (Probe, items, missing) of a `Plan`;  score_of: {(crop, text): score}
-    damaged_crops: bool (N,), pictures that could not be read;  threshold: of a match, None to calibrate one
+    damaged_crops: bool (N,), images that could not be read;  threshold: of a match, None to calibrate one
     """
     probe, items, missing = part
     damaged = [item for item, crops, _ in items if any(damaged_crops[c] for c in crops)]
@@ -25,13 +24,13 @@ def judge_probe(part, score_of, damaged_crops, threshold):
         scores = np.array([block[:, 0].mean() for block in blocks])
         fixed = threshold is not None
         thresholds = np.full(len(usable), threshold) if fixed else cross_fitted(scores, labels, folds)
-    verdicts = [judge(probe.kind, b, e[0].gold, t) for e, b, t in zip(usable, blocks, thresholds)]
+    verdicts = [verdict_on(probe.kind, b, e[0].gold, t) for e, b, t in zip(usable, blocks, thresholds)]
     return [(*entry[:2], block, verdict) for entry, block, verdict in zip(usable, blocks, verdicts)], missing + damaged
 
 
-def sample_rows(probe, judged, missing):
+def sample_rows(probe, evaluated, missing):
     """Rows of samples.jsonl: every item, also one that could not be scored; correct: by the official rule."""
-    for item, _, block, v in judged:
+    for item, _, block, v in evaluated:
         row = {"id": f"{probe.name}/{item.id}", "probe": probe.name, "subset": item.groups[0],
                "image": item.images[0].name, "scores": np.asarray(block, dtype=float).round(6).tolist()}  # fmt: skip
         loose = probe.tie == "right"
@@ -53,25 +52,22 @@ def sample_rows(probe, judged, missing):
                "image": item.images[0].name, "missing_image": 1}  # fmt: skip
 
 
-def table_of(probe, judged, missing, seed, published, blind=()):
+def table_of(probe, evaluated, missing, seed, blind=()):
     """The rows of the table, dicts.
 
-    blind: what `judge_probe` finds by scores of the captions alone; then rows say what these give away, where a model
-           chooses among captions or decides about one. A tie counts half there: who cannot tell two captions apart
-           guesses, and is right as often as not
+    blind: the items that `evaluate_probe` scored by the captions alone; rows then have that score where a model chooses
+           among captions or decides about one. A tie counts half there, as a guess between two captions
     """
-    verdicts, groups = [v for *_, v in judged], [item.groups for item, *_ in judged]
-    pictures = [item.images[0].name for item, *_ in judged]
+    verdicts, groups = [v for *_, v in evaluated], [item.groups for item, *_ in evaluated]
+    images = [item.images[0].name for item, *_ in evaluated]
     for row in probe.rows:
         lost = sum(any(group in row.groups for group in item.groups) for item in missing)
-        numbers = table_row(row, verdicts, groups, pictures, probe.tie, seed)
+        numbers = table_row(row, verdicts, groups, images, probe.tie, seed)
         given_away = None
         if blind and probe.kind in ("captions", "match"):
-            both = table_row(row, [v for *_, v in blind], groups, pictures, interval=False)
+            both = table_row(row, [v for *_, v in blind], groups, images, interval=False)
             given_away = None if both["score"] is None else (both["pessimistic"] + both["optimistic"]) / 2
-        known = published.get((probe.name, row.label, row.metric), {})
-        yield {"probe": probe.name, **numbers, "blind": given_away, "missing": lost, "tie_counts_as": probe.tie,
-               "references": known}  # fmt: skip
+        yield {"probe": probe.name, **numbers, "blind": given_away, "missing": lost, "tie_counts_as": probe.tie}
 
 
 def flat(table):
@@ -87,23 +83,3 @@ def flat(table):
                 f"{name}_high": row["high"],
             }
     return values
-
-
-def print_table(table, defects):
-    """One line per row, then what is wrong with the data."""
-    titles = ("probe", "row", "metric", "n", "missing", "ties", "score", "ties wrong", "chance", "blind")
-    lines = [(*titles, "95 % interval", "published")]
-    for row in table:
-        counts = [f"{row[name]:,}" for name in ("n", "missing", "ties")]
-        known = ", ".join(f"{who} {score:.2f}" for who, score in row["references"].items())
-        values = (row[name] for name in ("score", "pessimistic", "chance", "blind"))
-        scores = ["" if value is None else f"{value:.2f}" for value in values]
-        scores.append("" if row["score"] is None else f"{row['low']:.2f} - {row['high']:.2f}")
-        lines.append((row["probe"], row["row"], row["metric"], *counts, *scores, known))
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    for line in lines:
-        cells = [text.ljust(w) if i < 3 or i > 9 else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths))]
-        dist.print0("  ".join(cells).rstrip())
-    for name, counts in defects.items():
-        for defect, count in counts.items():
-            dist.print0(f"{name}: {defect}: {count:,}")

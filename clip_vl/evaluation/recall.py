@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from clip_vl.encoding.gather import collect
 from clip_vl.engine import dist
 from clip_vl.evaluation.bootstrap import clustered_interval
 from clip_vl.evaluation.neighbours.tiles import count_columns, count_rows, full_precision, one_thread_each, product
@@ -25,19 +24,6 @@ class Ranks(NamedTuple):
 
     text_to_image: tuple
     image_to_text: tuple
-
-
-def evaluate_retrieval(model, held_out, device, precision, watched=iter):
-    """Recall of held-out pairs, computed by all processes -> (metrics, image features, text features).
-
-    model:    has encode_image and encode_text;  precision: a context to encode in
-    held_out: has image_batches(device) and text_batches(device), of (places, batch), and image_of_text
-    watched:  passes the batches on, or stops
-    """
-    model.eval()
-    images = collect(lambda b: model.encode_image(b["images"]), watched(held_out.image_batches(device)), precision)
-    texts = collect(lambda b: model.encode_text(b["tokens"]), watched(held_out.text_batches(device)), precision)
-    return retrieval_metrics(images, texts, held_out.image_of_text), images, texts
 
 
 def retrieval_metrics(image_features, text_features, image_of_text, ks=(1, 5, 10)):

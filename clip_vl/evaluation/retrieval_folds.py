@@ -6,7 +6,7 @@ import torch
 from clip_vl.evaluation.neighbours.exact import sharded_top_k
 from clip_vl.evaluation.recall import WAYS, Ranks, candidate_ranks, feature_ranks, metrics_of_ranks, score_ranks
 
-TOP = 5  # of each query, to look at
+TOP = 5  # candidates of each query in the report
 
 
 class Fold:

@@ -1,6 +1,6 @@
 """The flags of captioned images: where they are, and how training and evaluation read them. No torch is imported."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from clip_vl.flags.parser import flag
 
@@ -21,6 +21,12 @@ class SourceFlags:
         0.5, "Largest share of a file's captions that may be left out, such as blank ones; their number is reported."
     )
     dataset_size: int | None = flag(None, "Number of rows to use, from the first one [all].")
+
+    def caption_options(self):
+        """The `CaptionOptions` of these flags."""
+        from clip_vl.datasets.captions.sources import CaptionOptions
+
+        return CaptionOptions(**{field.name: getattr(self, field.name) for field in fields(CaptionOptions)})
 
 
 @dataclass
@@ -46,3 +52,14 @@ class PairFlags(SourceFlags):
     max_damaged: float = flag(
         0.001, "Largest share of missing or damaged training images that is tolerated; each one is named."
     )
+
+
+def encoder_of(args, device):
+    """The `Encoder` of flags that have batch_size, num_workers, bf16, fp16, datasets_dir and tqdm."""
+    from pathlib import Path
+
+    from clip_vl.encoding.encode import Encoder
+    from clip_vl.engine.optim import autocast_dtype
+
+    dtype = autocast_dtype(device, args.bf16, args.fp16)
+    return Encoder(device, args.batch_size, args.num_workers, dtype, Path(args.datasets_dir) / "cache", args.tqdm)

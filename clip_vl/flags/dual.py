@@ -163,33 +163,6 @@ class DualOptimFlags:
 
 
 @dataclass
-class EvaluationFlags:
-    """Evaluation"""
-
-    output: str | None = flag(None, "Folder for rows, results and report.")
-    seed: int = flag(9595, "Seed of every random draw; the same on all ranks.")
-    batch_size: int = flag(64, "Images or texts per process and forward pass.", at_least=1)
-    num_workers: int = flag(0, "Loader workers of each process.", "--numWorkers", "--workers", at_least=0)
-    precision: str = flag("fp32", "Precision of the towers; scores are always computed in float32.", choices=PRECISIONS)
-    datasets_dir: str = flag("data", "Folder of named datasets and of caches.", "--eval_data_dir")
-    image_crop: str | None = flag(
-        None, "Method that fits an image into the square [the tower's own].", choices=CROPS
-    )
-    overwrite: bool = flag(
-        False, "Start the evaluation again; without this flag an interrupted evaluation continues where it stopped."
-    )
-    tqdm: bool = flag(False, "Show a progress bar on a terminal.")
-
-    @property
-    def bf16(self):
-        return {"amp": None, "bf16": True}.get(self.precision, False)
-
-    @property
-    def fp16(self):
-        return self.precision == "fp16"
-
-
-@dataclass
 class PublishedRunFlags:
     """Name of the run and its checkpoints"""
 

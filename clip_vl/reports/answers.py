@@ -1,36 +1,32 @@
-"""Validation samples to look at: a picture, what is true of it, and the model's top five."""
-
-import base64
-import io
+"""Validation samples for the report: an image, its true answers or captions, and the model's top five."""
 
 import numpy as np
 
 from clip_vl.engine.random import numpy_rng
-from clip_vl.engine.readers.colours import to_rgb
+from clip_vl.reports.images import thumbnail
 
-THUMBNAIL = 320  # pixels of the longer side
 RIGHT = 0.5  # soft score from which an answer counts as right: two of ten people said so
 
 
-def build_gallery(annotations, predictions, scores, answers, picture_of=None, count=24, seed=0):
+def build_gallery(annotations, predictions, scores, answers, image_of=None, count=24, seed=0):
     """The cards of gallery.json: `count` questions drawn at random, half right and half wrong where there are enough.
 
     predictions: (row, classes, probabilities) per question, best first; scores: the soft score each one earned
-    answers:     the name of each class;  picture_of: row -> bytes of an image file, or None for cards without
+    answers:     the name of each class;  image_of: row -> bytes of an image file, or None for cards without
     """
     order = numpy_rng(seed, "gallery").permutation(len(scores))
     wrong = [i for i in order if scores[i] < RIGHT]
     right = [i for i in order if scores[i] >= RIGHT]
     some_wrong = max(count // 2, count - len(right))
     chosen = sorted([*wrong[:some_wrong], *right[: count - min(some_wrong, len(wrong))]], key=order.tolist().index)
-    return {"cards": [_card(annotations, *predictions[i], scores[i], answers, picture_of) for i in chosen]}
+    return {"cards": [_card(annotations, *predictions[i], scores[i], answers, image_of) for i in chosen]}
 
 
-def _card(annotations, row, classes, probabilities, score, answers, picture_of):
+def _card(annotations, row, classes, probabilities, score, answers, image_of):
     ids, values = annotations.answers(row)
     truth = sorted(zip([answers[i] for i in ids], np.asarray(values).tolist()), key=lambda pair: -pair[1])
     return {
-        "image": thumbnail(picture_of(row)) if picture_of else "",
+        "image": thumbnail(image_of(row)) if image_of else "",
         "title": annotations.sentence(row),
         "truth": [list(pair) for pair in truth],
         "predictions": [[answers[c], round(p, 4)] for c, p in zip(classes, probabilities)],
@@ -71,20 +67,3 @@ def retrieval_gallery(held_out, images, texts, count=24, seed=0):
             }
         )
     return {"cards": cards}
-
-
-def thumbnail(data):
-    """Bytes of an image file -> a small JPEG as a data URI."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(data)) as image:
-        image = to_rgb(image)
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    return jpeg_uri(image)
-
-
-def jpeg_uri(image):
-    """A Pillow image -> a JPEG as a data URI."""
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=85)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -3,7 +3,7 @@
 import numpy as np
 
 from clip_vl.engine.random import numpy_rng
-from clip_vl.reports.answers import thumbnail
+from clip_vl.reports.images import thumbnail
 
 TOP = 5
 

@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from clip_vl.engine.readers.json_files import is_number
+from clip_vl.reports.scores import COMPANIONS, compact
 
 BOX = 1000
 MAX_POINTS = 400  # per curve, after thinning
@@ -18,7 +19,6 @@ VALIDATION = ("valid", "val", "eval", "minival", "test")
 PANELS = ("Training loss", "Validation loss", "Validation score", "Learning rate", "Throughput")  # first, in this order
 LARGEST = 1e100  # numbers beyond are not drawn: their differences overflow
 POSITIONS = ("step", "epoch", "samples")  # where a row stands, not what was measured
-COMPANIONS = ("_n", "_low", "_high")  # count and interval that stand beside a score
 
 
 def series_of(rows):
@@ -83,18 +83,6 @@ def ticks(low, high, about=5):
     size *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (size * factor) <= about + 1)
     first, last = math.ceil(low / size - 1e-9), math.floor(high / size + 1e-9)
     return [float(f"{index * size:.10g}") for index in range(first, last + 1)]
-
-
-def compact(value):
-    """A short number for an axis: 0.5, 5e-5, 1,200, 35k, 1.2M."""
-    if abs(value) >= 1e6:
-        return f"{value / 1e6:.4g}M"
-    if abs(value) >= 1e4:
-        return f"{value / 1e3:.4g}k"
-    if value and abs(value) < 1e-3:
-        mantissa, exponent = f"{value:.3e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _number(value, otherwise=None):

@@ -1,7 +1,7 @@
-"""A run as one page, report.html: curves, score table and pictures. One file that needs no network and no server.
+"""A run as one page, report.html: curves, score table and images. One file that needs no network and no server.
 
 Everything on it comes from files that may hold foreign text (answers, questions, file names), so the template escapes
-all of it, pictures are checked to be base64 of an image type, and the page's own policy forbids any request.
+all of it, images are checked to be base64 of an image type, and the content policy of the page forbids any request.
 """
 
 import re
@@ -12,11 +12,9 @@ from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_write
 from clip_vl.engine.readers.json_files import is_number, parse_json, read_bounded, read_object
 from clip_vl.engine.readers.text import written
-from clip_vl.reports.confusion import confusion_panel
-from clip_vl.reports.curves import COMPANIONS, compact, panels_of, series_of
+from clip_vl.reports.scores import headline, score_groups
 
-PICTURE = re.compile(r"data:image/(jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
-NOT_SCORES = ("step", "epoch", "update", "n")
+IMAGE_URI = re.compile(r"data:image/(jpeg|png|webp);base64,[A-Za-z0-9+/]+={0,2}")
 
 
 def write_report(folder):
@@ -26,16 +24,25 @@ def write_report(folder):
     raises:  UserError if `folder` holds no run, DataError naming a file of the wrong form
     """
     run = read_run(folder)
-    gallery = read_object(run["folder"] / "gallery.json") or {}
+    gallery, panels = read_object(run["folder"] / "gallery.json") or {}, []
+    confusion = None
+    if run["series"]:
+        from clip_vl.reports.curves import panels_of
+
+        panels = panels_of(run["series"])
+    if gallery.get("confusion") is not None:
+        from clip_vl.reports.confusion import confusion_panel
+
+        confusion = confusion_panel(gallery, run["folder"] / "gallery.json")
     page = _render(
         "report.html",
         run=run,
         facts=_facts(run),
-        panels=panels_of(run["series"]),
+        panels=panels,
         scores=score_groups(run["result"]),
         cards=_cards(gallery, run["folder"] / "gallery.json"),
         note=str(gallery.get("note", "")),
-        confusion=confusion_panel(gallery, run["folder"] / "gallery.json"),
+        confusion=confusion,
     )
     return _write(run["folder"] / "report.html", page)
 
@@ -47,14 +54,18 @@ def read_run(folder):
     if record is None:
         raise UserError(f"{folder} holds no run: there is no args.json in it.")
     record = _of_form(record)
-    rows = _read_rows(folder / "log.jsonl")
+    rows, series = _read_rows(folder / "log.jsonl"), {}
+    if rows:
+        from clip_vl.reports.curves import series_of
+
+        series = series_of(rows)
     result = read_object(folder / "result.json") or {}
     return {
         "folder": folder,
         "name": str(record.get("name") or folder.name),
         "record": record,
         "rows": rows,
-        "series": series_of(rows),
+        "series": series,
         "result": result,
         "headline": headline(result),
         "seconds": sum(row["seconds"] for row in rows if is_number(row.get("seconds"))),
@@ -77,37 +88,6 @@ def _texts(values):
     return [str(value) for value in values] if isinstance(values, list) else []
 
 
-def headline(result):
-    """The score a run is judged by: the first with an interval, or the first number of all; None without a result."""
-    rows = [row for group in score_groups(result)[:1] for row in group["rows"]]
-    return next((row for row in rows if row["low"] is not None), rows[0] if rows else None)
-
-
-def score_groups(result):
-    """[{title, rows}] of a flat result: `accuracy` is overall, `accuracy/answer_type/number` goes under answer type.
-
-    Each row: label, value, and from the companions `<key>_n`, `<key>_low`, `<key>_high` (or None) n, low, high.
-    """
-    groups = {}
-    for key, value in result.items():
-        base = next((key.removesuffix(end) for end in COMPANIONS if key.endswith(end)), None)
-        if not is_number(value) or key in NOT_SCORES or base in result:
-            continue
-        metric, *rest = key.split("/", 2)
-        title = f"{metric} by {rest[0]}".replace("_", " ").capitalize() if len(rest) == 2 else "Overall"
-        row = {"label": rest[1] if len(rest) == 2 else key.replace("_", " "), "value": value}
-        row |= {end[1:]: _companion(result, key + end) for end in COMPANIONS}
-        if None in (row["low"], row["high"]):
-            row |= {"low": None, "high": None}
-        groups.setdefault(title, []).append(row)
-    ordered = sorted(groups, key=lambda title: title != "Overall")
-    return [{"title": title, "rows": groups[title]} for title in ordered]
-
-
-def _companion(result, key):
-    return result[key] if is_number(result.get(key)) else None
-
-
 def duration(seconds):
     """3 d 4 h, 2 h 13 min, 5 min 20 s, 12 s."""
     seconds = round(seconds)
@@ -121,11 +101,11 @@ def duration(seconds):
     return " ".join(parts)
 
 
-# ---- what stands on the page
+# ---- contents of the page
 
 
 def _facts(run):
-    """(name, value) pairs for the page's head; what is not known is left out."""
+    """(name, value) pairs for the head of the page; unknown values are left out."""
     record, result, rows = run["record"], run["result"], run["rows"]
     machine = record["machine"]
     processes = machine["processes"] if is_number(machine.get("processes")) else 1
@@ -153,7 +133,7 @@ def _date(text):
 
 
 def _cards(gallery, path):
-    """Checked gallery cards: strings are strings, numbers numbers, and a picture is a picture."""
+    """Checked gallery cards: strings are strings, numbers numbers, and images base64 of an image type."""
     try:
         return [_card(card) for card in gallery.get("cards", [])]
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -164,14 +144,14 @@ def _card(card):
     truth = [(str(answer), None if score is None else float(score)) for answer, score in card["truth"]]
     right = {answer: score or 0.0 for answer, score in truth}
     return {
-        "image": card["image"] if PICTURE.fullmatch(card["image"]) else None,
+        "image": card["image"] if IMAGE_URI.fullmatch(card["image"]) else None,
         "title": str(card["title"]),
         "truth": truth,
         "truth_label": str(card.get("truth_label", "people said")),
         "predictions": [(str(answer), float(score), right.get(answer, 0.0)) for answer, score in card["predictions"]],
         "correct": bool(card["correct"]),
         "note": str(card.get("note", "")),
-        "saliency": [(str(text), image) for text, image in card.get("saliency", []) if PICTURE.fullmatch(image)],
+        "saliency": [(str(text), image) for text, image in card.get("saliency", []) if IMAGE_URI.fullmatch(image)],
     }
 
 
@@ -179,7 +159,7 @@ def _card(card):
 
 
 def _read_rows(path):
-    """The rows of a log; lines that are not rows (a run may be writing the last one right now) are passed over."""
+    """The rows of a log; lines that are not rows (a run may be writing the last one right now) are skipped."""
     rows = []
     for line in (read_bounded(path) or b"").split(b"\n"):
         try:
@@ -199,7 +179,6 @@ def _render(template, **values):
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"compact": compact, "duration": duration}
     return environment.get_template(template).render(values)
 
 

@@ -1,10 +1,10 @@
-"""The most confident mistakes of a probe, to look at: picture, true caption, and what was preferred to it."""
+"""The most confident mistakes of a probe for the report: image, true caption, and the caption that was preferred."""
 
-from clip_vl.reports.answers import thumbnail
+from clip_vl.reports.images import thumbnail
 
 
-def mistakes(verdicts, metric=None):
-    """Places of the wrong items, the one with the widest margin first; metric: of Winoground's."""
+def mistakes(verdicts):
+    """Positions of the wrong items, the one with the widest margin first."""
     wrong = [i for i, v in enumerate(verdicts) if not is_right(v)]
     return sorted(wrong, key=lambda i: (verdicts[i].margin, i))
 
@@ -18,29 +18,29 @@ def is_right(verdict):
     return verdict.rank == 1
 
 
-def pairs_to_look_at(item, crops, block):
-    """[(caption, crop, text)] of what the scores told apart: the first picture with its caption and with the strongest
-    of the others, or the one caption with two pictures.
+def pairs_to_compare(item, crops, block):
+    """[(caption, crop, text)] of what the scores compare: the first image with its caption and with the strongest
+    other one, or the one caption with two images.
 
-    crops: numbers of the item's pictures;  block: scores (K, L)
+    crops: numbers of the item's images;  block: scores (K, L)
     """
     if len(item.captions) == 1:
-        names = (item.captions[0], f"{item.captions[0]} (the other picture)")
+        names = (item.captions[0], f"{item.captions[0]} (the other image)")
         return [(name, crop, item.captions[0]) for name, crop in zip(names, crops)]
-    strongest = max(range(1, len(item.captions)), key=lambda place: block[0][place])
-    return [(item.captions[place], crops[0], item.captions[place]) for place in (0, strongest)]
+    strongest = max(range(1, len(item.captions)), key=lambda index: block[0][index])
+    return [(item.captions[index], crops[0], item.captions[index]) for index in (0, strongest)]
 
 
-def card(name, item, block, verdict, picture):
-    """A card of gallery.json. picture: bytes of an image file; block: scores (K, L)."""
+def card(name, item, block, verdict, image):
+    """A card of gallery.json. image: bytes of an image file; block: scores (K, L)."""
     options = [[caption, round(float(score), 4)] for caption, score in zip(item.captions, block[0])]
     truth = options[:1]
     if len(item.images) > 1:
-        options += [[f"{item.captions[-1]} (of the other picture)", round(float(block[-1][-1]), 4)]]
+        options += [[f"{item.captions[-1]} (of the other image)", round(float(block[-1][-1]), 4)]]
     if verdict.decision is not None:
         truth = [[("false", "true")[item.gold], 1.0]]
     return {
-        "image": thumbnail(picture) if picture else "",
+        "image": thumbnail(image) if image else "",
         "title": item.captions[0],
         "truth_label": "true",
         "truth": truth,

@@ -1,4 +1,4 @@
-"""Published figures of probes, to stand beside ours: those of the papers here, re-measurements from a table on disk.
+"""Published scores of probes to compare with: those of the papers here, re-measurements from a table on disk.
 
 Marks: P published by a probe's or model's authors; F recomputed from their score files; T measured by others.
 """
@@ -40,7 +40,7 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def key_of(column):
+def keys_of(column):
     """[(probe, row, metric)] of ours that a column of the table is about, such as crepe::atom."""
     family, _, name = column.partition("::")
     if family == "aro" and name.startswith("VG_"):
@@ -69,6 +69,11 @@ def references(folder=None):
         rows = {(row["arch"], row["pretrained"]): row for row in csv.DictReader(file)}
     for arch, pretrained, label in SHOWN:
         for column, value in rows.get((arch, pretrained), {}).items():
-            for key in key_of(column):
+            for key in keys_of(column):
                 found.setdefault(key, {})[label] = float(value)
     return found
+
+
+def with_references(table, published):
+    """The rows of a probe table with `references`, the published scores of each. published: as of `references`"""
+    return [row | {"references": published.get((row["probe"], row["row"], row["metric"]), {})} for row in table]

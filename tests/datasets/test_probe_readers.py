@@ -16,7 +16,7 @@ from clip_vl.datasets.probes.vlchecklist import read_vlchecklist
 from clip_vl.datasets.probes.winoground import read_winoground, scores_by_file
 from clip_vl.datasets.storage.json_stream import read_json
 from clip_vl.engine.errors import DataError, UserError
-from clip_vl.evaluation.probe_scores import judge, table_row
+from clip_vl.evaluation.probe_scores import table_row, verdict_on
 
 
 def counts(probe):
@@ -203,7 +203,7 @@ def test_svo_counts_a_sentence_once_for_each_way_it_is_written(tmp_path):
     write_csv(tmp_path / "svo_probes.csv", [svo_row(*row, "verb") for row in rows])
     _, decisions = read_svo(tmp_path)
     verdicts = [
-        judge("match", [[1.0 if ("girl" in item.captions[0]) == item.gold else -1.0]], item.gold)
+        verdict_on("match", [[1.0 if ("girl" in item.captions[0]) == item.gold else -1.0]], item.gold)
         for item in decisions.items
     ]
     groups, images = ([getattr(item, name) for item in decisions.items] for name in ("groups", "images"))

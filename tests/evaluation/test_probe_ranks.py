@@ -5,12 +5,12 @@ import pytest
 
 from clip_vl.datasets.probes.items import Crop, Item, Probe, Row
 from clip_vl.evaluation.probe_ranks import rank_facts
-from clip_vl.evaluation.probe_scores import judge
+from clip_vl.evaluation.probe_scores import verdict_on
 
 
 def judged_of(blocks, subset):
     item = Item("i", (subset,), (Crop("1"),), ("a",) * 6)
-    return [(item, [0], block, judge("captions", block)) for block in blocks]
+    return [(item, [0], block, verdict_on("captions", block)) for block in blocks]
 
 
 def probe_of(metric):

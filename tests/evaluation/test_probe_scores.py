@@ -7,7 +7,7 @@ import pytest
 
 from clip_vl.datasets.probes.items import Row
 from clip_vl.evaluation.bootstrap import clustered_interval
-from clip_vl.evaluation.probe_scores import calibrate, cross_fitted, fold_of, judge, table_row
+from clip_vl.evaluation.probe_scores import calibrate, cross_fitted, fold_of, table_row, verdict_on
 
 
 def row_of(verdicts, groups=None, weights=None, metric="accuracy", tie="wrong", clusters=None):
@@ -29,20 +29,20 @@ def row_of(verdicts, groups=None, weights=None, metric="accuracy", tie="wrong", 
     ],
 )
 def test_winoground_by_its_definition(block, text, image):
-    verdict = judge("winoground", block)
+    verdict = verdict_on("winoground", block)
     assert [verdict.right[name][0] for name in ("text", "image", "group")] == [text, image, text and image]
     assert verdict.tie == (len({*block[0], *block[1]}) < 4)
 
 
 def test_winoground_chance_is_that_of_all_orders():
-    verdicts = [judge("winoground", np.reshape(order, (2, 2))) for order in itertools.permutations(range(4))]
+    verdicts = [verdict_on("winoground", np.reshape(order, (2, 2))) for order in itertools.permutations(range(4))]
     for metric, chance in (("text", 25), ("image", 25), ("group", 100 / 6)):
         row = row_of(verdicts, metric=metric)
         assert row["score"] == pytest.approx(chance, abs=1e-4) and row["chance"] == pytest.approx(chance, abs=1e-4)
 
 
 def test_ties_count_by_the_rule():
-    verdicts = [judge("captions", [[0.5, 0.5]]), judge("captions", [[0.6, 0.5]]), judge("captions", [[0.4, 0.5]])]
+    verdicts = [verdict_on("captions", [[score, 0.5]]) for score in (0.5, 0.6, 0.4)]
     for tie, score in (("wrong", 100 / 3), ("right", 200 / 3)):
         row = row_of(verdicts, tie=tie)
         assert row["score"] == pytest.approx(score) and row["pessimistic"] == pytest.approx(100 / 3, abs=1e-4)
@@ -50,7 +50,7 @@ def test_ties_count_by_the_rule():
 
 
 def test_ranks_count_every_negative_that_is_as_high():
-    verdict = judge("captions", [[0.5, 0.7, 0.5, 0.1, 0.5, 0.2]])
+    verdict = verdict_on("captions", [[0.5, 0.7, 0.5, 0.1, 0.5, 0.2]])
     assert (verdict.rank, verdict.best_rank, verdict.tie) == (4, 2, True)
     got = {metric: row_of([verdict], metric=metric) for metric in ("R@1", "R@3", "R@5", "mean rank")}
     assert [got[m]["score"] for m in ("R@1", "R@3", "R@5", "mean rank")] == [0, 0, 100, 4]
@@ -61,22 +61,22 @@ def test_ranks_count_every_negative_that_is_as_high():
 def test_what_is_not_a_number_is_never_right(tie):
     """A model that overflows would otherwise be perfect: nothing is above a true side that is not a number."""
     nan = float("nan")
-    verdicts = [judge("captions", [[nan, 0.5]]), judge("captions", [[0.5, nan]]), judge("captions", [[nan, nan]]),
-                judge("images", [[nan], [nan]])]  # fmt: skip
+    verdicts = [*(verdict_on("captions", [pair]) for pair in ([nan, 0.5], [0.5, nan], [nan, nan])),
+                verdict_on("images", [[nan], [nan]])]  # fmt: skip
     assert [verdict.rank for verdict in verdicts] == [2, 2, 2, 2] and row_of(verdicts, tie=tie)["score"] == 0
-    assert row_of([judge("match", [[nan]], gold) for gold in (0, 1)], tie=tie)["score"] == 0
-    wino = judge("winoground", [[nan, nan], [nan, nan]])
+    assert row_of([verdict_on("match", [[nan]], gold) for gold in (0, 1)], tie=tie)["score"] == 0
+    wino = verdict_on("winoground", [[nan, nan], [nan, nan]])
     assert [row_of([wino], metric=metric, tie=tie)["score"] for metric in ("text", "image", "group")] == [0, 0, 0]
 
 
 def test_two_pictures_of_one_sentence():
-    verdicts = [judge("images", [[0.5], [0.4]]), judge("images", [[0.5], [0.5]])]
+    verdicts = [verdict_on("images", [[0.5], [0.4]]), verdict_on("images", [[0.5], [0.5]])]
     assert row_of(verdicts)["score"] == 50 and verdicts[1].tie
 
 
 def test_macro_and_micro_means():
     """Group a has 1 of 1 right, group b 1 of 3."""
-    verdicts = [judge("captions", [[s, 0.5]]) for s in (0.9, 0.9, 0.1, 0.1)]
+    verdicts = [verdict_on("captions", [[s, 0.5]]) for s in (0.9, 0.9, 0.1, 0.1)]
     groups = [("a",), ("b",), ("b",), ("b",)]
     assert row_of(verdicts, groups)["score"] == 50
     assert row_of(verdicts, groups, (0.5, 0.5))["score"] == pytest.approx(100 * (1 + 1 / 3) / 2, abs=1e-4)
@@ -87,7 +87,7 @@ def test_decisions_agree_with_scikit_learn():
 
     rng = np.random.default_rng(0)
     scores, labels = rng.random(60), rng.integers(2, size=60)
-    verdicts = [judge("match", [[s]], gold, 0.6) for s, gold in zip(scores.astype(np.float32), labels)]
+    verdicts = [verdict_on("match", [[s]], gold, 0.6) for s, gold in zip(scores.astype(np.float32), labels)]
     wanted = {"accuracy": accuracy_score, "precision": precision_score, "recall": recall_score, "F1": f1_score}
     for metric, oracle in wanted.items():
         expected = 100 * oracle(labels, scores.astype(np.float32) > 0.6)
@@ -117,7 +117,7 @@ def test_scores_that_are_not_numbers_move_no_threshold():
 
 def test_the_interval_draws_pictures_and_not_items():
     """Forty items of four pictures say no more than four items: the interval is that of `clustered_interval`."""
-    verdicts = [judge("captions", [[float(i < 20), 0.5]]) for i in range(40)]
+    verdicts = [verdict_on("captions", [[float(i < 20), 0.5]]) for i in range(40)]
     clusters = [str(i // 10) for i in range(40)]
     row = row_of(verdicts, clusters=clusters)
     low, high = clustered_interval([i < 20 for i in range(40)], np.arange(40) // 10)

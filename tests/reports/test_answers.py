@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
-from clip_vl.reports.answers import THUMBNAIL, build_gallery, thumbnail
-from clip_vl.reports.retrieval import strip
+from clip_vl.reports.answers import build_gallery
+from clip_vl.reports.images import THUMBNAIL, strip, thumbnail
 
 ANSWERS = ["yes", "no", "red"]
 ANNOTATIONS = SimpleNamespace(
@@ -41,7 +41,7 @@ def test_half_of_the_cards_are_wrong_answers_where_there_are_enough():
 def test_a_thumbnail_has_the_colours_that_models_see():
     buffer = io.BytesIO()
     Image.fromarray(np.full((8, 8), 100 << 8, dtype=np.uint16)).save(buffer, "TIFF")
-    for shown in (thumbnail(buffer.getvalue()), strip([buffer.getvalue()] * 5)):
+    for shown in (thumbnail(buffer.getvalue()), strip([buffer.getvalue()] * 5, 128)):
         pixels = np.array(Image.open(io.BytesIO(base64.b64decode(shown.split(",")[1]))))
         assert np.abs(pixels.reshape(-1, 3).astype(int) - 100).max(1).min() < 3
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_vl.reports.probes import pairs_to_look_at
+from clip_vl.reports.probes import pairs_to_compare
 from clip_vl.reports.retrieval import choose_queries, in_turn
 from clip_vl.reports.saliency import add_saliency, drawn
 
@@ -64,11 +64,11 @@ def test_cards_get_a_picture_per_caption_and_the_note_names_the_method(green):
 
 def test_a_probe_shows_the_true_caption_and_the_strongest_other_or_both_pictures():
     several = SimpleNamespace(captions=("true", "weak", "strong"), images=("i",))
-    assert pairs_to_look_at(several, [7], [[0.3, 0.1, 0.9]]) == [("true", 7, "true"), ("strong", 7, "strong")]
+    assert pairs_to_compare(several, [7], [[0.3, 0.1, 0.9]]) == [("true", 7, "true"), ("strong", 7, "strong")]
     one = SimpleNamespace(captions=("true",), images=("i", "j"))
-    assert pairs_to_look_at(one, [7, 8], [[0.3], [0.4]]) == [
+    assert pairs_to_compare(one, [7, 8], [[0.3], [0.4]]) == [
         ("true", 7, "true"),
-        ("true (the other picture)", 8, "true"),
+        ("true (the other image)", 8, "true"),
     ]
 
 

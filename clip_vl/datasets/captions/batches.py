@@ -19,7 +19,7 @@ class AlignDataset:
     tokenizer:  function of (list of B texts, NumPy generator) -> dict of int64 (B, L), run in the workers
     views:      2 for a second view of each image, drawn apart (BYOL)
     evaluation: always the first caption, and nothing replaced: `evaluation_loader` ends on a damaged image
-    teacher:    `TeacherFeatures` of rows or of texts, as `teacher_of` ("image" or "text") says: the batch has them
+    teacher:    `CachedFeatures` of rows or of texts, as `teacher_of` ("image" or "text") says: the batch has them
                 instead of images or of tokens. A row whose features are not finite counts as damaged.
     A batch has
     images:     uint8 (B, 3, S, S), channels last in memory; images_2 the same, with two views

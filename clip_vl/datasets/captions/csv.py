@@ -17,17 +17,17 @@ FLICKR_COLUMNS = ["image", "caption"]
 FLICKR_LINE = re.compile(r"(.+?\.(?:jpe?g|jfif|png|webp|gif|bmp|tiff?|jp2|avif)),(.*)", re.IGNORECASE)
 
 
-def open_csv(path, settings, cache_root, splits=None):
+def open_csv(path, options, cache_root, splits=None):
     """The table of a CSV or TSV file, a row for each of its lines; where the columns are `image` and `caption` alone, a
     row for captions of one image that follow each other.
 
     splits: those to keep, by the column `split`; None: all rows
     Raises UserError for a column that is not there, DataError ("file:line: ...") for the rest.
     """
-    path, images = Path(path), Path(settings.images_dir or Path(path).parent)
-    wanted = {settings.csv_img_key, settings.csv_caption_key, *FLICKR_COLUMNS}
-    separator, names = read_header(path, settings.csv_separator, wanted)
-    columns = _columns(path, names, settings, splits)
+    path, images = Path(path), Path(options.images_dir or Path(path).parent)
+    wanted = {options.csv_img_key, options.csv_caption_key, *FLICKR_COLUMNS}
+    separator, names = read_header(path, options.csv_separator, wanted)
+    columns = _columns(path, names, options, splits)
     inputs = {"csv": file_digest(path, cache_root), "images": str(images.absolute()), "separator": separator}
     inputs |= {"columns": columns, "splits": splits}
 
@@ -40,16 +40,16 @@ def open_csv(path, settings, cache_root, splits=None):
     if SPLIT in names and not splits:
         dist.print0(f"{path}: the rows of all splits are read; {path}@train reads those of one")
     what = f"{path}@{'+'.join(splits)}" if splits else path
-    folder, digest = build_table(cache_root, what, inputs, records, settings.max_left_out)
+    folder, digest = build_table(cache_root, what, inputs, records, options.max_left_out)
     return CaptionTable(folder, digest, images)
 
 
-def _columns(path, names, settings, splits):
+def _columns(path, names, options, splits):
     """{meaning: index} of the wanted columns. A default name that is not there may be `image` or `caption`."""
     columns = {}
     for flag in ("csv_img_key", "csv_caption_key", "csv_label_key"):
-        name = getattr(settings, flag)
-        if flag in USUAL and name not in names and name == type(settings).__dataclass_fields__[flag].default:
+        name = getattr(options, flag)
+        if flag in USUAL and name not in names and name == type(options).__dataclass_fields__[flag].default:
             name = USUAL[flag] if USUAL[flag] in names else name
         if name is not None:
             columns[flag] = column_of(path, names, name, flag)

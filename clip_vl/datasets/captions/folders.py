@@ -6,13 +6,13 @@ with {} where the name goes).
 """
 
 import hashlib
-import re
 from collections import Counter
 from pathlib import Path
 
 from clip_vl.datasets.captions.pair_folders import SIDECARS, are_pairs, find_sidecars
 from clip_vl.datasets.captions.source import checked_below
 from clip_vl.datasets.captions.table import CaptionTable, Record, build_table
+from clip_vl.datasets.classes.prompts import TEMPLATES, warn_of_names
 from clip_vl.datasets.images.files import NAMED, is_hidden, is_image, list_images, natural_key, ordered, unread_files
 from clip_vl.datasets.storage.left_out import report_left_out
 from clip_vl.engine import dist
@@ -20,17 +20,6 @@ from clip_vl.engine.errors import DataError, UserError, printable
 from clip_vl.engine.readers.text import raw_bytes, read_lines
 
 SPLITS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
-ODD_NAMES = {"WordNet ids": r"n\d{8}", "bare numbers": r"[-+]?\d+(\.\d+)?"}
-TEMPLATES = (
-    "a photo of a {}.",
-    "a picture of the {}.",
-    "a close view of a {}.",
-    "a {} seen from far away.",
-    "a dark photo of a {}.",
-    "a bright photo of the {}.",
-    "a drawing of a {}.",
-    "an image that shows a {}.",
-)
 
 
 def open_classes(folder, cache_root):
@@ -91,15 +80,6 @@ def _check_captions(root, names):
     if count:
         dist.print0(f"warning: {root}: {count:,} of {len(found):,} images have a text beside them, which is not used: "
                     "the folders are taken for classes")  # fmt: skip
-
-
-def warn_of_names(names):
-    """Say it where names of classes that go into prompts are no words."""
-    for what, form in ODD_NAMES.items():
-        found = [name for name in names if re.fullmatch(form, name, re.ASCII)]
-        if found:
-            dist.print0(f"warning: {len(found):,} of {len(names):,} class names in the prompts are {what}, such as "
-                        f"{found[0]!r}; classnames.txt or --classnames gives them words")  # fmt: skip
 
 
 def warn_of_order(path, folders):

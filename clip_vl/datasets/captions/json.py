@@ -24,7 +24,7 @@ TRAIN_SPLITS = ("train", "restval")
 TRIED = 8  # images that are looked for to find their folder
 
 
-def open_caption_json(path, splits, settings, cache_root, every=1):
+def open_caption_json(path, splits, options, cache_root, every=1):
     """The table of a JSON or JSON-lines file.
 
     splits: the splits to keep; None: the training ones, where entries name a split
@@ -36,8 +36,8 @@ def open_caption_json(path, splits, settings, cache_root, every=1):
     def records():
         return _every(grouped(_read(path, splits)), every)
 
-    folder, digest = build_table(cache_root, _what(path, splits), inputs, records, settings.max_left_out)
-    images, strip = _find_images(path, TextColumn(folder, "path"), settings)
+    folder, digest = build_table(cache_root, _what(path, splits), inputs, records, options.max_left_out)
+    images, strip = _find_images(path, TextColumn(folder, "path"), options)
     return CaptionTable(folder, digest, images, strip)
 
 
@@ -57,14 +57,14 @@ def _what(path, splits):
     return f"{path} (splits {'+'.join(splits or TRAIN_SPLITS)})"
 
 
-def _find_images(path, paths, settings):
+def _find_images(path, paths, options):
     """(folder, strip) of `CaptionTable`: --images_dir, or of what lies where data/README.md says the one with most of
     the first images.
     """
     near, root = path.parent, path.parent.parent
-    folders = [Path(settings.images_dir)] if settings.images_dir else [
+    folders = [Path(options.images_dir)] if options.images_dir else [
         near, near / "images", root / "mscoco", root / "flickr30k_images",
-        *(Path(settings.datasets_dir) / name for name in ("mscoco", "flickr30k_images", ".")),
+        *(Path(options.datasets_dir) / name for name in ("mscoco", "flickr30k_images", ".")),
     ]  # fmt: skip
     names = [paths[row] for row in range(min(TRIED, len(paths)))]
     places = [(folder, strip) for folder in folders for strip in (False, True)]

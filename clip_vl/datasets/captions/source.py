@@ -4,6 +4,8 @@ import hashlib
 import os
 import re
 
+import numpy as np
+
 from clip_vl.engine.errors import DataError
 from clip_vl.engine.readers.text import raw_bytes
 
@@ -58,8 +60,31 @@ class CaptionSource:
     def caption(self, row, rng):
         return self.text(self.text_number(row, self.caption_index(row, rng)))
 
+    def for_crop(self, crop):
+        """(source, crop) that together give the images a dual encoder sees."""
+        return self, crop
+
     def captions(self, row):
         return [self.text(self.text_number(row, index)) for index in range(self.num_captions(row))]
+
+
+class NumberedPairs:
+    """The images and texts of a source by number: each image once, however many rows it has, with all of its texts.
+
+    rows: (N,) of the images;  numbers: (M,) of the texts;  image_of_text: (M,), positions in `rows`
+    """
+
+    def __init__(self, source):
+        self.source = source
+        position, rows, numbers, owners = {}, [], [], []
+        for row in range(len(source)):
+            image = position.setdefault(source.image_id(row), len(rows))
+            if image == len(rows):
+                rows.append(row)
+            found = [source.text_number(row, index) for index in range(source.num_captions(row))]
+            numbers += found
+            owners += [image] * len(found)
+        self.rows, self.numbers, self.image_of_text = np.array(rows), np.array(numbers), np.array(owners)
 
 
 def is_remote(path):

@@ -93,9 +93,12 @@ def _bounded(file, name):
     return data
 
 
-def open_elevater(name, split, args):
-    """The split of the set that vision_datasets.json calls `name`; its files lie below --datasets_dir."""
-    path = Path(args.elevater_metadata or Path(args.datasets_dir) / "vision_datasets.json")
+def open_elevater(name, split, datasets_dir, metadata=None):
+    """The split of the dataset that vision_datasets.json calls `name`; its files lie below `datasets_dir`.
+
+    metadata: the path of vision_datasets.json [<datasets_dir>/vision_datasets.json]
+    """
+    path = Path(metadata or Path(datasets_dir) / "vision_datasets.json")
     entries = {str(entry.get("name")): entry for entry in _json(path, list)}
     if name not in entries:
         raise UserError(f"{path} has no data set {name!r}; it has {', '.join(sorted(entries))}")
@@ -103,7 +106,7 @@ def open_elevater(name, split, args):
     splits = [key for key, value in entry.items() if isinstance(value, dict) and "index_path" in value]
     if split not in splits:
         raise UserError(f"ELEVATER's {name} has no split {split!r}; it has {', '.join(splits)}")
-    root = Path(args.datasets_dir) / checked_path(path, args.datasets_dir, str(entry["root_folder"]))
+    root = Path(datasets_dir) / checked_path(path, datasets_dir, str(entry["root_folder"]))
     index = root / checked_path(path, root, str(entry[split]["index_path"]))
     ids, labels, names = (_coco if entry.get("format") == "coco" else _lines)(index, root, entry)
     _check_count(index, len(ids), entry[split].get("num_images"))

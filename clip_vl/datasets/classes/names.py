@@ -1,11 +1,8 @@
-"""Names of classes, prompt templates, and what benchmarks call and ask of a data set."""
+"""Names of classes, and what benchmarks call a dataset and which metric they report."""
 
-import hashlib
-import json
 import re
 from pathlib import Path
 
-from clip_vl.datasets.captions.folders import TEMPLATES, warn_of_names
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.readers.json_files import parse_json
 from clip_vl.engine.readers.text import read_text, split_lines, whole_text
@@ -76,32 +73,3 @@ def named(names, path, key, title):
         raise DataError(f"{path} has the names of {title} in another order: class {place} is {names[place]!r} there "
                         f"and {found[place]!r} here")  # fmt: skip
     return found
-
-
-def read_templates(path, key):
-    """Templates with {} in the place of the name; files may write {c}. Without a path our own."""
-    if path is None:
-        return list(TEMPLATES)
-    templates = [template.replace("{c}", "{}") for template in read_list(path, key, "templates")]
-    for template in templates:
-        if "{}" not in template:
-            raise DataError(
-                f"{path}: the template {template!r:.60} has neither {{}} nor {{c}} for the name of the class"
-            )
-    return templates
-
-
-class Prompts:
-    """Text c * T + t is template t, of T, with the name of class c."""
-
-    def __init__(self, class_names, templates):
-        warn_of_names(class_names)
-        self.class_names, self.templates = class_names, templates
-        self.digest = hashlib.sha256(json.dumps([class_names, templates]).encode()).hexdigest()
-
-    def __len__(self):
-        return len(self.class_names) * len(self.templates)
-
-    def text(self, number):
-        label, template = divmod(number, len(self.templates))
-        return self.templates[template].replace("{}", self.class_names[label])

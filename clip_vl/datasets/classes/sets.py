@@ -1,157 +1,139 @@
 """Classification sets of all forms -> `ClassSet`: image folders, tables, ELEVATER, torchvision, built-in scenes."""
 
-import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from clip_vl.datasets.captions.folders import class_names, read_class_folders, warn_of_order
-from clip_vl.datasets.classes.class_set import ClassSet, FolderReader, check_same_classes, checked_path, held_out
-from clip_vl.datasets.classes.elevater import open_elevater
-from clip_vl.datasets.classes.names import benchmark_key, metric_of, named, read_list
-from clip_vl.datasets.classes.scenes import open_scenes
-from clip_vl.datasets.classes.torchvision import open_torchvision
-from clip_vl.datasets.images.files import is_hidden
-from clip_vl.datasets.storage.left_out import report_left_out
-from clip_vl.datasets.storage.tables import MISSING, column_of, read_header, table_rows
-from clip_vl.engine.errors import DataError, UserError
+from clip_vl.datasets.classes.class_set import check_same_classes, held_out
+from clip_vl.datasets.classes.names import benchmark_key, metric_of, named
+from clip_vl.engine.errors import UserError
 
-OPENERS = {"elevater": open_elevater, "torchvision": open_torchvision}
 VALIDATION = ("val", "valid", "validation")
-NUMBER, NO_CLASS = re.compile(r"\d{1,9}(\.0*)?"), re.compile(r"-1(\.0*)?")  # as pandas writes class numbers
 
 
-def key_of(args):
-    """What benchmarks call the data set of the flags."""
-    return args.benchmark_key or benchmark_key(Path(args.dataset.rpartition(":")[2].replace("{split}", "")).stem)
+@dataclass(frozen=True)
+class TableColumns:
+    """Names of the columns of a table of images; separator: None to find it out."""
+
+    image: str = "filepath"
+    label: str = "label"
+    split: str = "split"
+    separator: str | None = None
 
 
-def open_class_set(args, split):
-    """The images of one split of --dataset."""
-    if not args.dataset:
+@dataclass(frozen=True)
+class ClassSource:
+    """Where a classification set is and how it is read.
+
+    dataset:       an image folder, a table, a data root of the built-in scenes, elevater:NAME or torchvision:NAME
+    datasets_dir:  folder of ELEVATER's and torchvision's files
+    classnames:    file of class names, in the place of the dataset's own
+    key:           name of the dataset in JSON files of benchmarks [from `dataset`]
+    metric:        accuracy, mean_per_class, mAP11 or auc [the published one]
+    images_dir:    folder of the images of a table [the table's own]
+    max_left_out:  largest share of a table's rows without a class
+    metadata:      ELEVATER's vision_datasets.json [<datasets_dir>/vision_datasets.json]
+    """
+
+    dataset: str
+    datasets_dir: str = "data"
+    classnames: str | None = None
+    key: str | None = None
+    metric: str | None = None
+    images_dir: str | None = None
+    columns: TableColumns = TableColumns()
+    max_left_out: float = 0.5
+    metadata: str | None = None
+
+    @property
+    def benchmark_key(self):
+        """What benchmarks call the dataset."""
+        return self.key or benchmark_key(Path(self.dataset.rpartition(":")[2].replace("{split}", "")).stem)
+
+
+def open_class_set(source, split):
+    """The images of one split of a `ClassSource`."""
+    if not source.dataset:
         raise UserError("--dataset is missing: it names the images and their classes")
-    scheme, colon, name = args.dataset.partition(":")
-    if colon and scheme in OPENERS:
-        found = OPENERS[scheme](name, split, args)
-    elif args.dataset.endswith((".csv", ".tsv")):
-        return _judged(_open_table(Path(args.dataset.replace("{split}", split)), split, args), args)
-    elif (Path(args.dataset) / "shapes.json").is_file():
-        found = open_scenes(Path(args.dataset), split)
-    else:
-        found = _open_folder(Path(args.dataset), split, metric_of(key_of(args)), args.classnames)
-    if args.classnames:
-        found.class_names = named(found.class_names, args.classnames, key_of(args), found.title)
-    return _judged(found, args)
+    found = _open(source, split)
+    if source.classnames and not _is_table(source):
+        found.class_names = named(found.class_names, source.classnames, source.benchmark_key, found.title)
+    found.metric = source.metric or found.metric
+    _check_metric(found)
+    return found
 
 
-def _judged(found, args):
-    """The set with the metric of the flags, which must fit it."""
-    found.metric = args.metric or found.metric
+def _is_table(source):
+    return source.dataset.endswith((".csv", ".tsv")) and not source.dataset.startswith(("elevater:", "torchvision:"))
+
+
+def _open(source, split):
+    scheme, _, name = source.dataset.partition(":")
+    if scheme == "elevater" and name:
+        from clip_vl.datasets.classes.elevater import open_elevater
+
+        return open_elevater(name, split, source.datasets_dir, source.metadata)
+    if scheme == "torchvision" and name:
+        from clip_vl.datasets.classes.torchvision import open_torchvision
+
+        return open_torchvision(name, split, source.datasets_dir)
+    if _is_table(source):
+        from clip_vl.datasets.classes.table import open_class_table
+
+        return open_class_table(source, split)
+    if (Path(source.dataset) / "shapes.json").is_file():
+        from clip_vl.datasets.classes.scenes import open_scenes
+
+        return open_scenes(Path(source.dataset), split)
+    from clip_vl.datasets.classes.folder import open_class_folder
+
+    return open_class_folder(Path(source.dataset), split, metric_of(source.benchmark_key), source.classnames)
+
+
+def _check_metric(found):
     if (found.metric == "mAP11") != found.multi_label:
         several = "several classes" if found.multi_label else "one class"
         raise UserError(f"{found.title} has {several} an image: --metric {found.metric} does not fit it")
     if found.metric == "auc" and len(found.class_names) != 2:
-        raise UserError(f"--metric auc is of two classes, and {found.title} has {len(found.class_names)}")
-    return found
+        raise UserError(f"--metric auc needs two classes, and {found.title} has {len(found.class_names)}")
 
 
-def open_training(args, test):
-    """(training images, validation images or None): --valid_split, or a split for validation where there is one.
-
-    Raises DataError where the splits have different classes, UserError where one is learnt from and judged.
+def open_training(source, split, test):
+    """The images of a training split. Raises DataError where its classes are not those of `test`, the test images, and
+    UserError where both are the same images.
     """
-    train = open_class_set(args, args.train_split)
+    train = open_class_set(source, split)
     if test.multi_label:
-        raise UserError(f"{test.title} has several classes an image; only zero_shot judges such sets")
-    valid = _open_valid(args)
+        raise UserError(f"{test.title} has several classes an image; only zero_shot evaluates such datasets")
     check_same_classes(train, test)
-    if valid is not None:
-        check_same_classes(valid, test)
-        check_same_classes(valid, train)
-    return train, valid
+    return train
 
 
-def _open_valid(args):
-    if args.valid_split:
-        return open_class_set(args, args.valid_split)
+def open_validation(source, split, others):
+    """The images of a validation split, or without a name of the first of VALIDATION that there is, or None.
+
+    others: {name of a split: its images}, of the same classes and without the same images
+    """
+    valid = _open_valid(source, split, others)
+    for images in others.values() if valid is not None else ():
+        check_same_classes(valid, images)
+    return valid
+
+
+def _open_valid(source, split, taken):
+    if split:
+        return open_class_set(source, split)
     for split in VALIDATION:
-        if split not in (args.train_split, args.test_split):
+        if split not in taken:
             try:
-                return open_class_set(args, split)
+                return open_class_set(source, split)
             except UserError:  # there is no such split
                 continue
     return None
 
 
 def training_rows(train, seed):
-    """(rows to learn from, rows to choose by) of a training set without a validation split."""
+    """(rows to fit on, rows to choose by) of a training set without a validation split."""
     chosen = held_out(train.labels, seed)
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
-
-
-# ---- image folders
-
-
-def _open_folder(folder, split, metric, classnames):
-    if not folder.is_dir():
-        raise UserError(
-            f"--dataset {folder} is neither a folder, a .csv or .tsv file, elevater:NAME nor torchvision:NAME"
-        )
-    root = folder / split
-    if not root.is_dir():
-        found = sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
-        raise UserError(f"{folder} has no folder {split!r} for the split; it has {', '.join(found[:8]) or 'none'} "
-                        "('.' stands for the folder itself)")  # fmt: skip
-    classes = read_class_folders(root)
-    ids = [f"{name}/{image}" for name, found in classes.items() for image in found]
-    labels = [label for label, found in enumerate(classes.values()) for _ in found]
-    names, reader = class_names(root, list(classes)), FolderReader(root)
-    if classnames and names == [name.replace("_", " ") for name in classes]:
-        warn_of_order(classnames, list(classes))
-    return ClassSet(f"{folder} {split}", ids, reader, labels, names, reader.content(ids), metric)
-
-
-# ---- tables
-
-
-def _open_table(path, split, args):
-    """Rows of a table; classes are numbers, or names: sorted, or in the order of --classnames."""
-    rows = _table_rows(path, split, args)
-    root = Path(args.images_dir or path.parent)
-    names = [checked_path(f"{path}:{line}", root, name) for line, name, _, _ in rows]
-    texts, wanted = [text for *_, text, _ in rows], [mine for *_, mine in rows]
-    given = read_list(args.classnames, key_of(args), "class names") if args.classnames else None
-    if all(NUMBER.fullmatch(text) for text in texts):
-        labels = [int(float(text)) for text in texts]
-        given = given or [str(label) for label in range(max(labels) + 1)]
-    else:
-        given = given or sorted(set(texts))
-        unknown = next((row for row in rows if row[2] not in given), None)
-        if unknown:
-            raise DataError(f"{path}:{unknown[0]}: the class {unknown[2]!r:.60} is not one of {args.classnames}")
-        labels = [given.index(text) for text in texts]
-    chosen = [place for place, mine in enumerate(wanted) if mine]
-    names, labels = [names[i] for i in chosen], [labels[i] for i in chosen]
-    reader = FolderReader(root)
-    title, metric = f"{path} {split}", metric_of(key_of(args))
-    return ClassSet(title, names, reader, labels, given, reader.content(names), metric)
-
-
-def _table_rows(path, split, args):
-    """[(line, path of the image, class, whether it is of the split)] of all rows, so that all splits name one order."""
-    separator, columns = read_header(path, args.csv_separator, {args.csv_img_key, args.csv_label_key})
-    image, label = (column_of(path, columns, getattr(args, name), name) for name in ("csv_img_key", "csv_label_key"))
-    own = "{split}" not in args.dataset
-    of_split = column_of(path, columns, args.csv_split_key, "csv_split_key") if own else None
-    rows, without = [], []
-    for line, row in table_rows(path, separator):
-        if row[label].strip() in MISSING or NO_CLASS.fullmatch(row[label].strip()):
-            without.append(f"{path}:{line}")
-            continue
-        mine = of_split is None or row[of_split].strip() == split
-        rows.append((line, row[image], row[label].strip(), mine))
-    if without:
-        report_left_out(path, {"no class": (len(without), without[0])}, len(rows), args.max_left_out, "rows")
-    if not any(mine for *_, mine in rows):
-        raise UserError(f"{path} has no row of the split {split!r}")
-    return rows

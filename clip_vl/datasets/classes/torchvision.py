@@ -50,14 +50,14 @@ class PictureReader:
         return digest.hexdigest()
 
 
-def open_torchvision(name, split, args):
-    """The split of a set that torchvision finds below --datasets_dir."""
+def open_torchvision(name, split, datasets_dir):
+    """The split of a dataset that torchvision finds below `datasets_dir`."""
     from torchvision import datasets
 
     known = {each.lower(): each for each in SETS}
     if name.lower() not in known:
         raise UserError(f"torchvision:{name} is not one of {', '.join(SETS)}")
-    name, root = known[name.lower()], Path(args.datasets_dir)
+    name, root = known[name.lower()], Path(datasets_dir)
     kind, title = getattr(datasets, name), f"torchvision:{known[name.lower()]} {split}"
     dataset = _opened(kind, name, split, root)
     labels = _labels(dataset, title)

@@ -18,9 +18,9 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "sentences", "txt")
 LABEL_COLUMNS = ("label", "cls")
 
 
-def open_hub(folder, split, settings, cache_root):
-    keys = settings.csv_img_key, settings.csv_caption_key, settings.csv_label_key
-    return HubSource(folder, split, *keys, cache_root, settings.images_dir, settings.max_left_out)
+def open_hub(folder, split, options, cache_root):
+    keys = options.csv_img_key, options.csv_caption_key, options.csv_label_key
+    return HubSource(folder, split, *keys, cache_root, options.images_dir, options.max_left_out)
 
 
 class HubSource(CaptionSource):

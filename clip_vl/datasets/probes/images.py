@@ -1,4 +1,4 @@
-"""The pictures of probes: boxes cut out first, then the crop of a dual encoder or the canvas of the fused one."""
+"""The images of probes, with the box of an item cut out of them."""
 
 import io
 from pathlib import Path
@@ -6,13 +6,12 @@ from pathlib import Path
 import torch
 
 from clip_vl.datasets.images.decoding import DamagedImage, decode_image
-from clip_vl.datasets.lxmert.canvas_pairs import on_canvas
 
 FINE, CLAMPED, DAMAGED = 0, 1, 2
 
 
 def cut(image, box):
-    """(the part of a picture (3, H, W) in a box, whether the box had to be clamped). DamagedImage if that is empty."""
+    """(the part of an image (3, H, W) in a box, whether the box had to be clamped). DamagedImage if it is empty."""
     if box is None:
         return image, False
     height, width = image.shape[1:]
@@ -43,24 +42,8 @@ class CropsOf:
         return {"images": torch.stack(views), "status": torch.tensor(status, dtype=torch.uint8), "problems": problems}
 
 
-class CanvasOf:
-    """`crops[(_, [number])]`: picture, (images uint8 (1, 3, H, W), image_boxes (1, 4)) or None where it is damaged;
-    status, problems of `read_crop`.
-
-    smallest, largest: sides of the canvas
-    """
-
-    def __init__(self, crops, smallest, largest):
-        self.crops, self.sides = crops, (smallest, largest)
-
-    def __getitem__(self, key):
-        image, status, problems = read_crop(self.crops[int(key[1][0])])
-        picture = None if image is None else on_canvas(image, *self.sides)
-        return {"picture": picture, "status": status, "problems": problems}
-
-
 def read_crop(crop):
-    """(the picture uint8 (3, h, w) in the box of a `Crop`, FINE or CLAMPED, []), or (None, DAMAGED, [sentence])."""
+    """(the image in the box of a `Crop`, uint8 (3, h, w), FINE or CLAMPED, []), or (None, DAMAGED, [sentence])."""
     try:
         image, clamped = cut(decode_image(_read(crop.name), crop.name), crop.box)
         return image, CLAMPED if clamped else FINE, []
@@ -79,17 +62,17 @@ class TextList:
 
 
 def distinct_by_tokens(texts, tokenizer, batch_size=1024):
-    """(places of the texts that differ in their tokens, number of each text among those).
+    """(positions of the texts that differ in their tokens, number of each text among those).
 
     What a text tower cannot tell apart, such as captions that differ in case, has exactly one feature, so that ties are
     ties: encoded in different batches they could differ by a rounding.
     """
     known, kept, numbers = {}, [], []
     for start in range(0, len(texts), batch_size):
-        for place, key in enumerate(_token_keys(tokenizer(texts[start : start + batch_size])), start):
+        for index, key in enumerate(_token_keys(tokenizer(texts[start : start + batch_size])), start):
             if key not in known:
                 known[key] = len(kept)
-                kept.append(place)
+                kept.append(index)
             numbers.append(known[key])
     return kept, numbers
 
@@ -113,8 +96,8 @@ def _stripped(row):
     return row[:end]
 
 
-def part_of_picture(path, box):
-    """The bytes of a PNG of the part of a picture in a box, for a card of the report."""
+def part_of_image(path, box):
+    """The bytes of a PNG of the part of an image in a box, for a card of the report."""
     from PIL import Image
 
     image, _ = cut(decode_image(_read(path), path), box)

@@ -1,92 +1,103 @@
-"""The probes by name: where their annotations and pictures lie below --datasets_dir, and what reads them."""
+"""The probes by name: where their annotations and images are below --datasets_dir, and what reads them."""
 
-import re
+from dataclasses import dataclass
 from pathlib import Path
 
-from clip_vl.datasets.negatives.tagger import load_tagger
-from clip_vl.datasets.probes import order as probe_order
-from clip_vl.datasets.probes.aro import read_attribution, read_relation
-from clip_vl.datasets.probes.crepe import read_productivity, read_systematicity
-from clip_vl.datasets.probes.nlvr import read_nlvr
-from clip_vl.datasets.probes.scenes import read_scenes
-from clip_vl.datasets.probes.sugarcrepe import read_sugarcrepe
-from clip_vl.datasets.probes.svo import addresses, read_svo
-from clip_vl.datasets.probes.vlchecklist import read_vlchecklist
-from clip_vl.datasets.probes.winoground import read_winoground
-from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
 
-# name -> (annotations, pictures), both below --datasets_dir, and what reads them
-PLACES = {
-    "winoground": ("probes/winoground", "probes/winoground", lambda path, args: [read_winoground(path)]),
-    "crepe_productivity": ("probes/crepe_productivity", "vg_raw_images", lambda path, args: [read_productivity(path)]),
-    "crepe_systematicity": ("probes/crepe_systematicity", "vg_raw_images",
-                            lambda path, args: [read_systematicity(path)]),
-    "sugarcrepe": ("probes/sugarcrepe", "mscoco", lambda path, args: [read_sugarcrepe(path)]),
-    "vg_relation": ("probes/aro", "vg_raw_images", lambda path, args: [read_relation(path)]),
-    "vg_attribution": ("probes/aro", "vg_raw_images", lambda path, args: [read_attribution(path)]),
-    "coco_order": ("probes/coco_karpathy_test.json", "mscoco",
-                   lambda path, args: [frozen_order("coco_order", path, args)]),
-    "flickr30k_order": ("probes/flickr30k_test.json", "flickr30k_images",
-                        lambda path, args: [frozen_order("flickr30k_order", path, args)]),
-    "svo": ("probes/svo", "probes/svo/images", lambda path, args: read_svo(path)),
-    "vlchecklist": ("probes/vlchecklist", "probes/vlchecklist",
-                    lambda path, args: read_vlchecklist(path, args.first_cases)),
-    "nlvr": ("nlvr", "nlvr_raw_images", lambda path, args: [read_nlvr(path)]),
-    "scenes": ("shapes_pairs", "shapes_pairs", lambda path, args: [read_scenes(path)]),
-    "scene_twins": ("shapes_twins", "shapes_twins", lambda path, args: [read_winoground(path)]),
-}  # fmt: skip
+PATHS = {  # name -> (annotations, images), both below --datasets_dir
+    "winoground": ("probes/winoground", "probes/winoground"),
+    "crepe_productivity": ("probes/crepe_productivity", "vg_raw_images"),
+    "crepe_systematicity": ("probes/crepe_systematicity", "vg_raw_images"),
+    "sugarcrepe": ("probes/sugarcrepe", "mscoco"),
+    "vg_relation": ("probes/aro", "vg_raw_images"),
+    "vg_attribution": ("probes/aro", "vg_raw_images"),
+    "coco_order": ("probes/coco_karpathy_test.json", "mscoco"),
+    "flickr30k_order": ("probes/flickr30k_test.json", "flickr30k_images"),
+    "svo": ("probes/svo", "probes/svo/images"),
+    "vlchecklist": ("probes/vlchecklist", "probes/vlchecklist"),
+    "nlvr": ("nlvr", "nlvr_raw_images"),
+    "scenes": ("shapes_pairs", "shapes_pairs"),
+    "scene_twins": ("shapes_twins", "shapes_twins"),
+}
 
 
-def open_probes(args):
-    """[(Probe, folder of its pictures)] of --probes. Raises UserError for what is not there."""
-    if not args.probes:
-        raise UserError(f"--probes names what to run: {', '.join(PLACES)}")
+@dataclass(frozen=True)
+class ProbeOptions:
+    """Where probes are, and how some of them are read.
+
+    annotations: folder or file, or folder of folders named by probes;  images_dir: folder of the images
+    first_cases: of each file of VL-CheckList, 0 for all
+    order_seeds, tagger: of the shufflings of COCO-Order and Flickr30k-Order
+    fetch_images: whether missing images of svo are downloaded
+    """
+
+    datasets_dir: str = "data"
+    annotations: str | None = None
+    images_dir: str | None = None
+    first_cases: int = 2000
+    order_seeds: int = 5
+    tagger: str = "auto"
+    fetch_images: bool = False
+
+
+def open_probes(names, options):
+    """[(Probe, folder of its images)] of the probes with these names. Raises UserError for what is not there."""
+    if not names:
+        raise UserError(f"--probes names what to run: {', '.join(PATHS)}")
     found = []
-    for name in dict.fromkeys(args.probes):
-        if name not in PLACES:
-            raise UserError(f"--probes {name} is not one of {', '.join(PLACES)}")
-        path, images, read = PLACES[name]
-        path = Path(args.annotations) if args.annotations else Path(args.datasets_dir, path)
-        path = path / name if args.annotations and (path / name).exists() else path
-        images = Path(args.images_dir or Path(args.datasets_dir, images))
-        if name == "svo" and args.fetch_images:
-            fetch_svo(path, images)
-        for probe in read(path, args):
+    for name in dict.fromkeys(names):
+        if name not in PATHS:
+            raise UserError(f"--probes {name} is not one of {', '.join(PATHS)}")
+        path, images = PATHS[name]
+        path = Path(options.annotations) if options.annotations else Path(options.datasets_dir, path)
+        path = path / name if options.annotations and (path / name).exists() else path
+        images = Path(options.images_dir or Path(options.datasets_dir, images))
+        for probe in _read(name, path, images, options):
             probe.name = name if name == "scene_twins" else probe.name
             found.append((probe, images))
     return found
 
 
-def fetch_svo(path, images):
-    """Rank 0 downloads what is not there yet."""
-    if dist.rank() == 0:
-        from clip_vl.datasets.images.download import fetch_all
+def _read(name, path, images, options):
+    """[Probe] of a name; the reader is imported here, so that a probe needs no other's."""
+    match name:
+        case "winoground" | "scene_twins":
+            from clip_vl.datasets.probes.winoground import read_winoground
 
-        table = path if path.is_file() else path / "svo_probes.csv"
-        fetch_all(addresses(table), images, say=dist.print0)
-    dist.barrier()
+            return [read_winoground(path)]
+        case "crepe_productivity" | "crepe_systematicity":
+            from clip_vl.datasets.probes.crepe import read_productivity, read_systematicity
 
+            return [read_productivity(path) if name == "crepe_productivity" else read_systematicity(path)]
+        case "sugarcrepe":
+            from clip_vl.datasets.probes.sugarcrepe import read_sugarcrepe
 
-def frozen_order(name, captions, args):
-    """The Probe of frozen shufflings in <datasets_dir>/probes/frozen; those that are not there are made from
-    `captions`, a file of Karpathy's test captions. Without that file, whatever is frozen is read.
-    """
-    folder = Path(args.datasets_dir, "probes", "frozen")
-    if args.order_seeds < 1:
-        raise UserError(f"--order_seeds {args.order_seeds} must be at least 1")
-    if not captions.is_file():
-        paths = sorted(folder.glob(f"{name}_*_seed*.json"))
-        if not paths:
-            raise UserError(f"neither {captions} nor frozen shufflings in {folder} are there; see data/README.md")
-        return probe_order.read_order(name, paths)
-    tagger, source = load_tagger(args.tagger), probe_order.digest_of(captions)
-    stem = f"{name}_{re.sub(r'[^A-Za-z0-9.]+', '-', tagger.name)}_{source[:8]}"
-    paths = [folder / f"{stem}_seed{seed}.json" for seed in range(args.order_seeds)]
-    if dist.rank() == 0:
-        pairs = probe_order.karpathy_test(captions)
-        for seed, path in enumerate(paths):
-            if not path.is_file():
-                probe_order.freeze(path, name, pairs, tagger, seed, source)
-    dist.barrier()
-    return probe_order.read_order(name, paths)
+            return [read_sugarcrepe(path)]
+        case "vg_relation" | "vg_attribution":
+            from clip_vl.datasets.probes.aro import read_attribution, read_relation
+
+            return [read_relation(path) if name == "vg_relation" else read_attribution(path)]
+        case "coco_order" | "flickr30k_order":
+            from clip_vl.datasets.probes.frozen_order import frozen_order
+
+            folder = Path(options.datasets_dir, "probes", "frozen")
+            return [frozen_order(name, path, folder, options.order_seeds, options.tagger)]
+        case "svo":
+            from clip_vl.datasets.probes.svo import fetch_svo, read_svo
+
+            if options.fetch_images:
+                fetch_svo(path, images)
+            return read_svo(path)
+        case "vlchecklist":
+            from clip_vl.datasets.probes.vlchecklist import read_vlchecklist
+
+            return read_vlchecklist(path, options.first_cases)
+        case "nlvr":
+            from clip_vl.datasets.probes.nlvr import read_nlvr
+
+            return [read_nlvr(path)]
+        case "scenes":
+            from clip_vl.datasets.probes.scenes import read_scenes
+
+            return [read_scenes(path)]

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 from clip_vl.datasets.probes.items import Crop, Item, Probe, Row, expected_form, read_table
+from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError
 
 SLOTS = {"subject": "subj_neg", "verb": "verb_neg", "object": "obj_neg"}
@@ -92,3 +93,13 @@ def _count_triplets(row, defects):
             raise ValueError(f"{name} {row[name]!r:.60}: {error}") from None
         defects[f"{name} is empty"] += not found
         defects[f"{name} is a list"] += row[name].strip().startswith("[")
+
+
+def fetch_svo(path, images):
+    """Rank 0 downloads the images that are missing."""
+    from clip_vl.datasets.images.download import fetch_all
+
+    if dist.rank() == 0:
+        table = path if path.is_file() else path / "svo_probes.csv"
+        fetch_all(addresses(table), images, say=dist.print0)
+    dist.barrier()

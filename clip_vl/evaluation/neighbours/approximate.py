@@ -17,7 +17,7 @@ from clip_vl.evaluation.neighbours.tiles import one_thread_each
 METHODS = ("auto", "exact", "ivf", "hnsw")
 EXACT_ROWS = 1_000_000  # up to here "auto" is exact
 SAMPLE = 1000  # queries whose neighbours are searched exactly to measure the recall
-RECALL = 0.955  # of the sample, for which lists are made to look far enough
+RECALL = 0.955  # of the sample, that the number of lists per query must reach
 QUERIES = 2**16  # searched at a time: fewer make the lists' products small; their candidates take some hundred MB
 RESCORED = 4096  # of them, whose candidates one thread scores again
 HNSW_LINKS, HNSW_BUILD, HNSW_SEARCH = 32, 60, 64
@@ -63,7 +63,7 @@ class Sample:
 
 
 def probe_enough(lists, sample, wanted=RECALL):
-    """Let queries look into half as many lists more until the sample's recall is `wanted`, or they are a quarter."""
+    """Search half as many lists more until the sample's recall is `wanted`, or they are a quarter."""
     while True:
         rows = approximate_top_k(lists, sample.queries, sample.keys, sample.k, **sample.options).rows
         if sample.recall(rows) >= wanted or 6 * lists.probes > len(lists.centroids):

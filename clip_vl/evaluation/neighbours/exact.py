@@ -19,7 +19,7 @@ from clip_vl.evaluation.neighbours.tiles import full_precision, one_thread_each
 
 QUERY_BLOCK = {"cpu": 512, "cuda": 4096}
 KEY_BLOCK = 8192
-GROUP = 16  # keys of which the best alone is looked at first
+GROUP = 16  # keys of which only the best is examined first
 SPARE, MOST_SPARE = 14, 112  # candidates beyond k: excluded ones, and the margin of the proof
 MOST_OPEN = 0.02  # share of queries without proof that a pass may leave before it takes more candidates
 
@@ -56,7 +56,7 @@ def top_k(queries, keys, k, *, exclude=None, duplicate_above=None, dtype=None):
 
     queries (n, D), keys (N, D): float32 on one device, finite; L2-normalised for cosine similarity
     exclude:         (query ids (n,), key ids (N,)) int64: pairs of one id are left out, so a query that is itself a
-                     key, and pictures of one content hash
+                     key, and images of one content hash
     duplicate_above: pairs that score more are left out as well
     dtype:           of the first pass [bfloat16 where the device is fast at it]
     returns: Neighbours
@@ -137,7 +137,7 @@ class _Rounded:
 def _search(queries, keys, passes, k, exclusion):
     """Neighbours of one block of queries: those that the first pass cannot prove are left to the next.
 
-    A pass that fails often looks at more candidates from the next block on.
+    A pass that fails often examines more candidates from the next block on.
     """
     if not passes:
         return _dense(queries, keys, k, exclusion)

@@ -1,6 +1,6 @@
 """An inverted file: each key in the list of its nearest centroid, each query compared with the keys of a few lists.
 
-All queries that look into a list are compared with it in one matrix product, in bfloat16 where the device is fast at
+All queries of a list are compared with it in one matrix product, in bfloat16 where the device is fast at
 it, which is several times faster than a search query by query.
 """
 
@@ -24,7 +24,7 @@ BLOCK = 4096  # rows compared with all centroids at a time
 
 
 class InvertedLists:
-    """`lists(queries, count)` -> rows (n, count) of the keys that look nearest, -1 where the lists have fewer.
+    """`lists(queries, count)` -> rows (n, count) of the keys that seem nearest, -1 where the lists have fewer.
 
     keys: (N, D) float32, L2-normalised
     """
@@ -57,7 +57,7 @@ class InvertedLists:
         return torch.where(rows < 0, -1, self.order[rows.clamp(min=0)])
 
     def _compare(self, queries, probes, scores, rows, floor=None):
-        """Write the best of each list that a query looks into, probes (n, p), into scores and rows (n, p, count).
+        """Write the best of each list of a query, probes (n, p), into scores and rows (n, p, count).
 
         floor: (n,) a list without a key that scores more is passed over
         """

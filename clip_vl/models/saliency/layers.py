@@ -1,10 +1,14 @@
-"""Where in an image tower a score's gradient can be read as cells of the image, told by the tower's structure."""
+"""The layers of an image tower whose outputs are cells of the image, and the attention probabilities inside them."""
 
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from clip_vl.models.attention import attention_probabilities
 
 
 class Place(NamedTuple):
@@ -38,6 +42,37 @@ def hooked(*handles):
     finally:
         for handle in handles:
             handle.remove()
+
+
+class AttentionProbabilities(TorchFunctionMode):
+    """Inside, attention is the plain product, and `seen` has the probabilities (B, heads, L, M) of every call.
+
+    PyTorch hands each call of `scaled_dot_product_attention` and of `nn.MultiheadAttention` to this mode, whose fused
+    kernels keep no probabilities. Calls that are causal, masked by truth values or scaled otherwise stay as they are
+    and leave nothing.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function is F.scaled_dot_product_attention:
+            return self._attention(*args, **kwargs)
+        if function is F.multi_head_attention_forward and not kwargs.get("is_causal"):
+            output, weights = function(*args, **kwargs | {"need_weights": True, "average_attn_weights": False})
+            self.seen.append(weights)
+            return output, weights.mean(1) if kwargs.get("need_weights", True) else None
+        return function(*args, **kwargs)
+
+    def _attention(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **more):
+        if is_causal or scale is not None or more or (attn_mask is not None and attn_mask.dtype == torch.bool):
+            fused = F.scaled_dot_product_attention
+            return fused(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **more)
+        probabilities = attention_probabilities(query, key, attn_mask)
+        self.seen.append(probabilities)
+        return F.dropout(probabilities, dropout_p, training=dropout_p > 0) @ value
 
 
 def observe(tower, score):

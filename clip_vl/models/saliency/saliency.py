@@ -1,12 +1,12 @@
-"""Where on an image a score of that image comes from: the gradient, brought to the cells of the image's tower.
+"""Saliency: which cells of an image raise a score of it, by the gradient of the score.
 
 heat, method = dual_saliency(model, images, "a red circle")             # cosine of image and text
 heat, method = fused_saliency(scorer, images, boxes, tokens)            # log-odds that they match
 heat, method = saliency_of(tower, score)                                # score: () -> scalar that calls the tower once
 
-The tower is read by its structure. One whose last word is a feature map, as a ResNet's before its pooling, gets
+The method depends on the structure of the tower. One that ends in a feature map, as a ResNet before its pooling, gets
 Grad-CAM (arXiv:1610.02391, equations 1 and 2). One that ends in layers over patch tokens gets attention x gradient
-(arXiv:2103.15679, equations 5 and 6), or gradient x activation where its attention is not to be seen.
+(arXiv:2103.15679, equations 5 and 6), or gradient x activation where its attention probabilities cannot be read.
 """
 
 from contextlib import contextmanager
@@ -15,16 +15,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from clip_vl.models.attention import attention_written_out
-from clip_vl.models.saliency.layers import hooked, observe, places_of
+from clip_vl.models.saliency.layers import AttentionProbabilities, hooked, observe, places_of
 
 GRAD_CAM, ATTENTION, ACTIVATION = "Grad-CAM", "attention × gradient", "gradient × activation"
-NO_CELLS = "it shows neither a feature map nor patch tokens"
+NO_CELLS = "it has neither a feature map nor patch tokens"
 
 
 class Saliency(NamedTuple):
-    """heat:   NumPy float32 (h, w) in 0..1, row 0 at the top, 1 for the cell that counts most, or all 0 where none
-            speaks for the score; None where the tower allows no saliency
+    """heat:   NumPy float32 (h, w) in 0..1, row 0 at the top, 1 for the cell with most saliency, or all 0 where none
+            raises the score; None where the tower allows no saliency
     method: its name, or without heat why there is none
     """
 
@@ -34,7 +33,7 @@ class Saliency(NamedTuple):
 
 def dual_saliency(model, images, text):
     """`Saliency` of the cosine of an image and a text. images: (1, 3, S, S) as `DualEncoder` takes them; text: str"""
-    with at_rest(model):
+    with in_evaluation_mode(model):
         with torch.no_grad():
             text_features = model.encode_text([text])
         return saliency_of(model.image_tower, lambda: (model.encode_image(images) * text_features).sum())
@@ -45,7 +44,7 @@ def fused_saliency(scorer, images, boxes, tokens):
 
     images: uint8 (1, 3, H, W);  boxes: (1, 4);  tokens: {input_ids, attention_mask} of one text, (1, L) each
     """
-    with at_rest(scorer):
+    with in_evaluation_mode(scorer):
         return saliency_of(scorer.tower, lambda: scorer.log_odds(scorer.tower(images), boxes, **tokens).sum())
 
 
@@ -63,7 +62,7 @@ def saliency_of(tower, score):
             heat, method = _over_tokens([layer.module for layer in layers], before[-1].cells, score)
         else:
             return Saliency(None, NO_CELLS)
-    except Exception as error:  # a library's tower may do anything; hours of scores are not lost for a picture
+    except Exception as error:  # a library's tower may do anything; hours of scores are not lost for a saliency map
         return Saliency(None, f"it failed with {type(error).__name__}: {str(error).partition(chr(10))[0][:200]}")
     if heat is None or not heat.isfinite().all():
         return Saliency(None, NO_CELLS)
@@ -71,8 +70,8 @@ def saliency_of(tower, score):
 
 
 @contextmanager
-def at_rest(model):
-    """In evaluation, and afterwards every part in the mode that it had."""
+def in_evaluation_mode(model):
+    """The model in evaluation mode; afterwards every module has the mode that it had."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -107,22 +106,22 @@ def _grad_cam(place, score):
 
 def _over_tokens(blocks, cells, score):
     """(heat (h, w) of a tower that ends in layers over tokens, those of the patches last; method)."""
-    first, last, end, seen_in_blocks = [], [], [], []
+    first, last, end, seen_in_blocks, attention = [], [], [], [], AttentionProbabilities()
 
     def enter(_, args):
-        seen.clear()
+        attention.seen.clear()
         first[:] = [_leaf(args[0])]
         return first[0], *args[1:]
 
     def leave(_, __, output):
-        end[:], seen_in_blocks[:] = [output], seen
+        end[:], seen_in_blocks[:] = [output], attention.seen
 
     hooks = [
         blocks[0].register_forward_pre_hook(enter),
         blocks[-1].register_forward_pre_hook(lambda _, args: last.append(args[0])),
         blocks[-1].register_forward_hook(leave),
     ]
-    with torch.enable_grad(), attention_written_out() as seen, hooked(*hooks):
+    with torch.enable_grad(), attention, hooked(*hooks):
         value = score()
     L = first[0].shape[1]
     visible = len(seen_in_blocks) == len(blocks) and all(a.shape[0] == 1 and a.shape[3] == L for a in seen_in_blocks)
@@ -139,9 +138,9 @@ def _attention_times_gradient(value, probabilities, end):
 
     probabilities: (1, heads, q, L) of each layer, of the first q tokens;  end: (1, q, D), the last layer's output
 
-    What is read (the class token, all tokens of a mean, those that another encoder looks at) shows in the length of the
-    gradient there. A token's own content, which the residual carries past all attention, is left out: a mean would
-    spread it evenly over the picture.
+    The tokens that are read (the class token, all tokens of a mean, those that another encoder attends to) are known by
+    the length of the gradient there. A token's own content, which the residual carries past all attention, is left out:
+    a mean would spread it evenly over the image.
     """
     *gradients, at_end = torch.autograd.grad(value, [*probabilities, end], allow_unused=True)
     L = probabilities[0].shape[3]

@@ -7,12 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from clip_vl.datasets.captions.perturbed import ShuffledCrop, perturbed, shuffle_parts, views_of
+from clip_vl.datasets.captions.perturbed import IMAGES, TEXTS, ShuffledCrop, shuffle_parts
 from clip_vl.datasets.captions.source import CaptionSource
 from clip_vl.datasets.images.decoding import decode_image
 from clip_vl.datasets.negatives.tagger import load_tagger
 from clip_vl.engine.errors import UserError
-from clip_vl.flags.perturbed import IMAGES, TEXTS, PerturbedFlags
+from clip_vl.flags import perturbed as flags
+from clip_vl.flags.perturbed import PerturbedFlags
 
 CAPTIONS = ["A brown dog  quickly chases two white cats.", "The Cup", "one two three four five six seven"]
 
@@ -45,10 +46,14 @@ class Source(CaptionSource):
         return CAPTIONS[number]
 
 
-def opened(seed=0, **flags):
-    args = PerturbedFlags(**flags)
+def opened(seed=0, **given):
+    args = PerturbedFlags(**given)
     args.seed = seed
-    return perturbed(Source(), args)
+    return args.perturbed(Source())
+
+
+def test_the_flags_offer_what_there_is():
+    assert flags.TEXTS == tuple(TEXTS) and flags.IMAGES == tuple(IMAGES)
 
 
 def test_nothing_asked_for_is_nothing_done():
@@ -109,7 +114,7 @@ def test_the_view_of_a_dual_encoder_is_shuffled_and_not_only_its_picture():
         return decode_image(data)[:, :12, :12]
 
     crop.resolution = 12
-    plain, view = views_of(source, crop)
+    plain, view = source.for_crop(crop)
     assert type(plain) is Source and type(view) is ShuffledCrop and view.resolution == 12
     data = plain.read(0)
     got, original = view(data), crop(data)
@@ -118,7 +123,7 @@ def test_the_view_of_a_dual_encoder_is_shuffled_and_not_only_its_picture():
     assert sorted(order) == [0, 1, 2, 3]
     picture, whole = decode_image(source.read(0)), decode_image(data)
     assert all((picture[:, :, 4 * i : 4 * i + 4] == whole[:, :, 4 * j : 4 * j + 4]).all() for i, j in enumerate(order))
-    assert views_of(Source(), crop)[1] is crop
+    assert Source().for_crop(crop)[1] is crop
 
 
 def test_caches_tell_what_was_changed():

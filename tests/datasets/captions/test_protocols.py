@@ -1,14 +1,13 @@
 """Named protocols, folds, and ids of queries."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from clip_vl.datasets.captions.protocols import RetrievalPairs, find_protocol
+from clip_vl.datasets.captions.source import NumberedPairs
 from clip_vl.datasets.captions.sources import open_sources
-from clip_vl.encoding.encode import HeldOutPairs
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.flags.captions import SourceFlags
 
@@ -25,12 +24,8 @@ def make_source(tmp_path, images=6, captions=3):
     return open_sources("mscoco_captions@test", SourceFlags(datasets_dir=str(tmp_path)))
 
 
-def settings(**more):
-    return SimpleNamespace(**{"dataset_size": 1, "captions_per_image": None} | more)
-
-
 def test_folds_take_whole_images_with_all_of_their_captions(tmp_path):
-    pairs = RetrievalPairs(make_source(tmp_path), find_protocol("some.json", fold=2), settings())
+    pairs = RetrievalPairs(make_source(tmp_path), find_protocol("some.json", fold=2))
     assert pairs.folds == [(0, 2), (2, 4), (4, 6)] and len(pairs.numbers) == 19
     assert [pairs.source.text(int(pairs.numbers[t])) for t in pairs.texts_of(2, 4)] == [
         *(f"caption {n} of 2" for n in range(4)), *(f"caption {n} of 3" for n in range(3))
@@ -38,7 +33,7 @@ def test_folds_take_whole_images_with_all_of_their_captions(tmp_path):
 
 
 def test_the_first_captions_of_each_image_can_stand_alone(tmp_path):
-    pairs = RetrievalPairs(make_source(tmp_path), find_protocol("some.json"), settings(captions_per_image=2))
+    pairs = RetrievalPairs(make_source(tmp_path), find_protocol("some.json"), captions_per_image=2)
     assert np.bincount(pairs.image_of_text).tolist() == [2] * 6
     assert pairs.names() == ([f"{i}.jpg" for i in range(6)], [f"{i}.jpg#{n}" for i in range(6) for n in range(2)])
 
@@ -47,7 +42,7 @@ def test_a_named_protocol_refuses_other_data_than_its_own(tmp_path):
     """A part of the split would give a higher recall under the same name."""
     protocol = find_protocol("coco-karpathy-5k")
     with pytest.raises(DataError, match="5,000 images and 25,010 captions, mscoco_captions@test has 6 and 19"):
-        RetrievalPairs(make_source(tmp_path), protocol, settings(dataset_size=None))
+        RetrievalPairs(make_source(tmp_path), protocol)
 
 
 def test_the_1k_protocol_is_five_folds_of_the_5k_one():
@@ -58,7 +53,7 @@ def test_the_1k_protocol_is_five_folds_of_the_5k_one():
 def test_folds_that_do_not_come_out_even_are_refused(tmp_path):
     source = make_source(tmp_path)
     with pytest.raises(UserError, match="6 images do not make whole folds of 4"):
-        RetrievalPairs(source, find_protocol("some.json", fold=4), settings())
+        RetrievalPairs(source, find_protocol("some.json", fold=4))
     with pytest.raises(UserError, match="leave out --fold_size"):
         find_protocol("coco-karpathy-1k", fold=4)
 
@@ -73,6 +68,6 @@ def test_the_first_1500_images_of_the_karpathy_test_split_load(real_data, tmp_pa
     image.parent.mkdir(parents=True)
     image.write_bytes(b"")
     source = open_sources(str(path), SourceFlags(datasets_dir=str(tmp_path), images_dir=str(tmp_path)))
-    held_out = HeldOutPairs(source, None, None, None)
+    held_out = NumberedPairs(source)
     assert len(held_out.rows) == 1500 and len(held_out.numbers) == 7503
     assert np.bincount(held_out.image_of_text).min() == 5

@@ -118,7 +118,7 @@ def test_digests_tell_sources_apart_and_not_their_weights(root):
 def test_what_cannot_be_opened_is_a_sentence(root):
     assert "is a remote address, and training fetches nothing" in told("s3://bucket/data.csv", root)
     assert told("x.csv", root) == f"x.csv is not there, neither as a path nor below --datasets_dir {root}"
-    assert "mscoco_captions_2017 is not known" in told("mscoco_captions_2017", root)
+    assert "mscoco_captions_2017 is not one of mscoco_captions" in told("mscoco_captions_2017", root)
     assert "karpathy/dataset_coco.json, which is not there" in told("mscoco_captions", root / "pets")
     assert "the table has no column 'split'" in told("a.csv@val", root)
     assert "a folder of classes has no splits" in told("pets@val", root)
@@ -126,4 +126,4 @@ def test_what_cannot_be_opened_is_a_sentence(root):
     assert "--train_data names no data" in told(" , ", root)
     assert "--dataset_size 0 must be at least 1" in told("a.csv", root, dataset_size=0)
     write(root / "data.bin", "x")
-    assert "the form of its data is not known" in told("data.bin", root)
+    assert "data.bin has no known format" in told("data.bin", root)

@@ -4,7 +4,6 @@ import json
 import pickle
 import struct
 import zipfile
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,19 +11,15 @@ from PIL import Image
 
 from clip_vl.datasets.classes import elevater as classes_elevater
 from clip_vl.datasets.classes.class_set import held_out
-from clip_vl.datasets.classes.names import Prompts, benchmark_key, metric_of, named, read_list, read_templates
-from clip_vl.datasets.classes.sets import open_class_set, open_training
+from clip_vl.datasets.classes.names import benchmark_key, metric_of, named, read_list
+from clip_vl.datasets.classes.prompts import Prompts, read_templates
+from clip_vl.datasets.classes.sets import ClassSource, open_class_set, open_training, open_validation
 from clip_vl.datasets.images.decoding import DamagedImage
 from clip_vl.engine.errors import DataError, UserError
 
 
 def settings(dataset, tmp_path, **changes):
-    given = {"dataset": str(dataset), "datasets_dir": str(tmp_path), "classnames": None, "benchmark_key": None,
-             "metric": None,
-             "images_dir": None, "csv_separator": None, "csv_img_key": "filepath", "csv_label_key": "label",
-             "csv_split_key": "split", "elevater_metadata": None, "train_split": "train", "test_split": "test",
-             "valid_split": None, "max_left_out": 0.5}  # fmt: skip
-    return SimpleNamespace(**(given | changes))
+    return ClassSource(str(dataset), str(tmp_path), **changes)
 
 
 def png(path, level=0):
@@ -48,7 +43,7 @@ def test_a_folder_of_class_folders_in_split_folders(folder, tmp_path):
     assert found.ids == ["ant/0.png", "ant/1.png", "fire_truck/0.png", "fire_truck/1.png"]
     assert found.labels.tolist() == [0, 0, 1, 1] and found.class_names == ["ant", "fire truck"]
     assert found.picture(3).shape == (3, 4, 5) and int(pickle.loads(pickle.dumps(found)).picture(3)[0, 0, 0]) == 11
-    train, valid = open_training(args, found)
+    train, valid = open_training(args, "train", found), open_validation(args, None, {"test": found})
     assert len(train) == 6 and valid is None
     png(folder / "test" / "ant" / "1.png", 99)
     assert open_class_set(args, "test").pixels_digest != found.pixels_digest  # changed pictures get new features
@@ -60,10 +55,10 @@ def test_splits_with_other_classes_or_the_same_images_are_refused(folder, tmp_pa
     args = settings(folder, tmp_path)
     test = open_class_set(args, "test")
     with pytest.raises(UserError, match="are the same images"):
-        open_training(settings(folder, tmp_path, train_split="test"), test)
+        open_training(settings(folder, tmp_path), "test", test)
     (folder / "train" / "bee").mkdir()
     with pytest.raises(DataError, match="do not have the same classes: 'bee'"):
-        open_training(args, test)
+        open_training(args, "train", test)
 
 
 def test_a_table_names_or_numbers_its_classes(folder, tmp_path):
@@ -131,7 +126,7 @@ def test_elevater_has_several_labels_and_coco_indices(elevater, tmp_path):
     found = open_class_set(settings("elevater:toy", tmp_path, metric="mAP11"), "test")
     assert found.labels.tolist() == [[True, True], [False, True], [True, False]]
     with pytest.raises(UserError, match="several classes an image"):
-        open_training(settings("elevater:toy", tmp_path, train_split="test", metric="mAP11"), found)
+        open_training(settings("elevater:toy", tmp_path, metric="mAP11"), "test", found)
     coco = {"images": [{"id": 7, "file_name": "a b/0.png", "zip_file": "test.zip"}],
             "annotations": [{"image_id": 7, "category_id": 2}],
             "categories": [{"id": 1, "name": "x"}, {"id": 2, "name": "y"}]}  # fmt: skip
@@ -183,7 +178,7 @@ def test_the_real_metadata_name_every_set_of_the_specification(real_data, tmp_pa
     assert metric_of(benchmark_key("voc-2007-classification")) == "mAP11"
     assert metric_of(benchmark_key("hateful-memes")) == "auc"
     with pytest.raises(UserError, match=r"cannot be read: No such file.*--datasets_dir names"):
-        open_class_set(settings("elevater:dtd", tmp_path, elevater_metadata=str(path)), "test")
+        open_class_set(settings("elevater:dtd", tmp_path, metadata=str(path)), "test")
 
 
 # ---- torchvision, scenes
@@ -215,7 +210,7 @@ def test_scenes_of_one_thing_are_classes_of_colour_and_shape(shapes_root, tmp_pa
     assert len(train) == len(single) and len(train.class_names) == 32
     thing = single[0]["objects"][0]
     assert train.class_names[train.labels[0]] == f"{thing['color']} {thing['shape']}"
-    assert open_training(args, test)[1] is not None
+    assert open_validation(args, None, {"train": train, "test": test}) is not None
 
 
 def test_descriptions_of_one_thing_are_classes_too(tmp_path):

@@ -10,12 +10,12 @@ from clip_vl.engine.checkpoint import save_plain
 from clip_vl.engine.errors import DataError
 from clip_vl.flags.dual import (
     DualOptimFlags,
-    EvaluationFlags,
     ImageTowerFlags,
     SharedTowerFlags,
     TextTowerFlags,
     recalled,
 )
+from clip_vl.flags.evaluation import EvaluationFlags
 from clip_vl.flags.parser import parse
 from clip_vl.models.dual.build import build_dual_encoder, open_dual_encoder
 from clip_vl.models.dual.settings import BUILT_FROM, dual_settings

@@ -6,13 +6,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from clip_vl.models.attention import attend, attention_written_out
+from clip_vl.models.attention import attend
 from clip_vl.models.clip.grid import GridConfig
 from clip_vl.models.clip.vit import ViTConfig
 from clip_vl.models.dual.encoder import DualEncoder
 from clip_vl.models.fused.bert import BertConfig
 from clip_vl.models.fused.encoder import VLEncoder, VLPretrainer
 from clip_vl.models.fused.scorer import FusedScorer
+from clip_vl.models.saliency.layers import AttentionProbabilities
 from clip_vl.models.saliency.saliency import (
     ACTIVATION,
     ATTENTION,
@@ -269,21 +270,23 @@ def test_a_tower_without_cells_has_none_and_one_that_fails_says_how():
     assert saliency_of(tower, broken) == (None, "it failed with ValueError: no such thing")
 
 
-def test_attention_written_out_is_the_same_attention():
-    """Of torch.nn's module and of ours, and both leave probabilities; afterwards the fused kernel is back."""
+def test_attention_that_is_seen_is_the_same_attention():
+    """Of torch.nn's module and of ours, and both leave probabilities; no function of torch is replaced."""
     torch.manual_seed(0)
     module, x = nn.MultiheadAttention(8, 2, batch_first=True).eval(), torch.randn(1, 5, 8, requires_grad=True)
     query, key, value = torch.randn(3, 1, 2, 5, 4).unbind()
     fused = F.scaled_dot_product_attention
     plain = module(x, x, x, need_weights=False)[0], attend(query, key, value)
-    with attention_written_out() as seen:
+    with AttentionProbabilities() as attention:
+        assert F.scaled_dot_product_attention is fused
         assert torch.allclose(module(x, x, x, need_weights=False)[0], plain[0], atol=1e-6)
         assert torch.allclose(attend(query, key, value), plain[1], atol=1e-6)
         F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    seen = attention.seen
     assert [tuple(probabilities.shape) for probabilities in seen] == [(1, 2, 5, 5)] * 2
     assert torch.allclose(seen[0].sum(-1), torch.ones(1, 2, 5))
     attend(query, key, value)
-    assert F.scaled_dot_product_attention is fused and len(seen) == 2
+    assert len(seen) == 2
 
 
 # ---- the fused encoder
