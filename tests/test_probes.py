@@ -414,9 +414,9 @@ def test_texts_of_the_same_tokens_are_one():
 
 
 def test_the_twins_of_scenes_are_a_winoground(programs, tmp_path, monkeypatch):
-    from clip_vl import shapes
+    from clip_vl.datasets.scenes import pair_sets
 
-    monkeypatch.setattr(shapes, "TWINS", 3)
+    monkeypatch.setattr(pair_sets, "TWINS", 3)
     programs.run("shapes", "--size", "twins", "--output", tmp_path / "twins", "--workers", "1")
     rows = [json.loads(line) for line in (tmp_path / "twins/examples.jsonl").read_text().splitlines()]
     for row in rows:
