@@ -370,7 +370,7 @@ def test_order_shufflings_are_frozen_once(programs, root, tmp_path):
         (["--probes", "sugarcrep"], UserError, "--probes sugarcrep is not one of winoground, "),
         (["--probes"], UserError, "--probes names what to run: winoground"),
         (["--annotations", "nowhere"], UserError, "none of replace_obj"),
-        (["--images_dir", "nowhere"], DataError, "sugarcrepe: none of the pictures of its 123 items is in nowhere"),
+        (["--images_dir", "nowhere"], DataError, "sugarcrepe: none of the images of its 123 items is in nowhere"),
         (["--saliency", "-1"], UserError, "--saliency -1 must be at least 0"),
         (["--fused", "x/Epoch01", "--load", "y.pt"], UserError, "--fused and --load both name what is evaluated"),
         (["--fused", "x/Epoch01", "--blind"], UserError, "--fused and --blind both name what is evaluated"),

@@ -113,7 +113,7 @@ def test_winoground_lines_and_score_files(tmp_path):
     with (tmp_path / "scores.jsonl").open("rb") as file:
         assert scores_by_file(file) == {"7": [[0, 1], [10, 11]]}
     (tmp_path / "examples.jsonl").write_text(json.dumps(entry) + "\n" + json.dumps(entry) + "\n")
-    with pytest.raises(DataError, match=r"examples\.jsonl:2: the id 7 is there twice"):
+    with pytest.raises(DataError, match=r"examples\.jsonl:2: the id 7 occurs twice"):
         read_winoground(tmp_path)
 
 

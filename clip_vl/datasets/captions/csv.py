@@ -11,7 +11,7 @@ from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.readers.text import open_text, whole_text
 
-USUAL = {"csv_img_key": "image", "csv_caption_key": "caption"}  # in the place of the default names
+USUAL = {"csv_img_key": "image", "csv_caption_key": "caption"}  # instead of the default names
 SPLIT = "split"
 FLICKR_COLUMNS = ["image", "caption"]
 FLICKR_LINE = re.compile(r"(.+?\.(?:jpe?g|jfif|png|webp|gif|bmp|tiff?|jp2|avif)),(.*)", re.IGNORECASE)
@@ -81,18 +81,18 @@ def _read_rows(path, images, separator, columns, splits=None):
         raise UserError(f"{path} has no row of the split {'+'.join(splits)}; it has {there}")
 
 
-def _records(place, row, images, columns):
+def _records(location, row, images, columns):
     """The Record of a row, and a LeftOut for what is blank in it."""
     try:
         texts = [whole_text(text).strip() for text in captions_in(row[columns["csv_caption_key"]])]
         label = number_in(row[columns["csv_label_key"]]) if "csv_label_key" in columns else -1
         captions = [text for text in texts if text]
         if len(captions) < max(len(texts), 1):
-            yield LeftOut(place, BLANK, max(len(texts), 1) - len(captions))
+            yield LeftOut(location, BLANK, max(len(texts), 1) - len(captions))
         if captions:
             yield Record(path_below(images, row[columns["csv_img_key"]].strip()), captions, label)
     except ValueError as error:
-        raise DataError(f"{place}: {error}") from None
+        raise DataError(f"{location}: {error}") from None
 
 
 def _read_flickr(path, images):

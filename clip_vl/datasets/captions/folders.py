@@ -83,12 +83,12 @@ def _check_captions(root, names):
 
 
 def warn_of_order(path, folders):
-    """Say it where names that are given by their order meet folders whose order may surprise."""
+    """Warn where names are given by order and numbered folders are sorted as text."""
     by_number = sorted(folders, key=natural_key)
     if by_number != folders:
-        place = next(place for place, name in enumerate(folders) if name != by_number[place])
-        dist.print0(f"warning: {path} gives names in the order of the folders, which are sorted as text: name {place} "
-                    f"is that of {folders[place]!r}; lines 'folder<tab>name' are safe")  # fmt: skip
+        index = next(index for index, name in enumerate(folders) if name != by_number[index])
+        dist.print0(f"warning: {path} gives names in the order of the folders, which are sorted as text: name {index} "
+                    f"is that of {folders[index]!r}; lines 'folder<tab>name' are safe")  # fmt: skip
 
 
 def _lines_beside(folder, name):

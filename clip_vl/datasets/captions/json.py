@@ -139,16 +139,16 @@ def _is_wanted(entry, splits):
     return split is None or split in (splits or TRAIN_SPLITS)
 
 
-def _records(place, entry, classes):
+def _records(location, entry, classes):
     """The Record of an entry, and a LeftOut for its blank captions."""
     path, texts, label = _image_captions(entry, classes)
     captions = [text for text in map(_caption, texts) if text]
     if len(captions) < len(texts):
-        yield LeftOut(place, BLANK, len(texts) - len(captions))
+        yield LeftOut(location, BLANK, len(texts) - len(captions))
     if captions:
         yield Record(path_below(".", path), captions, label)
     elif not texts:
-        yield LeftOut(place, NO_CAPTION)
+        yield LeftOut(location, NO_CAPTION)
 
 
 def _image_captions(entry, classes):

@@ -16,12 +16,12 @@ ESCAPED = re.compile("[\udc80-\udcff]")  # bytes of a name that is not UTF-8, as
 class CaptionSource:
     """Rows of one image with its captions and perhaps a class. Picklable, and cheap for every loader worker.
 
-    A source says `len()`, name(row), read(row), label(row), num_captions(row), text_number(row, index), text(number)
+    A source has `len()`, name(row), read(row), label(row), num_captions(row), text_number(row, index), text(number)
     and texts_of_first(rows); the rest follows. Texts are numbered: the images of a class share theirs.
     digest:      hexadecimal str of all that rows and captions are made of, for the keys of caches
     num_classes: one more than the largest label
     image_files: whether `name` is the path of a file that holds the image alone
-    changed:     what is done to images and texts after they were read, which the digest says nothing of; {} for nothing
+    changed:     what is done to images and texts after reading, which the digest does not include; {} for nothing
     """
 
     num_classes = 0
@@ -53,7 +53,7 @@ class CaptionSource:
         return int.from_bytes(hashlib.blake2b(raw_bytes(self.name(row)), digest_size=8).digest(), "little") >> 1
 
     def caption_index(self, row, rng):
-        """Which of its captions stands for the image this time; nothing is drawn where there is one."""
+        """Index of the caption to train on this time; nothing is drawn where there is one caption."""
         count = self.num_captions(row)
         return int(rng.integers(count)) if count > 1 else 0
 
@@ -93,7 +93,7 @@ def is_remote(path):
 
 
 def path_below(root, path):
-    """`path` relative to the folder `root`, in which it must lie; ValueError says what is wrong with it.
+    """`path` relative to the folder `root`, in which it must lie; ValueError names what is wrong.
 
     Decided by the names alone: a folder of images that is a link to another disk is its owner's business.
     """
@@ -114,7 +114,7 @@ def path_below(root, path):
 
 
 def checked_below(root, path):
-    """`path_below` for the names that a folder itself has; DataError in the place of ValueError."""
+    """`path_below` for the names of files in a folder; DataError instead of ValueError."""
     try:
         return path_below(root, path)
     except ValueError as error:

@@ -128,7 +128,7 @@ def _open_coco(name, splits, options, cache_root):
     else:
         raise UserError(f"{name} is not one of mscoco_captions, mscoco_captions_2014 and mscoco_captions_x0.1")
     if not path.is_file():
-        raise UserError(f"{name} is read from {path}, which is not there; data/README.md says what it is")
+        raise UserError(f"{name} is read from {path}, which does not exist; data/README.md describes it")
     return open_caption_json(path, splits, options, cache_root, every)
 
 

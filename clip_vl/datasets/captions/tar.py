@@ -1,8 +1,8 @@
 """WebDataset shards: members of one key (`000042.jpg`, `000042.txt`, `000042.cls`) are a row; plain tar files only.
 
-The members of a key stand anywhere in one shard. The shards are indexed once, where every image lies in them, and then
-read at random places, so that their rows are shuffled, weighted and resumed as those of any other source. Captions are
-in .txt, or under "caption" in .json.
+The members of a key may be anywhere in one shard. The offset of every image is indexed once, and images are then read at
+random positions, so that rows are shuffled, weighted and resumed as those of any other source. Captions are in .txt, or
+under "caption" in .json.
 """
 
 import hashlib
@@ -153,7 +153,7 @@ def _pread(path, offset, size):
 
 
 class ShardSource(CaptionTable):
-    """Images at their places in the shards. Holds no open file."""
+    """Images by shard and offset. Holds no open file."""
 
     image_files = False
 
@@ -169,8 +169,8 @@ class ShardSource(CaptionTable):
         return f"{self.shards[self.shard[row]]}:{self.paths[row]}"
 
     def image_id(self, row):
-        place = f"{self.shards[self.shard[row]]}:{self.offset[row]}"
-        return int.from_bytes(hashlib.blake2b(raw_bytes(place), digest_size=8).digest(), "little") >> 1
+        location = f"{self.shards[self.shard[row]]}:{self.offset[row]}"
+        return int.from_bytes(hashlib.blake2b(raw_bytes(location), digest_size=8).digest(), "little") >> 1
 
     def read(self, row):
         size = int(self.size[row])

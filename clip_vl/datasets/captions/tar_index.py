@@ -65,7 +65,7 @@ def _refuse_compressed(path, header):
     for magic, name in COMPRESSED.items():
         if header.startswith(magic):
             raise UserError(
-                f"{path} is compressed ({name}); shards are read at random places: unpack it to a plain .tar"
+                f"{path} is compressed ({name}); shards are read at random positions: unpack it to a plain .tar"
             )
 
 

@@ -1,4 +1,4 @@
-"""A split of a classification set: images, the class of each, and how it is judged."""
+"""A split of a classification set: images, the class of each, and its metric."""
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ class ClassSet:
     """Images with classes; picklable, for loader workers.
 
     title:       what messages call it;  ids: list of str, one for each image, and the same in every run
-    reader:      `reader(id)` -> bytes of an image file, or `reader.picture(id)` -> uint8 (3, H, W). Raises DamagedImage
+    reader:      `reader(id)` -> bytes of an image file, or `reader.image(id)` -> uint8 (3, H, W). Raises DamagedImage
     labels:      int64 (N,); or bool (N, C) where an image may belong to several classes
     class_names: list of C str
     content:     JSON of all that the pixels depend on, such as sizes and times of the files
@@ -56,10 +56,10 @@ class ClassSet:
         """The bytes of the image file. Raises DamagedImage."""
         return self.reader(self.ids[row])
 
-    def picture(self, row):
+    def image(self, row):
         """uint8 (3, H, W). Raises DamagedImage."""
-        if hasattr(self.reader, "picture"):
-            return self.reader.picture(self.ids[row])
+        if hasattr(self.reader, "image"):
+            return self.reader.image(self.ids[row])
         return decode_image(self.read(row), f"{self.title}, {self.ids[row]}")
 
 
@@ -93,19 +93,19 @@ class ClassImages:
         views, damaged = [], []
         for row in map(int, key[1]):
             try:
-                views.append(self.crop.view(self.images.picture(row)))
+                views.append(self.crop.view(self.images.image(row)))
             except DamagedImage as error:
                 damaged.append((self.images.ids[row], str(error)))
                 views.append(torch.zeros(3, self.crop.resolution, self.crop.resolution, dtype=torch.uint8))
         return {"images": torch.stack(views), "damaged": damaged}
 
 
-def checked_path(place, root, path):
-    """A path that a file names, relative to the folder in which it must lie. place: where it stands."""
+def checked_path(location, root, path):
+    """A path that a file names, relative to the folder in which it must lie. location: "file:line"."""
     try:
         return path_below(root, path.strip())
     except ValueError as error:
-        raise DataError(f"{place}: {error}") from None
+        raise DataError(f"{location}: {error}") from None
 
 
 def held_out(labels, seed, share=HELD_OUT):
@@ -127,4 +127,4 @@ def check_same_classes(one, other):
         reason = f"{missing[0]!r} is a class of one alone" if missing else "their order differs"
         raise DataError(f"{one.title} and {other.title} do not have the same classes: {reason}")
     if one.pixels_digest == other.pixels_digest:
-        raise UserError(f"{one.title} and {other.title} are the same images: learning from what is judged")
+        raise UserError(f"{one.title} and {other.title} are the same images: two splits must differ")

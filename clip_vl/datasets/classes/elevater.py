@@ -4,7 +4,7 @@
     <datasets_dir>/classification/<set>_<date>/train.txt         lines "train.zip@path/in/zip.jpg label[,label]"
                                                train.zip labels.txt
 Some sets have COCO-style JSON for an index. Nothing is unpacked; archives and indices are foreign files, so names may
-not leave their folder, and no member is read beyond `MOST_BYTES`, whatever its header says.
+not leave their folder, and no member is read beyond `MOST_BYTES`, whatever the header of the member says.
 """
 
 import os
@@ -163,26 +163,26 @@ def _lines(index, root, entry):
     return ids, labels, names
 
 
-def _checked(place, root, name):
+def _checked(location, root, name):
     """An id whose archive lies below the root and whose member does not leave the archive."""
     if ".zip@" not in name:
-        return checked_path(place, root, name)
+        return checked_path(location, root, name)
     archive, _, member = name.partition(".zip@")
-    checked_path(place, root, member)
+    checked_path(location, root, member)
     if member.startswith("/"):
-        raise DataError(f"{place}: the member {member!r:.80} leaves its archive")
-    return f"{checked_path(place, root, archive + '.zip')}@{member}"
+        raise DataError(f"{location}: the member {member!r:.80} leaves its archive")
+    return f"{checked_path(location, root, archive + '.zip')}@{member}"
 
 
 def _coco(index, root, entry):
     """The same of a COCO-style index, whose category ids begin with 1."""
-    value, place = _json(index, dict), str(index)
+    value, location = _json(index, dict), str(index)
     try:
         ids = {}
         for image in value["images"]:
             archive = image.get("zip_file")
             ids[image["id"]] = _checked(
-                place, root, f"{archive}@{image['file_name']}" if archive else image["file_name"]
+                location, root, f"{archive}@{image['file_name']}" if archive else image["file_name"]
             )
         labels = {key: [] for key in ids}
         for annotation in value["annotations"]:

@@ -52,7 +52,7 @@ def read_list(path, key, what):
     if isinstance(value, dict):
         if key not in value:
             known = ", ".join(sorted(map(str, value)))
-            raise UserError(f"{path} has no {what} of {key!r}: --benchmark_key says which to take, of {known}")
+            raise UserError(f"{path} has no {what} of {key!r}: choose one with --benchmark_key, of {known}")
         value, path = value[key], f"{path}, {key}"
     if not isinstance(value, list) or not value or not all(isinstance(item, str) for item in value):
         raise DataError(f"{path}: a list of {what} was expected")
@@ -63,13 +63,13 @@ def read_list(path, key, what):
 
 
 def named(names, path, key, title):
-    """The names of the classes from a file, in the place of a set's own `names`. Raises DataError at another number."""
+    """The class names of a file, instead of a dataset's own `names`. Raises DataError where their number differs."""
     found = read_list(path, key, "class names")
     if len(found) != len(names):
         raise DataError(f"{path} has {len(found)} names for the {len(names)} classes of {title}")
     plain = [[re.sub(r"[^a-z0-9]", "", name.lower()) for name in each] for each in (names, found)]
     if sorted(plain[0]) == sorted(plain[1]) and plain[0] != plain[1]:
-        place = next(i for i, pair in enumerate(zip(*plain)) if len(set(pair)) == 2)
-        raise DataError(f"{path} has the names of {title} in another order: class {place} is {names[place]!r} there "
-                        f"and {found[place]!r} here")  # fmt: skip
+        wrong = next(i for i, pair in enumerate(zip(*plain)) if len(set(pair)) == 2)
+        raise DataError(f"{path} has the names of {title} in another order: class {wrong} is {names[wrong]!r} there "
+                        f"and {found[wrong]!r} here")  # fmt: skip
     return found

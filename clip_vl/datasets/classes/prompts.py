@@ -22,7 +22,7 @@ TEMPLATES = (
 
 
 def read_templates(path, key):
-    """Templates with {} in the place of the name; files may write {c}. Without a path our own."""
+    """Prompt templates, with {} for the class name; files may write {c}. Without a path our own."""
     if path is None:
         return list(TEMPLATES)
     templates = [template.replace("{c}", "{}") for template in read_list(path, key, "templates")]
@@ -51,7 +51,7 @@ class Prompts:
 
 
 def warn_of_names(names):
-    """Say it where names of classes that go into prompts are no words."""
+    """Warn of class names in prompts that are no words."""
     for what, form in ODD_NAMES.items():
         found = [name for name in names if re.fullmatch(form, name, re.ASCII)]
         if found:

@@ -1,4 +1,4 @@
-"""The built-in scenes as a classification set: pictures of one thing, whose class is its colour and shape."""
+"""The built-in scenes as a classification set: images of one object, whose class is its colour and shape."""
 
 import re
 
@@ -19,7 +19,7 @@ THING = re.compile(
 
 
 def open_scenes(root, split):
-    """The pictures of one thing of a data root that `clip_vl.shapes` wrote."""
+    """The images of one object in a data root that `clip_vl.shapes` wrote."""
     if split not in SPLITS:
         raise UserError(f"the built-in scenes have no split {split!r}; they have train, val, test")
     table = root / f"{TABLES[split]}.tsv"

@@ -28,7 +28,7 @@ class ClassSource:
 
     dataset:       an image folder, a table, a data root of the built-in scenes, elevater:NAME or torchvision:NAME
     datasets_dir:  folder of ELEVATER's and torchvision's files
-    classnames:    file of class names, in the place of the dataset's own
+    classnames:    file of class names, instead of the dataset's own
     key:           name of the dataset in JSON files of benchmarks [from `dataset`]
     metric:        accuracy, mean_per_class, mAP11 or auc [the published one]
     images_dir:    folder of the images of a table [the table's own]

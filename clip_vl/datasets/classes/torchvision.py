@@ -17,21 +17,21 @@ from clip_vl.engine.readers.colours import to_rgb
 SETS = ("CIFAR10", "CIFAR100", "Country211", "DTD", "FashionMNIST", "FER2013", "FGVCAircraft", "Flowers102", "Food101",
         "GTSRB", "ImageNet", "Imagenette", "KMNIST", "MNIST", "OxfordIIITPet", "PCAM", "RenderedSST2", "StanfordCars",
         "STL10", "SVHN", "USPS")  # fmt: skip
-SAMPLED = 256  # pictures whose content stands for a set's in the digest
+SAMPLED = 256  # images whose content goes into the digest of a dataset
 
 
-class PictureReader:
-    """Pictures of a torchvision data set by their number."""
+class NumberedImages:
+    """Images of a torchvision dataset by their number."""
 
     def __init__(self, dataset, title):
         self.dataset, self.title = dataset, title
 
-    def picture(self, number):
+    def image(self, number):
         """uint8 (3, H, W)."""
         return torch.from_numpy(np.array(self._image(number))).permute(2, 0, 1)
 
     def __call__(self, number):
-        """The picture as the bytes of a PNG file."""
+        """The image as the bytes of a PNG file."""
         buffer = io.BytesIO()
         self._image(number).save(buffer, "PNG", compress_level=1)
         return buffer.getvalue()
@@ -43,7 +43,7 @@ class PictureReader:
             raise DamagedImage(f"{self.title}, image {number}", f"cannot be read: {error}") from None
 
     def content(self):
-        """A digest of some pictures, evenly spread."""
+        """A digest of some images, evenly spread."""
         digest = hashlib.sha256()
         for number in np.unique(np.linspace(0, len(self.dataset) - 1, min(SAMPLED, len(self.dataset))).astype(int)):
             digest.update(np.array(self._image(number)).tobytes())
@@ -62,7 +62,7 @@ def open_torchvision(name, split, datasets_dir):
     dataset = _opened(kind, name, split, root)
     labels = _labels(dataset, title)
     names = [_name(each) for each in getattr(dataset, "classes", None) or range(int(labels.max()) + 1)]
-    reader = PictureReader(dataset, title)
+    reader = NumberedImages(dataset, title)
     content, ids = reader.content(), [str(number) for number in range(len(dataset))]
     return ClassSet(title, ids, reader, labels, names, [name, split, content], metric=metric_of(benchmark_key(name)))
 
@@ -88,7 +88,7 @@ def _opened(kind, name, split, root):
 
 
 def _labels(dataset, title):
-    """int64 (N,): from the set's table where it has one, so that no picture is decoded."""
+    """int64 (N,): from the set's table where it has one, so that no image is decoded."""
     for name in ("targets", "labels", "_labels"):
         values = getattr(dataset, name, None)
         if values is not None and len(values) == len(dataset):

@@ -56,7 +56,7 @@ def _check_split(folder, split, known):
 
 def _files_of_split(folder, files, split):
     """(the files of the split, the split where it is still to be found in the rows), by names such as
-    test-00000-of-00001.parquet; all files where they are of one split, which nobody needs to name.
+    test-00000-of-00001.parquet; all files where they are of one split, which needs no name.
     """
     found = [SHARD.fullmatch(file.stem) for file in files]
     known = list(dict.fromkeys(match[1] for match in found)) if all(found) else []
@@ -67,7 +67,7 @@ def _files_of_split(folder, files, split):
 
 
 def _rows(folder, data, split):
-    """The rows of a split where a column says whose each is. UserError where nothing does and one is asked for."""
+    """The rows of a split by the column that names it. UserError where a split is asked for and no column names any."""
     import datasets
     import numpy as np
 
@@ -79,5 +79,5 @@ def _rows(folder, data, split):
         _check_split(folder, split, known)
         return data.select(np.flatnonzero(of_rows == (split or "train")))
     if split:
-        raise UserError(f"{folder}@{split}: nothing in it says what belongs to which split; leave out @{split}")
+        raise UserError(f"{folder}@{split}: nothing in it names the splits of its rows; leave out @{split}")
     return data

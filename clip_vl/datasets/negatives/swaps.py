@@ -1,4 +1,4 @@
-"""Hard negative captions: two units of one class change places, as in NegCLIP (arXiv:2210.01936, section 4.1).
+"""Hard negative captions: two units of one class are swapped, as in NegCLIP (arXiv:2210.01936, section 4.1).
 
     parse = tagger("A brown dog chases a white cat.")
     [swap.text for swap in enumerate_swaps(parse)]     "A white dog chases a brown cat.", ...
@@ -6,7 +6,7 @@
 
 Units are singular nouns, plural nouns, adjectives, adverbs, verbs with their particles, and noun phrases of more than
 two tokens. They are spliced by character offsets, so that all other spacing stays. Left out is what describes the same
-picture: captions equal but for case and spacing, units joined by "and" or "or", adjectives of one noun.
+image: captions equal but for case and spacing, units joined by "and" or "or", adjectives of one noun.
 """
 
 import itertools
@@ -60,17 +60,17 @@ def units(parse):
     return found
 
 
-def enumerate_swaps(parse, same_picture=False):
-    """Every swap of a caption, in order of class and place, none twice.
+def enumerate_swaps(parse, same_meaning=False):
+    """Every swap of a caption, in order of class and position, none twice.
 
-    same_picture: also those that leave the described picture as it was
+    same_meaning: also those that do not change the described image
     """
     seen = {folded(parse.text)}
     for group in units(parse).values():
         for left, right in itertools.combinations(group, 2):
             swap = exchange(parse, left, right)
             key = folded(swap.text)
-            if key not in seen and (same_picture or not means_the_same(parse, left, right)):
+            if key not in seen and (same_meaning or not means_the_same(parse, left, right)):
                 seen.add(key)
                 yield swap
 
@@ -140,7 +140,7 @@ def folded(text):
 
 
 def means_the_same(parse, left, right):
-    """Whether the exchange leaves the described picture as it was: joined units, or adjectives of one noun."""
+    """Whether the exchange does not change the described image: joined units, or adjectives of one noun."""
     between = {token.tag for token in parse.tokens[left.last : right.first]}
     if left.kind in ("adjective", "ADJ") and not any(tag.startswith(("NN", "VB", "IN", "TO")) for tag in between):
         return True

@@ -75,30 +75,30 @@ def _parsed(path, line, number, fields):
     return NegativeRow(fields[1], fields[2], captions, literal_list(f"{path}:{line}: neg_image", fields[4], int))
 
 
-def literal_list(place, text, kind):
-    """The tuple that a Python list literal of `kind` stands for; nothing is evaluated. Raises DataError at `place`."""
+def literal_list(location, text, kind):
+    """The tuple of a Python list literal of `kind`; nothing is evaluated. Raises DataError that names the location."""
     if len(text) > LONGEST_LIST:
-        raise DataError(f"{place} has {len(text):,} characters; at most {LONGEST_LIST:,} are a list of negatives")
+        raise DataError(f"{location} has {len(text):,} characters; at most {LONGEST_LIST:,} are a list of negatives")
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         value = None
     if not isinstance(value, list) or not all(type(item) is kind for item in value):
-        raise DataError(f"{place} is not a list of {kind.__name__}: {text[:60]!r}")
+        raise DataError(f"{location} is not a list of {kind.__name__}: {text[:60]!r}")
     return tuple(value)
 
 
 def check_rows(path, rows, lines=None):
     """Raise DataError for a neighbour that is no row, is the row itself, or is there twice."""
     for number, row in enumerate(rows):
-        place = f"{path}:{lines[number]}" if lines else f"{path}: row {number}"
+        location = f"{path}:{lines[number]}" if lines else f"{path}: row {number}"
         for neighbour in row.neg_image:
             if not 0 <= neighbour < len(rows):
-                raise DataError(f"{place}: neighbour {neighbour} is no row of this file, which has {len(rows):,}")
+                raise DataError(f"{location}: neighbour {neighbour} is no row of this file, which has {len(rows):,}")
             if neighbour == number:
-                raise DataError(f"{place}: the row is its own neighbour")
+                raise DataError(f"{location}: the row is its own neighbour")
         if len(set(row.neg_image)) < len(row.neg_image):
-            raise DataError(f"{place}: a neighbour stands there twice: {list(row.neg_image)}")
+            raise DataError(f"{location}: a neighbour stands there twice: {list(row.neg_image)}")
 
 
 def report_of(path):

@@ -49,6 +49,6 @@ class SpacyTagger:
             for t in document
             if not t.is_space
         )
-        place = {token.start: i for i, token in enumerate(tokens)}
-        chunks = [[place[t.idx] for t in chunk if t.idx in place] for chunk in document.noun_chunks]
+        index = {token.start: i for i, token in enumerate(tokens)}
+        chunks = [[index[t.idx] for t in chunk if t.idx in index] for chunk in document.noun_chunks]
         return Parse(caption, tokens, tuple((chunk[0], chunk[-1] + 1) for chunk in chunks if chunk))

@@ -1,4 +1,4 @@
-"""What a tagger makes of a caption: tokens with their places in it, and noun chunks."""
+"""What a tagger makes of a caption: tokens with their positions in it, and noun chunks."""
 
 import re
 from typing import NamedTuple
@@ -25,7 +25,7 @@ class Token(NamedTuple):
 
 
 class Parse(NamedTuple):
-    """chunks: (first, last + 1) token places of the noun phrases, in order, none inside another."""
+    """chunks: (first, last + 1) token positions of the noun phrases, in order, none inside another."""
 
     text: str
     tokens: tuple

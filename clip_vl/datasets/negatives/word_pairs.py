@@ -1,4 +1,4 @@
-"""Which words follow each other in a set of captions: what nobody says is known for false by its words alone."""
+"""Pairs of words that follow each other in a set of captions: other pairs give a false caption away."""
 
 import re
 from itertools import pairwise

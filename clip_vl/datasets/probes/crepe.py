@@ -1,4 +1,4 @@
-"""CREPE (arXiv:2212.07796): a region of a Visual Genome picture, its caption, and hard negatives made from it."""
+"""CREPE (arXiv:2212.07796): a region of a Visual Genome image, its caption, and hard negatives made from it."""
 
 import re
 from collections import Counter
@@ -33,13 +33,13 @@ def read_productivity(folder):
     for path in sorted(paths, key=lambda path: (_matched(path, PRODUCTIVITY)[0], int(_matched(path, PRODUCTIVITY)[1]))):
         kind, complexity = _matched(path, PRODUCTIVITY)
         subset = f"{kind}/{complexity}"
-        for number, (place, row) in enumerate(
+        for number, (location, row) in enumerate(
             read_table(path, ("image_id", "caption", "hard_negs", *BOX), probe.files)
         ):
-            negatives = literal_strings(row["hard_negs"], place)
+            negatives = literal_strings(row["hard_negs"], location)
             probe.defects[f"{kind}: negatives in a set, taken in the order of the text"] += _is_set(row["hard_negs"])
             _check(probe, f"{kind}: other than five negatives", len(negatives) != 5)
-            item = _item(f"{subset}/{number}", (subset,), row, negatives, place, probe, kind)
+            item = _item(f"{subset}/{number}", (subset,), row, negatives, location, probe, kind)
             if item and kind == "negate":
                 _check(probe, "negate: some negative begins with another case than the caption",
                        any(n[:1].isupper() != item.captions[0][:1].isupper() for n in item.captions[1:]))  # fmt: skip
@@ -66,28 +66,28 @@ def _productivity_rows(subsets):
 
 
 def read_systematicity(folder):
-    """syst_vg_hard_negs_<seen|unseen>_compounds_in_<corpus>.csv; says something of models trained on that corpus."""
+    """syst_vg_hard_negs_<seen|unseen>_compounds_in_<corpus>.csv; for models trained on that corpus."""
     probe = Probe("crepe_systematicity", "captions", "wrong", [], [], FOLDERS)
     columns = ("image_id", "caption", *BOX, *(f"valid_hard_negs_{kind}" for kind in NEGATIVES))
     for path in one_folder(folder, "**/syst_vg_hard_negs_*.csv", "CREPE systematicity"):
         split, corpus = _matched(path, SYSTEMATICITY)
-        for number, (place, row) in enumerate(read_table(path, columns, probe.files)):
+        for number, (location, row) in enumerate(read_table(path, columns, probe.files)):
             for kind in NEGATIVES:
                 subset = f"{corpus}/{kind}/{split}"
-                negatives = literal_strings(row[f"valid_hard_negs_{kind}"], place)
+                negatives = literal_strings(row[f"valid_hard_negs_{kind}"], location)
                 if not negatives:
                     probe.defects[f"{subset}: no negatives, excluded"] += 1
                     continue
-                _item(f"{subset}/{number}", (subset,), row, negatives, place, probe, subset)
+                _item(f"{subset}/{number}", (subset,), row, negatives, location, probe, subset)
     metrics = ("R@1", "R@3", "R@5", "R@10", "mean rank")
     subsets = sorted(Counter(item.groups[0] for item in probe.items))
     probe.rows = [Row(subset, metric, (subset,)) for subset in subsets for metric in metrics]
     return probe
 
 
-def _item(name, groups, row, negatives, place, probe, kind):
+def _item(name, groups, row, negatives, location, probe, kind):
     """Add the item of a row to the probe, unless its caption is among its own negatives; that is counted."""
-    with expected_form(place):
+    with expected_form(location):
         box = box_of(row["x"], row["y"], row["width"], row["height"])
         image_id = str(int(row["image_id"]))
     if row["caption"] in negatives:

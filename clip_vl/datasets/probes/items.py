@@ -1,5 +1,6 @@
-"""What every compositional probe is made of: items, each some pictures and captions of which it is known what belongs
-to what. Readers (probe_*.py) make them; annotation files are foreign, so literals, paths and sizes are checked here.
+"""The items of compositional probes: images and captions, and which of them belong together.
+
+The other files of this folder read them; annotation files are foreign, so literals, paths and sizes are checked here.
 """
 
 import ast
@@ -21,7 +22,7 @@ MAX_CAPTION = 10_000
 
 
 class Crop(NamedTuple):
-    """A picture or a part of it. name: what the annotation calls it, and in a `Plan` its path or `RowImage`
+    """An image or a part of it. name: what the annotation calls it, and in a `Plan` its path or `RowImage`
     box: left, top, right, bottom, or None
     """
 
@@ -91,7 +92,7 @@ def read_bytes(path, files=None):
 
 
 def read_table(path, columns, files):
-    """Yield (place, row) of a CSV file with a header that has these columns; place: "file:line"."""
+    """Yield (location, row) of a CSV file with a header that has these columns; location: "file:line"."""
     read_bytes(path, files)
     _, names = read_header(path, ",", ())
     if missing := sorted(set(columns) - set(names)):
@@ -100,7 +101,7 @@ def read_table(path, columns, files):
         yield f"{path}:{line}", dict(zip(names, row))
 
 
-def literal_strings(text, place):
+def literal_strings(text, location):
     """The strings of a Python list, set or tuple literal, in the order they are written in. Nothing is evaluated."""
     try:
         if len(text) > MAX_LITERAL:
@@ -113,17 +114,17 @@ def literal_strings(text, place):
             raise ValueError("something in it is no string")
         return [whole_text(value) for value in values]
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise DataError(f"{place}: {text!r:.60} is no literal list of strings: {error}") from None
+        raise DataError(f"{location}: {text!r:.60} is no literal list of strings: {error}") from None
 
 
 @contextmanager
-def expected_form(place):
-    """What goes wrong in here is the data's fault: a DataError with its place."""
+def expected_form(location):
+    """Errors inside are those of the data: a DataError with the location."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         name = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
-        raise DataError(f"{place}: not of the expected form: {name}") from None
+        raise DataError(f"{location}: not of the expected form: {name}") from None
 
 
 def text_of(entry, key):
@@ -138,7 +139,7 @@ def box_of(left, top, width, height):
     """(left, top, right, bottom) in whole pixels of the position and size of a box."""
     left, top, width, height = (float(value) for value in (left, top, width, height))
     if not all(abs(value) < 1e6 for value in (left, top, width, height)) or width <= 0 or height <= 0:
-        raise ValueError(f"the box {left:g}, {top:g}, {width:g}, {height:g} holds no picture")
+        raise ValueError(f"the box {left:g}, {top:g}, {width:g}, {height:g} has no pixels")
     return int(left), int(top), int(left) + int(width), int(top) + int(height)
 
 

@@ -1,4 +1,4 @@
-"""NLVR-style statements, true or false of one picture or of two: the rows that `nlvr2.py` reads (data/README.md)."""
+"""NLVR-style statements, true or false of one image or of two: the rows that `nlvr2.py` reads (data/README.md)."""
 
 from collections import Counter
 from pathlib import Path

@@ -52,9 +52,9 @@ def shuffled(caption, parse, name, rng):
     else:
         slots = [[i for i, tag in enumerate(tags) if tag not in NOUNS | ADJECTIVES]]
     result = list(words)
-    for places in slots:
-        for place, source in zip(places, _permuted(places, rng)):
-            result[place] = words[source]
+    for positions in slots:
+        for position, source in zip(positions, _permuted(positions, rng)):
+            result[position] = words[source]
     return " ".join(result)
 
 
@@ -70,9 +70,9 @@ def _permuted(things, rng):
 def options_of(caption, tagger, seed, number, counts):
     """[cleaned caption, its shufflings that differ from it]; what was drawn again or left out is counted."""
     parse, options = tagger(caption), [clean(caption)]
-    for place, name in enumerate(NAMES):
+    for kind, name in enumerate(NAMES):
         for attempt in range(TRIES):
-            option = clean(shuffled(caption, parse, name, numpy_rng(seed, "order", number, place, attempt)))
+            option = clean(shuffled(caption, parse, name, numpy_rng(seed, "order", number, kind, attempt)))
             if option != options[0]:
                 options.append(option)
                 break

@@ -1,4 +1,4 @@
-"""What a model has to encode for some probes: each distinct part of a picture and each caption once."""
+"""What a model has to encode for some probes: each distinct part of an image and each caption once."""
 
 import hashlib
 import itertools
@@ -14,7 +14,7 @@ class Plan:
     """What there is to score: distinct crops and captions, and for each probe which items can be scored.
 
     crops: [Crop], whose names are paths or a `RowImage`;  texts: [str]
-    parts: [(Probe, [(item, crop numbers, text numbers)], [items without a picture])]
+    parts: [(Probe, [(item, crop numbers, text numbers)], [items without an image])]
     """
 
     def __init__(self, probes, sees):
@@ -26,11 +26,11 @@ class Plan:
                 if paths is not None and not all(crop.name in paths for crop in item.images):
                     missing.append(item)
                     continue
-                places = [Crop(picture_of(paths[c.name]), c.box) if sees else c for c in item.images]
-                items.append((item, [crops.setdefault(c, len(crops)) for c in places],
+                crops_of_item = [Crop(path_or_row(paths[c.name]), c.box) if sees else c for c in item.images]
+                items.append((item, [crops.setdefault(c, len(crops)) for c in crops_of_item],
                               [texts.setdefault(t, len(texts)) for t in item.captions]))  # fmt: skip
             if not items:
-                raise DataError(f"{probe.name}: none of the pictures of its {len(probe.items):,} items is in {images}; "
+                raise DataError(f"{probe.name}: none of the images of its {len(probe.items):,} items is in {images}; "
                                 "--images_dir names their folder")  # fmt: skip
             self.parts.append((probe, items, missing))
             self.digest.update(repr([probe.name, probe.rows, probe.items, [item.id for item in missing]]).encode())
@@ -42,5 +42,5 @@ class Plan:
         return np.array(sorted(wanted))
 
 
-def picture_of(found):
+def path_or_row(found):
     return str(found) if isinstance(found, Path) else found

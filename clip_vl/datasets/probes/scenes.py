@@ -1,7 +1,7 @@
 """The built-in scenes as a probe: true descriptions against false ones, in the seven forms of SugarCrepe and more.
 
-A description of `shapes --size pairs` names everything in its picture with all four attributes, so what is false of the
-picture follows from the text. Two of the negatives are the columns of the table; the others are made here, a draw each.
+A description of `shapes --size pairs` names everything in its image with all four attributes, so what is false of the
+image follows from the text. Two of the negatives are the columns of the table; the others are made here, a draw each.
 """
 
 from collections import Counter
@@ -110,10 +110,10 @@ def _swap_things(title, things, rng):
 
 
 def _other_look(title, things, rng):
-    """One attribute of one thing is another, such as nothing in the picture has together with the rest."""
+    """One attribute of one thing is another, such as no object in the image has together with the rest."""
     thing = things[rng.integers(len(things))]
     nouns = {_noun(look) for look, _, _ in things}
-    names = [ORDER[i] for i in rng.permutation(len(ORDER))]  # of some, such as the size, both may be in the picture
+    names = [ORDER[i] for i in rng.permutation(len(ORDER))]  # of some, such as the size, both may be in the image
     looks = [thing[0] | {name: value} for name in names for value in rng.permutation(ATTRIBUTES[name]).tolist()]
     return _with(title, thing, next(noun for noun in map(_noun, looks) if noun not in nouns))
 

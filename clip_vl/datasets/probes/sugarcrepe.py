@@ -1,4 +1,4 @@
-"""SugarCrepe (arXiv:2306.14610): a COCO picture, its caption, a fluent false one; seven subsets in three families."""
+"""SugarCrepe (arXiv:2306.14610): a COCO image, its caption, a fluent false one; seven subsets in three families."""
 
 from collections import Counter
 from pathlib import Path
@@ -58,7 +58,7 @@ def _rows(subsets):
 def recorded_answers(path):
     """(right, all) of recorded answers of a generative model, entries with `correct`; one file ends with a scalar.
 
-    A model that answers by the order of its options is judged by the mean over both orders.
+    A model that answers by the order of its options is scored by the mean over both orders.
     """
     records = [entry for entry in read_json(path).values() if isinstance(entry, dict)]
     return sum(bool(entry.get("correct")) for entry in records), len(records)

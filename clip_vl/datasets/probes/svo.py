@@ -1,4 +1,4 @@
-"""SVO-Probes (arXiv:2106.09141): a sentence, a picture of it, and one in which subject, verb or object is another."""
+"""SVO-Probes (arXiv:2106.09141): a sentence, an image of it, and one in which subject, verb or object is another."""
 
 import ast
 from pathlib import Path
@@ -16,7 +16,7 @@ BOOLEANS = {"true": True, "false": False, "1": True, "0": False}
 def read_svo(folder, columns=COLUMNS):
     """Probes (pairwise, thresholded) of svo_probes.csv.
 
-    Pairwise: the sentence fits its own picture better. Thresholded, the official one: for each sentence and picture a
+    Pairwise: the sentence fits its own image better. Thresholded, the official one: for each sentence and image a
     decision; the mean of the accuracies of both sides. A sentence counts once for each way it is written: capitals and
     spaces make another one. Rows with other than one flag are left out and counted.
     """
@@ -24,8 +24,8 @@ def read_svo(folder, columns=COLUMNS):
     pairwise = Probe("svo_pairwise", "images", "wrong", [], [], FOLDERS)
     decisions = Probe("svo_thresholded", "match", "wrong", [], [], FOLDERS)
     cases = {}
-    for number, (place, row) in enumerate(read_table(path, columns, pairwise.files)):
-        with expected_form(place):
+    for number, (location, row) in enumerate(read_table(path, columns, pairwise.files)):
+        with expected_form(location):
             changed = [slot for slot, column in SLOTS.items() if BOOLEANS[row[column].strip().lower()]]
             images = [Crop(image_name(row[f"{side}_image_id"])) for side in ("pos", "neg")]
             _count_triplets(row, pairwise.defects)
@@ -65,12 +65,12 @@ def image_name(text):
 def addresses(path):
     """{image id: URL} of both columns of svo_probes.csv; DataError where an id has two."""
     found = {}
-    for place, row in read_table(path, ("pos_image_id", "neg_image_id", "pos_url", "neg_url"), None):
+    for location, row in read_table(path, ("pos_image_id", "neg_image_id", "pos_url", "neg_url"), None):
         for side in ("pos", "neg"):
-            with expected_form(place):
+            with expected_form(location):
                 name = image_name(row[f"{side}_image_id"])
             if found.setdefault(name, row[f"{side}_url"].strip()) != row[f"{side}_url"].strip():
-                raise DataError(f"{place}: image {name} has two addresses")
+                raise DataError(f"{location}: image {name} has two addresses")
     return found
 
 

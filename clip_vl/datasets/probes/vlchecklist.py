@@ -1,4 +1,4 @@
-"""VL-CheckList (arXiv:2207.00221): objects, attributes and relations that are in a picture against some that are not.
+"""VL-CheckList (arXiv:2207.00221): objects, attributes and relations that are in an image against some that are not.
 
 Files are lists of ["VG_100K/1.jpg", {"POS": ["small cup"], "NEG": ["large cup"]}]; of several paraphrases the first one
 counts, and a text may stand there without a list. A YAML file per test says ANNO_PATH and IMG_ROOT; without any, names

@@ -1,4 +1,4 @@
-"""Winoground (arXiv:2204.03162): two pictures, two captions of the same words. The licence lets nobody pass it on, so
+"""Winoground (arXiv:2204.03162): two images, two captions of the same words. The licence forbids passing it on, so
 the user's own copy is read where it lies: examples.jsonl and images/, or the hub's form with the images in its rows.
 """
 
@@ -19,11 +19,11 @@ def read_winoground(folder):
     """The Probe of <folder>/examples.jsonl or of a Hugging Face data set in the folder, with breakdowns by its tags."""
     probe = Probe("winoground", "winoground", "wrong", [], [], ("images/{}.png", "{}.png", "{}"))
     seen = set()
-    for place, entry in _entries(Path(folder), probe):
-        with expected_form(place):
+    for location, entry in _entries(Path(folder), probe):
+        with expected_form(location):
             probe.items.append(_item(entry))
         if probe.items[-1].id in seen:
-            raise DataError(f"{place}: the id {probe.items[-1].id} is there twice")
+            raise DataError(f"{location}: the id {probe.items[-1].id} occurs twice")
         seen.add(probe.items[-1].id)
     counts = Counter(group for item in probe.items for group in item.groups)
     probe.rows = [Row(group, metric, (group,)) for group in sorted(counts, key=_order) for metric in METRICS]
@@ -34,7 +34,7 @@ def read_winoground(folder):
 
 
 def _entries(folder, probe):
-    """Yield (place, entry) with the names of its images; images that lie in the rows are told to the probe."""
+    """Yield (location, entry) with the names of its images; images that lie in the rows are added to the probe."""
     path = folder if folder.is_file() else folder / "examples.jsonl"
     if path.is_file():
         read_bytes(path, probe.files)
@@ -48,7 +48,7 @@ def _entries(folder, probe):
             probe.inside |= {name: RowImage(str(folder), number, column) for column, name in names.items()}
             yield f"{folder}[{number}]", entry | names
     else:
-        raise UserError(f"{path} is not there: get Winoground from its authors, who let nobody else pass it on")
+        raise UserError(f"{path} is not there: get Winoground from its authors, whose licence forbids passing it on")
 
 
 def _item(entry):
@@ -62,15 +62,15 @@ def _order(group):
     return group != "all", group
 
 
-def scores_by_file(lines, place="scores"):
+def scores_by_file(lines, location="scores"):
     """{item id: [[s00, s01], [s10, s11]], image by caption} of score files, lines {"label": "7_c0_i1", "score": x}."""
     blocks = {}
-    for number, entry in iterate_json_lines(lines, place):
-        with expected_form(f"{place}:{number}"):
+    for number, entry in iterate_json_lines(lines, location):
+        with expected_form(f"{location}:{number}"):
             item, caption, image = entry["label"].split("_")
             block = blocks.setdefault(item, [[None, None], [None, None]])
             block[int(image.removeprefix("i"))][int(caption.removeprefix("c"))] = float(entry["score"])
     for item, block in blocks.items():
         if any(value is None for row in block for value in row):
-            raise DataError(f"{place}: item {item} has not all of its four scores")
+            raise DataError(f"{location}: item {item} has not all of its four scores")
     return blocks

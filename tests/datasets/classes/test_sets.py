@@ -42,7 +42,7 @@ def test_a_folder_of_class_folders_in_split_folders(folder, tmp_path):
     found = open_class_set(args, "test")
     assert found.ids == ["ant/0.png", "ant/1.png", "fire_truck/0.png", "fire_truck/1.png"]
     assert found.labels.tolist() == [0, 0, 1, 1] and found.class_names == ["ant", "fire truck"]
-    assert found.picture(3).shape == (3, 4, 5) and int(pickle.loads(pickle.dumps(found)).picture(3)[0, 0, 0]) == 11
+    assert found.image(3).shape == (3, 4, 5) and int(pickle.loads(pickle.dumps(found)).image(3)[0, 0, 0]) == 11
     train, valid = open_training(args, "train", found), open_validation(args, None, {"test": found})
     assert len(train) == 6 and valid is None
     png(folder / "test" / "ant" / "1.png", 99)
@@ -116,7 +116,7 @@ def describe(tmp_path, **changes):
 def test_elevater_is_read_inside_its_zips(elevater, tmp_path):
     found = open_class_set(settings("elevater:toy", tmp_path), "test")
     assert found.labels.tolist() == [0, 1, 1] and found.class_names == ["cat", "dog"] and found.metric == "accuracy"
-    assert [int(found.picture(row)[0, 0, 0]) for row in range(3)] == [0, 1, 2]
+    assert [int(found.image(row)[0, 0, 0]) for row in range(3)] == [0, 1, 2]
     assert pickle.loads(pickle.dumps(found)).read(2) == found.read(2)
 
 
@@ -193,7 +193,7 @@ def test_torchvision_reads_what_is_on_disk(tmp_path):
         (raw / f"{name}-labels-idx1-ubyte").write_bytes(struct.pack(">2i", 2049, count) + bytes([7, 2, 1, 0][:count]))
     found = open_class_set(settings("torchvision:MNIST", tmp_path), "test")
     assert found.labels.tolist() == [7, 2, 1] and len(found.class_names) == 10
-    assert found.picture(2).shape == (3, 28, 28) and int(found.picture(2)[0, 0, 0]) == 2
+    assert found.image(2).shape == (3, 28, 28) and int(found.image(2)[0, 0, 0]) == 2
     with pytest.raises(UserError, match="has no split 'val'; it has train, test"):
         open_class_set(settings("torchvision:MNIST", tmp_path), "val")
     with pytest.raises(DataError, match=r"CIFAR10 cannot be read below .*nothing is downloaded"):
@@ -240,7 +240,7 @@ def test_class_names_and_templates_of_clip_benchmark(real_data):
     assert len(read_list(folder / "en_classnames.json", "flowers", "class names")) == 102
     names = read_list(folder / "en_classnames.json", "clevr_closest_object_distance", "class names")
     assert len(names) == 6 and names.count("") == 1  # as published: between "near" and "distant" it says nothing
-    with pytest.raises(UserError, match="has no templates of 'nothing': --benchmark_key says which"):
+    with pytest.raises(UserError, match="has no templates of 'nothing': choose one with --benchmark_key"):
         read_templates(templates, "nothing")
 
 

@@ -149,13 +149,13 @@ def test_files_named_by_their_split_are_not_mixed(tmp_path):
     assert [len(opened(folder, split)) for split in (None, "test")] == [1, 2]
     (folder / "train-00000-of-00001.parquet").unlink()
     assert len(opened(folder)) == len(opened(folder, "test")) == 2  # the only one
-    with pytest.raises(UserError, match="set@val: nothing in it says what belongs to which split"):
+    with pytest.raises(UserError, match="set@val: nothing in it names the splits of its rows"):
         opened(folder, "val")
 
 
 def test_a_split_that_nothing_tells_apart_is_refused(tmp_path):
     table(["one"]).save_to_disk(tmp_path / "set")
-    with pytest.raises(UserError, match="set@test: nothing in it says what belongs to which split; leave out @test"):
+    with pytest.raises(UserError, match="set@test: nothing in it names the splits of its rows; leave out @test"):
         opened(tmp_path / "set", "test")
 
 

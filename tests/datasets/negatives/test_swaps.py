@@ -55,7 +55,7 @@ def test_each_class_has_its_swaps(tagger):
 )
 def test_what_describes_the_same_picture_is_no_negative(tagger, caption, same):
     assert folded(same) not in {folded(text) for text in texts(tagger(caption))}
-    assert folded(same) in {folded(text) for text in texts(tagger(caption), same_picture=True)}
+    assert folded(same) in {folded(text) for text in texts(tagger(caption), same_meaning=True)}
 
 
 @pytest.mark.parametrize(

@@ -87,7 +87,7 @@ def test_the_published_swaps_can_be_found_again(tagger, real_data):
     found, total, swaps, pairs = {2: 0, "spans": 0}, {2: 0, "spans": 0}, 0, 0
     for row in rows:
         parse = tagger(row["title"])
-        ours = {folded(swap.text) for swap in enumerate_swaps(parse, same_picture=True)}
+        ours = {folded(swap.text) for swap in enumerate_swaps(parse, same_meaning=True)}
         swaps, pairs = swaps + len(ours), pairs + len(parse.tokens) * (len(parse.tokens) - 1) // 2
         for negative in ast.literal_eval(row["neg_caption"]):
             kind = kind_of_swap(row["title"], negative)
