@@ -1,8 +1,8 @@
 """WebDataset shards: members of one key (`000042.jpg`, `000042.txt`, `000042.cls`) are a row; plain tar files only.
 
-The members of a key may be anywhere in one shard. The offset of every image is indexed once, and images are then read at
-random positions, so that rows are shuffled, weighted and resumed as those of any other source. Captions are in .txt, or
-under "caption" in .json.
+The members of a key may be anywhere in one shard. The offset of every image is indexed once, and images are then read
+at random positions, so that rows are shuffled, weighted and resumed as those of any other source. Captions are in .txt,
+or under "caption" in .json.
 """
 
 import hashlib
