@@ -51,7 +51,7 @@ def test_without_heat_there_is_no_picture_and_one_sentence_for_all_cards(green):
     cards = [{}, {}]
     look = lambda text: drawn(green, (None, "it has no cells"))  # noqa: E731
     note = add_saliency([(card, [("a", "a"), ("b", "b")]) for card in cards], look)
-    assert note == "There is no saliency picture for this tower: it has no cells." and cards == [{"saliency": []}] * 2
+    assert note == "There is no saliency map for this tower: it has no cells." and cards == [{"saliency": []}] * 2
 
 
 def test_cards_get_a_picture_per_caption_and_the_note_names_the_method(green):

@@ -119,7 +119,7 @@ def test_what_cannot_be_opened_is_a_sentence(root):
     assert "is a remote address, and training fetches nothing" in told("s3://bucket/data.csv", root)
     assert told("x.csv", root) == f"x.csv is not there, neither as a path nor below --datasets_dir {root}"
     assert "mscoco_captions_2017 is not one of mscoco_captions" in told("mscoco_captions_2017", root)
-    assert "karpathy/dataset_coco.json, which is not there" in told("mscoco_captions", root / "pets")
+    assert "karpathy/dataset_coco.json, which does not exist" in told("mscoco_captions", root / "pets")
     assert "the table has no column 'split'" in told("a.csv@val", root)
     assert "a folder of classes has no splits" in told("pets@val", root)
     assert "the weight must be above 0" in told("a.csv:0", root)
