@@ -76,7 +76,7 @@ def check_script(script, words):
     if script.parent.name == "recipes":
         script, words = script.parent.parent / re.search(r"\.\./(\w+\.bash)", text)[1], ["0", "n", "0", "1", *words]
         text = script.read_text()
-    if launched := re.search(r'launch\.bash" (\w+)', text):
+    if launched := re.search(r'(?:launch|named_run)\.bash" (\w+)', text):
         gpus, name, port, processes = words[:4]
         assert re.fullmatch(r"cpu|\d+(,\d+)*", gpus) and not name.startswith("-"), words
         assert port.isdigit() and processes.isdigit(), words
