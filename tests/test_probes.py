@@ -84,8 +84,10 @@ def test_a_random_model_is_near_chance_and_every_item_has_its_row(whole):
     assert table["vg_attribution", "micro", "accuracy"]["n"] == PICTURES
     assert result["defects"]["vg_attribution"]["boxes that reach out of their picture, clamped"] == 11
     nlvr = table["nlvr", "dev", "accuracy"]
-    assert nlvr["n"] == 60 and 25 < nlvr["score"] < 75
     rows = [json.loads(line) for line in (output / "samples.jsonl").read_text().splitlines()]
+    right = [row["decision"] == int(row["id"].rpartition("/")[2]) % 2 for row in rows if row["probe"] == "nlvr"]
+    assert nlvr["n"] == len(right) == 60 and nlvr["low"] < 50 < nlvr["high"]
+    assert nlvr["score"] == pytest.approx(100 * np.mean(right), abs=1e-4)
     assert len(rows) == len({row["id"] for row in rows}) == 123 + 23 + 24 + 60
     assert {row["image"] for row in rows if "missing_image" in row} == {"gone.jpg", "broken.jpg"}
     scored = [row["correct"] for row in rows if row["probe"] == "sugarcrepe" and "correct" in row]

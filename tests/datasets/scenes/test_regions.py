@@ -35,6 +35,8 @@ def test_the_nearest_feature_has_mostly_the_same_colour_and_shape():
         names.append(record["objects_id"])
         looks.append(record["attrs_id"])
     features, names, looks = map(np.concatenate, (features, names, looks))
-    distance = ((features[:, None] - features[None]) ** 2).sum(-1) + 1e9 * np.eye(len(features))
+    features = features.astype(np.float64)
+    squares = (features**2).sum(1)
+    distance = squares[:, None] + squares - 2 * features @ features.T + 1e9 * np.eye(len(features))
     nearest = distance.argmin(1)
     assert (names[nearest] == names).mean() > 0.8 and (looks[nearest] == looks).mean() > 0.7
