@@ -182,15 +182,8 @@ def load_dual_encoder(model, state, spec):
     cached = tuple(
         f"{side}_tower." for side in ("image", "text") if isinstance(getattr(model, f"{side}_tower"), CachedTower)
     )
-    new = (
-        *absent,
-        "prototypes.",
-        "image_projection.",
-        "text_projection.",
-        "prototype_scale",
-        "logit_scale",
-        "logit_bias",
-    )
+    new = (*absent, "prototypes.", "image_projection.", "text_projection.", "prototype_scale", "logit_scale",
+           "logit_bias")  # fmt: skip
     unwanted = tuple(key for key in state if key.startswith(new) and key not in model.state_dict())
     hint = "--image_model, --text_model and --image_resolution say what is built"
     load_weights(model, state, new=new, ignore=(*cached, *unwanted), source=path, hint=hint)

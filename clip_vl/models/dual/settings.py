@@ -18,6 +18,8 @@ BUILT_FROM = ("image_model_builder", "image_model", "image_model_tag", "image_re
               "text_head_n_layers", "prompt", "n_prompt", "adapter", "joint_projection_dim", "temperature",
               "force_quick_gelu", "image_crop")  # fmt: skip
 RENAMED = {"logit_scale": "temperature"}  # settings that have another name in older files
+LARGEST = {"image_resolution": 8192, "resolution": 8192, "short_side": 16384, "image_head_n_layers": 64,
+           "text_head_n_layers": 64, "joint_projection_dim": 65536, "max_seq_length": 65536}  # fmt: skip
 
 
 def dual_settings(flags, model):
@@ -48,10 +50,12 @@ def read_dual_settings(path):
     settings = settings._replace(values={RENAMED.get(name, name): value for name, value in settings.values.items()})
     pixels, quick, words = (settings.values.get(name) for name in ("pixels", "quick_gelu", "vocabulary"))
     whole = pixels is None or (isinstance(pixels, dict) and isinstance(pixels.get("resolution"), int))
-    whole &= quick is None or (isinstance(quick, list) and len(quick) == 2 and set(quick) <= {0, 1})
+    whole &= quick is None or (isinstance(quick, list) and len(quick) == 2 and all(one in (0, 1) for one in quick))
     whole &= words is None or (isinstance(words, list) and all(isinstance(word, str) for word in words))
+    sizes = {**settings.values, **(pixels if isinstance(pixels, dict) else {})}
+    whole &= all(sizes[name] <= most for name, most in LARGEST.items() if isinstance(sizes.get(name), int))
     if not whole:
-        raise DataError(f"{path}: its settings of pixels, activation or vocabulary cannot be read; is it damaged?")
+        raise DataError(f"{path}: its settings of sizes, activation or vocabulary cannot be used; is it damaged?")
     return settings
 
 

@@ -18,7 +18,7 @@ from clip_vl.flags.dual import (
 from clip_vl.flags.evaluation import EvaluationFlags
 from clip_vl.flags.parser import parse
 from clip_vl.models.dual.build import build_dual_encoder, open_dual_encoder
-from clip_vl.models.dual.settings import BUILT_FROM, dual_settings
+from clip_vl.models.dual.settings import BUILT_FROM, dual_settings, read_dual_settings
 from clip_vl.models.dual.spec import LossNeeds, dual_spec, flags_of
 from clip_vl.models.loading.clip_exchange import to_openclip
 from clip_vl.models.loading.settings import as_record, read_settings
@@ -112,6 +112,16 @@ def test_settings_that_cannot_be_read_are_one_sentence(trained, tmp_path):
         save_plain(tmp_path / "bad.pt", {"state_dict": model.state_dict()}, as_record(values))
         with pytest.raises(DataError, match="bad"):
             opened(tmp_path / "bad.pt")
+
+
+@pytest.mark.parametrize("values", [
+    {"image_resolution": 10**7}, {"pixels": {"resolution": 10**7}}, {"text_head_n_layers": 10**8},
+    {"quick_gelu": [[1], 2]},
+])  # fmt: skip
+def test_settings_that_would_fill_the_memory_are_one_sentence(tmp_path, values):
+    save_plain(tmp_path / "w.pt", {"w": torch.zeros(1)}, as_record(values))
+    with pytest.raises(DataError, match=r"cannot be used; is it damaged\?"):
+        read_dual_settings(tmp_path / "w.pt")
 
 
 def test_a_flag_class_without_a_command_line_takes_the_settings_too(trained):
