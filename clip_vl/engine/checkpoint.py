@@ -28,7 +28,16 @@ from pathlib import Path
 import torch
 
 from clip_vl.engine.errors import DataError
-from clip_vl.engine.files import TEMPORARY, atomic_file, atomic_write, sync_folder, temporary_name, try_lock, unwritten
+from clip_vl.engine.files import (
+    SETTINGS_KEY,
+    TEMPORARY,
+    atomic_file,
+    atomic_write,
+    sync_folder,
+    temporary_name,
+    try_lock,
+    unwritten,
+)
 from clip_vl.engine.readers.json_files import parse_json
 from clip_vl.engine.readers.tensor_files import read_safetensors
 
@@ -36,7 +45,6 @@ FORMAT = 1
 MANIFEST = "MANIFEST.json"
 LATEST = "LATEST"
 MODEL = "model"  # the stem of the file with the model's weights
-SETTINGS_KEY = "clip_vl_settings"  # of its metadata
 SET_ASIDE = ".old"  # a checkpoint that is being replaced by another one of the same step
 STEP_NAME = re.compile(rf"step_(\d{{8,}})({re.escape(SET_ASIDE)})?")
 FILE_NAME = re.compile(r"\w[\w-]*\.(safetensors|json)", re.ASCII)  # nothing that could leave the folder

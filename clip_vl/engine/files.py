@@ -13,6 +13,7 @@ from pathlib import Path
 
 from clip_vl.engine.readers.text import written
 
+SETTINGS_KEY = "clip_vl_settings"  # of a model's settings in the metadata of its file
 TEMPORARY = ".tmp-"  # how names begin while something is being written
 unwritten = {}  # path -> why its newest content could not be written although the program went on
 

@@ -14,8 +14,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from clip_vl.engine.checkpoint import SETTINGS_KEY, read_record
 from clip_vl.engine.errors import DataError
+from clip_vl.engine.files import SETTINGS_KEY
 from clip_vl.engine.readers.json_files import parse_json, read_bounded
 
 RECORD = f"{SETTINGS_KEY}.json"
@@ -44,8 +44,7 @@ def read_settings(path):
     path = Path(path)
     if not path.is_file():
         return Settings({}, str(path))
-    text = _safetensors_metadata(path) if path.suffix == ".safetensors" else read_record(path, RECORD)
-    if text:
+    if text := _safetensors_metadata(path) if path.suffix == ".safetensors" else _torch_record(path):
         return Settings(_json_object(text, path), str(path), True)
     beside = path.parent / "args.json"
     if (text := read_bounded(beside)) is not None:
@@ -87,6 +86,12 @@ def _fits(value, default):
         return isinstance(value, str | int | float | None)
     kinds = (int, float) if isinstance(default, float) else (type(default),)
     return type(value) in kinds
+
+
+def _torch_record(path):
+    from clip_vl.engine.checkpoint import read_record
+
+    return read_record(path, RECORD)
 
 
 def _safetensors_metadata(path):
