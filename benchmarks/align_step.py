@@ -36,10 +36,11 @@ from pretrain_step import launch_settings  # noqa: E402
 
 from clip_vl.align import AlignFlags  # noqa: E402
 from clip_vl.datasets.images.crops import EvalCrop  # noqa: E402
+from clip_vl.engine.optim import Updater, autocast_dtype  # noqa: E402
 from clip_vl.flags.parser import parse  # noqa: E402
 from clip_vl.losses.alignment import build_loss  # noqa: E402
 from clip_vl.models.dual.build import build_dual_encoder, compile_towers  # noqa: E402
-from clip_vl.models.dual.optim import build_updater  # noqa: E402
+from clip_vl.models.dual.optim import build_optimizers  # noqa: E402
 from clip_vl.models.dual.spec import LossNeeds  # noqa: E402
 from clip_vl.models.towers.pixels import normalise  # noqa: E402
 
@@ -80,15 +81,16 @@ def ours(precision, size, name="ViT-S-32", device="cpu", compiled=False, weights
     if compiled:
         compile_towers(model)
     loss_of = build_loss("InfoNCE", model.image_head.width).to(device)
-    updater = build_updater(model, args, {"image": factor, "text": factor}, device)
+    optimizers = build_optimizers(model, args, {"image": factor, "text": factor})
+    updater = Updater(model, optimizers, device=device, dtype=autocast_dtype(device, args.bf16, args.fp16),
+                      max_grad_norm=args.max_grad_norm, seed=args.seed)  # fmt: skip
 
     def step(number):
-        with updater.micro_batch(is_last=True):
+        with updater.forward():
             outputs = model({"images": images, "tokens": {"input_ids": tokens[number % len(tokens)]}})
             features = outputs["text_features"], outputs["image_features"]
             loss = loss_of(*features, logit_scale=outputs["logit_scale"])
-            updater.backward(loss, 1)
-        updater.step()
+        updater(loss)
         model.clamp_scales()
         return loss.detach()
 

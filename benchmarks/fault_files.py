@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from clip_vl.engine.meters import Meters
 from clip_vl.engine.optim import Updater
 from clip_vl.engine.readers.text import split_lines
 from clip_vl.engine.resume import save_training
-from clip_vl.engine.run import Run
+from clip_vl.engine.run_folder import RunFolder
 
 CPU = torch.device("cpu")
 
@@ -129,27 +128,29 @@ def save_on_a_full_disk(folder, rng, is_small):
     torch.manual_seed(0)
     model = torch.nn.Linear(100, 100)
     updater = Updater(model, {"adam": (torch.optim.AdamW(model.parameters()), lambda update: 1.0)}, device=CPU)
-    args, meters = SimpleNamespace(keep_last=2), Meters(CPU)
     shutil.rmtree(folder / "run", ignore_errors=True)
-    run = Run(folder / "run", {}, "pretrain")
+    run, meters = RunFolder(folder / "run", {}, "pretrain"), Meters(CPU)
 
     def train():
-        with updater.micro_batch(is_last=True):
-            updater.backward(model(torch.ones(4, 100)).square().mean(), 1)
-        updater.step()
+        with updater.forward():
+            loss = model(torch.ones(4, 100)).square().mean()
+        updater(loss)
+
+    def save(epoch):
+        save_training(run, updater, meters, {}, {"epoch": epoch}, flags={}, keep_last=2, data={})
 
     train()
-    save_training(run, model, updater, meters, args, epoch=0)
+    save(0)
     train()
     with no_room(folder, rng, is_small), contextlib.redirect_stdout(io.StringIO()) as said:
-        save_training(run, model, updater, meters, args, epoch=1)
+        save(1)
     lines, step = split_lines(said.getvalue()), load_latest(run.checkpoints)[2]["position"]["epoch"]
     reason = "No space left on device" if is_small else "File too large"
     clear = f"warning: no checkpoint at update 2: {reason}; older ones are whole"
     check((step, lines) in ((1, []), (0, [clear]), (1, [clear])), f"epoch {step}, {lines}")  # the last: it was LATEST
     check(not list(run.folder.rglob(".tmp-*")), "a rest was left")
     train()
-    save_training(run, model, updater, meters, args, epoch=2)
+    save(2)
     check(load_latest(run.checkpoints)[2]["position"]["epoch"] == 2, "the next save was not taken")
     return bool(lines)
 

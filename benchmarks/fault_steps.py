@@ -4,13 +4,11 @@ import contextlib
 import io
 import os
 import re
-from types import SimpleNamespace
 
 import torch
 from fault_check import check
 
 from clip_vl.engine import dist
-from clip_vl.engine.job import Job
 from clip_vl.engine.optim import Updater
 from clip_vl.engine.readers.text import split_lines
 
@@ -61,21 +59,19 @@ def train(steps, bad):
                       torch.device("cpu"))  # fmt: skip
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     updater = Updater(model, {"adam": (optimizer, lambda update: 1.0)}, device=torch.device("cpu"),
-                      max_skipped=len(bad) + 1)  # fmt: skip
-    job = SimpleNamespace(updater=updater, stop=False, args=SimpleNamespace(dry_run=True),
-                          _updating=contextlib.nullcontext())  # fmt: skip
+                      max_skipped=len(bad) + 1, name_of="sample {}".format)  # fmt: skip
     with contextlib.redirect_stdout(io.StringIO()) as said:
         for step in steps:
             rank, poison = bad.get(step, (None, None))
             poison = poison if rank == dist.rank() else None
             x = torch.randn(4, 8, generator=torch.Generator().manual_seed(2 * step + dist.rank()))
             x[0, 0] = float("inf") if poison == "input" else x[0, 0]
-            with updater.micro_batch(is_last=True):
+            updater.begin(rows=[step])
+            with updater.forward():
                 output = model(x)
                 if poison == "gradient":
                     output.register_hook(lambda gradient: gradient * float("inf"))
                 loss = output.square().mean()
-                updater.backward(loss * float("nan") if poison == "loss" else loss, 1)
-            Job.step(job, lambda: [f"sample {step}"])  # noqa: B023
+            updater(loss * float("nan") if poison == "loss" else loss)
     weights = {name: value for name, value in model.module.state_dict().items() if value.is_floating_point()}
     return weights, updater.skipped, updater.update, split_lines(said.getvalue())

@@ -66,7 +66,7 @@ def ours(precision, tower="RN50", size=BATCH, device="cpu", compiled=False):
     batch["images"] = batch["images"].contiguous(memory_format=torch.channels_last)
     batch = {name: value.to(device) for name, value in batch.items()}
     if compiled:
-        compile_parts(model)
+        compile_parts(model, True)
     named = list(model.named_parameters())
     others = [(n, p) for n, p in named if "visual_model." not in n]
     adamw = build_optimizer("hf_adamw", param_groups(others, 0.01), lr=5e-5)
@@ -77,11 +77,11 @@ def ours(precision, tower="RN50", size=BATCH, device="cpu", compiled=False):
     matched = batch.pop("matched")
 
     def step():
-        with updater.micro_batch(is_last=True):
+        with updater.forward():
             out = model(**batch)
             loss = masked_lm_loss(out["mlm_logits"], out["mlm_targets"]) + matched_loss(out["match_logits"], matched)
-            updater.backward(loss + answer_loss(out["answer_logits"], out["answer_targets"]), 1)
-        updater.step()
+            loss = loss + answer_loss(out["answer_logits"], out["answer_targets"])
+        updater(loss)
 
     return step
 

@@ -70,6 +70,7 @@ class AlignFlags(
 
 FLAGS = parse(AlignFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -86,11 +87,10 @@ from clip_vl.encoding.encode import ImagesOf, TextsOf, collect, shares
 from clip_vl.encoding.held_out import HeldOutPairs
 from clip_vl.engine import dist
 from clip_vl.engine.checkpoint import save_plain
-from clip_vl.engine.dry_run import dry_run
 from clip_vl.engine.errors import UserError
-from clip_vl.engine.job import Job
 from clip_vl.engine.optim import autocast
 from clip_vl.engine.random import derive_seed
+from clip_vl.engine.run import open_run
 from clip_vl.evaluation.recall import retrieval_metrics
 from clip_vl.losses.alignment import build_loss, loss_class
 from clip_vl.losses.episode import EpisodeLoss, read_external
@@ -103,7 +103,7 @@ from clip_vl.models.dual.build import (
     prepare_training,
 )
 from clip_vl.models.dual.encoder import CachedTower
-from clip_vl.models.dual.optim import build_updater, protoclip_schedules
+from clip_vl.models.dual.optim import build_optimizers, protoclip_schedules
 from clip_vl.models.dual.settings import dual_settings
 from clip_vl.models.dual.sides import ImageSide
 from clip_vl.models.dual.spec import LossNeeds, Projection
@@ -115,14 +115,17 @@ TEACHER_BLOCK = 4096  # rows of the teacher cache that a killed process can lose
 MODEL_INPUTS = ("images", "images_2", "tokens", "teacher_features")
 
 
-def objective(job, outputs, labels, rows, epoch, args):
-    """{name: weighted loss} of a batch, from what the model made of it; rows are those of the episode."""
+def objective(alignment, episode, outputs, labels, rows, epoch, args):
+    """{name: weighted loss} of a batch, from what the model made of it; rows are those of the episode.
+
+    alignment: the loss of --loss;  episode: ProtoCLIP's, or None
+    """
     student, teacher = ("image", "text") if args.teacher == "text" else ("text", "image")
-    kind = "scores" if job.loss.needs_prototypes else "features"
+    kind = "scores" if alignment.needs_prototypes else "features"
     scales = {name: outputs.get(name) for name in ("logit_scale", "logit_bias")}
-    aligned = job.loss(outputs[f"{student}_{kind}"], outputs[f"{teacher}_{kind}"], labels=labels, **scales)
-    with_prototypes = job.episode and has_prototypes(epoch, args)
-    weight = (args.w_clip if with_prototypes else 1.0) if job.episode else args.w_align  # InfoNCE alone weighs 1
+    aligned = alignment(outputs[f"{student}_{kind}"], outputs[f"{teacher}_{kind}"], labels=labels, **scales)
+    with_prototypes = episode and has_prototypes(epoch, args)
+    weight = (args.w_clip if with_prototypes else 1.0) if episode else args.w_align  # InfoNCE alone weighs 1
     losses = {"loss_align": weight * aligned}
     if args.w_simcse:
         from clip_vl.losses.contrastive import simcse_loss
@@ -132,12 +135,12 @@ def objective(job, outputs, labels, rows, epoch, args):
         from clip_vl.losses.regression import byol_loss
 
         losses["loss_byol"] = byol_loss(outputs["image_features_2"], outputs["image_features"])
-    if job.episode:
+    if episode:
         projected = outputs["image_projected"], outputs["text_projected"]
         losses["loss_proto"] = 0 * (sum(map(torch.sum, projected)) + outputs["prototype_scale"])  # they take part
-        if with_prototypes and job.episode.is_filled:
+        if with_prototypes and episode.is_filled:
             weights = {"proto": args.w_proto, "proto_external": args.w_proto_external}
-            for name, value in job.episode(*projected, rows, outputs["prototype_scale"]).items():
+            for name, value in episode(*projected, rows, outputs["prototype_scale"]).items():
                 losses[f"loss_{name}"] = weights[name] * value
     return losses
 
@@ -155,58 +158,31 @@ def clusters_in(epoch, args):
     return frequency >= 1 and epoch % frequency == 0 and any(has_prototypes(later, args) for later in served)
 
 
-def train_one_epoch(job, epoch, start, best, args):
-    """The epoch's micro-batches from `start` on."""
-    model, updater, batches = job.model.train(), job.updater, job.order.epoch(epoch)
-    if args.dry_run:
-        batches = batches[: args.gradient_accumulation_steps]
-    loader = training_loader(job.train_set, epoch, batches[start:], job.damage, job.device, args)
-    for done, batch in enumerate(loader, start + 1):
-        is_last, in_this_update = job.accumulation(done, len(batches))
-        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-        chunks, seed_chunk = in_chunks(inputs, args.grad_cache), chunk_seeds(updater.micro_step, args)
-        with updater.micro_batch(is_last):
-            outputs = cached_forward(model, chunks, seed_chunk) if chunks else model(inputs)
-            losses = objective(job, outputs, batch["labels"], torch.from_numpy(batches[done - 1]), epoch, args)
-            updater.backward(sum(losses.values()), in_this_update)
-            if chunks:
-                cached_backward(model, chunks, outputs, seed_chunk)
-        for name, value in losses.items():
-            job.meters.add(name, value)
-        job.report(epoch, total=True)
-        if is_last:
-            stop = job.step(lambda: [job.source.name(int(row)) for row in batch["rows"][:4]])  # noqa: B023
-            dist.bare(model).clamp_scales()
-            if job.average:
-                job.average.update_parameters(dist.bare(model))
-            job.save_if_due(stop, epoch=epoch, batch=done, best=best)
-
-
 def chunk_seeds(step, args):
     """What keys the random draws of a chunk of GradCache, the same in both of its passes."""
     return lambda chunk: torch.manual_seed(derive_seed(args.seed, "chunk", step, dist.rank(), chunk))
 
 
-def start_episode(job, epoch, args):
-    """ProtoCLIP: cluster what the model makes of the episode's pairs, in training augmentation and evaluation mode."""
-    if not job.episode or not clusters_in(epoch, args):
+def start_episode(run, episode, rows, load, args):
+    """ProtoCLIP: cluster what the model makes of the episode's pairs, in training augmentation and evaluation mode.
+
+    rows: (N, B), this process's;  load: (epoch, rows) -> their batches
+    """
+    if not episode or run.batch or not clusters_in(run.epoch, args):
         return
-    rows = np.sort(np.concatenate(dist.gather(job.order.epoch(epoch).ravel())))
+    rows = np.sort(np.concatenate(dist.gather(rows.ravel())))
     unique, copies = np.unique(rows, return_counts=True)
     mine = shares(unique, args.batch_size, dist.rank(), dist.world_size())
-    model = dist.unwrap(job.model).eval()
-
-    def batches():
-        loader = training_loader(job.train_set, epoch, mine, job.damage, job.device, args)
-        yield from zip(mine, job.until_stopped(loader))
+    model = dist.unwrap(run.updater.model).eval()
 
     def encode(batch):
         outputs = model({name: batch[name] for name in MODEL_INPUTS if name in batch})
         return torch.cat([outputs["image_projected"], outputs["text_projected"]], dim=1)
 
-    both = collect(encode, batches(), autocast(job.device, args)).repeat_interleave(torch.from_numpy(copies), dim=0)
-    projected = both.chunk(2, dim=1)
-    job.episode.fill(rows, *projected, seed=derive_seed(args.seed, "k-means", epoch))
+    batches = zip(mine, load(run.epoch, mine))
+    both = collect(encode, batches, autocast(run.device, args.bf16, args.fp16))
+    projected = both.repeat_interleave(torch.from_numpy(copies), dim=0).chunk(2, dim=1)
+    episode.fill(rows, *projected, seed=derive_seed(args.seed, "k-means", run.epoch))
 
 
 def open_teacher(args, sources, device):
@@ -241,10 +217,10 @@ def open_teacher(args, sources, device):
     return {side: cached}, [source and features_of(source) for source in sources]
 
 
-def build_model(job, args, cached):
-    """The model with what its losses want, the losses, and the state that checkpoints hold beside the model's."""
+def build_model(source, args, cached):
+    """(model, loss): the model with what its losses want, and the loss of --loss."""
     kind = loss_class(args.loss)
-    if kind.needs_labels and not job.source.num_classes:
+    if kind.needs_labels and not source.num_classes:
         raise UserError(f"--loss {args.loss} needs labels: train on classification sets, or name --csv_label_key")
     projection = Projection(args.projection_n_layers, args.projection_hidden_dim, args.projection_dim)
     needs = LossNeeds(
@@ -257,103 +233,108 @@ def build_model(job, args, cached):
     )
     model = build_dual_encoder(args.towers(), needs, cached)
     width = model.image_head.width
-    if args.loss.lower() == "crossentropy" and width < job.source.num_classes:
+    if args.loss.lower() == "crossentropy" and width < source.num_classes:
         raise UserError(
-            f"the heads are {width} wide, the training data have {job.source.num_classes} classes: give both towers "
-            f"a head of --joint_projection_dim {job.source.num_classes}"
+            f"the heads are {width} wide, the training data have {source.num_classes} classes: give both towers "
+            f"a head of --joint_projection_dim {source.num_classes}"
         )
-    job.loss = build_loss(
+    return model, build_loss(
         args.loss, width, variant=args.loss_variant, queue_size=args.queue_size, sinkhorn=args.sinkhorn,
         n_prototypes=args.num_prototypes, teacher_temperature=args.dino_teacher_temp, w_rkd_d=args.w_rkd_d,
         w_rkd_a=args.w_rkd_a, seed=args.seed,
-    ).to(job.device)  # fmt: skip
-    job.episode = build_episode(job, args)
-    job.average = average_weights(model, args.model_ema_decay).to(job.device) if args.model_ema else None
-    modules = {"loss": job.loss, "episode": job.episode, "average": job.average}
-    job.beside = {name: module for name, module in modules.items() if module is not None and module.state_dict()}
-    return model
+    )  # fmt: skip
 
 
-def build_episode(job, args):
+def build_episode(order, source, device, args):
     """ProtoCLIP's loss, with --add_projection_head."""
     if not args.add_projection_head:
         return None
-    external = read_external(args.external_teacher, len(job.source)) if args.external_teacher else None
-    pairs = len(job.order) * args.batch_size * dist.world_size()
+    external = read_external(args.external_teacher, len(source)) if args.external_teacher else None
+    pairs = len(order) * args.batch_size * dist.world_size()
     kmeans = {"iterations": args.kmeans_max_iter, "redo": args.kmeans_nredo}
     settings = {"pbt": args.PBT, "target_temperature": args.target_temperature, "kmeans": kmeans}
-    return EpisodeLoss(pairs, args.k, args.projection_dim, external, **settings).to(job.device)
+    return EpisodeLoss(pairs, args.k, args.projection_dim, external, **settings).to(device)
+
+
+def open_data(source, held_out, model, cached, teachers, device, args):
+    """(training samples, held-out pairs); a side whose tower is cached brings its features instead of its input."""
+    side = next(iter(cached), None)
+    tower, train, evaluation = model.image_tower, None, None
+    if side != "image":
+        train = train_crop(tower, args.augmentation, args.image_model_builder, args.image_crop)
+        evaluation = eval_crop(tower, args.image_crop)
+    samples = AlignDataset(
+        source, train, model.tokenizer, args.seed, views=1 + args.BYOL, teacher=teachers[0], teacher_of=side or "text"
+    )
+    if not held_out:
+        return samples, None
+    return samples, HeldOutPairs(held_out, evaluation, model.tokenizer, encoder_of(args, device), {side: teachers[1]})
 
 
 def train(device, args):
     """Train, evaluate, write epoch_N.pt."""
-    job = Job("align", args, device)
-    job.source = open_sources(args.train_data, args.caption_options())
-    job.damage = DamagedPairs(len(job.source), args)
-    job.order = training_order(
-        job.source, args.batch_size, episode_size=args.episode_size, sampling=args.episode_sampling,
+    run, steps = open_run("align", args.run(), device, write_report), args.steps()
+    source = open_sources(args.train_data, args.caption_options())
+    damage = DamagedPairs(len(source), args)
+    order = training_order(
+        source, args.batch_size, episode_size=args.episode_size, sampling=args.episode_sampling,
         rank=dist.rank(), world_size=dist.world_size(), seed=args.seed,
     )  # fmt: skip
-
     held_out = open_held_out(args.valid_data, args.caption_options())
-    job.watch_data(**{"--train_data": job.source.digest, "--valid_data": held_out and held_out.digest})
-    cached, (teacher, valid_teacher) = open_teacher(args, [job.source, held_out], device)
-    side = next(iter(cached), None)
-    model = build_model(job, args, cached)
-    tower, crop, valid_crop = model.image_tower, None, None
-    if side != "image":
-        crop = train_crop(tower, args.augmentation, args.image_model_builder, args.image_crop)
-        valid_crop = eval_crop(tower, args.image_crop)
-    encoder, kept = encoder_of(args, device), {side: valid_teacher}
-    valid = held_out and HeldOutPairs(held_out, valid_crop, model.tokenizer, encoder, kept)
-    job.train_set = AlignDataset(
-        job.source,
-        crop,
-        model.tokenizer,
-        args.seed,
-        views=1 + args.BYOL,
-        teacher=teacher,
-        teacher_of=side or "text",
-    )
-    job.model = prepare_training(model, args, device)
-    updates_per_epoch = -(-len(job.order) // args.gradient_accumulation_steps)
-    schedules = protoclip_schedules(args, updates_per_epoch)
-    job.updater = build_updater(job.model, args, schedules, device, beside=[job.loss])
-    last_epoch = min(args.stop_after_epoch or args.epochs, args.epochs)
-    if args.dry_run:
-        return dry_run(lambda: train_one_epoch(job, 0, 0, {}, args), last_epoch * updates_per_epoch, device)
-    job.settings = dual_settings(asdict(args), model)
-    words = job.settings.get("vocabulary")
-    job.watch_data(**{"--text_vocab": words and digest_of(words)})
-    position = job.restore() or {"epoch": 0, "batch": 0, "best": {}}
+    run.watch_data(**{"--train_data": source.digest, "--valid_data": held_out and held_out.digest})
+    cached, teachers = open_teacher(args, [source, held_out], device)
+    model, alignment = build_model(source, args, cached)
+    alignment, episode = alignment.to(device), build_episode(order, source, device, args)
+    average = average_weights(model, args.model_ema_decay).to(device) if args.model_ema else None
+    samples, valid = open_data(source, held_out, model, cached, teachers, device, args)
+    load = partial(training_loader, samples, damage=damage, device=device, args=args)
 
-    best = position["best"]
-    if args.eval_first and valid and not job.updater.micro_step:
-        metrics = retrieval_metrics(*valid.encode(dist.unwrap(job.model)), valid.image_of_text)
-        job.log(-1, **{f"valid_{name}": value for name, value in metrics.items()})
-    for epoch in range(position["epoch"], last_epoch):
-        start = position["batch"] if epoch == position["epoch"] else 0
-        if not start:
-            start_episode(job, epoch, args)
-        train_one_epoch(job, epoch, start, best, args)
-        job.save(epoch=epoch, batch=len(job.order), best=best)
-        measured = job.average.module if job.average else dist.unwrap(job.model)
-        is_last = epoch + 1 == last_epoch
+    model = prepare_training(model, args, device)
+    optimizers = build_optimizers(model, args, protoclip_schedules(args, steps.updates_per_epoch(len(order))))
+    stateful = {"loss": alignment, "episode": episode, "average": average}
+    settings = dual_settings(asdict(args), model)
+    words = settings.get("vocabulary")
+    run.watch_data(**{"--text_vocab": words and digest_of(words)})
+    updater = run.start(
+        model, optimizers, steps, batches=len(order), name_of=source.name, moved=[alignment], settings=settings,
+        beside={name: module for name, module in stateful.items() if module is not None and module.state_dict()},
+    )  # fmt: skip
+    if args.eval_first and valid and not updater.micro_step and not args.dry_run:
+        metrics = retrieval_metrics(*valid.encode(dist.unwrap(updater.model)), valid.image_of_text)
+        run.log(-1, **{f"valid_{name}": value for name, value in metrics.items()})
+
+    for epoch in run.epochs():
+        rows = order.epoch(epoch)
+        if not args.dry_run:
+            start_episode(run, episode, rows, load, args)
+        for batch in run.batches(rows, load):
+            inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+            chunks, seed_chunk = in_chunks(inputs, args.grad_cache), chunk_seeds(updater.micro_step, args)
+            with updater.forward():
+                outputs = cached_forward(updater.model, chunks, seed_chunk) if chunks else updater.model(inputs)
+                places = torch.from_numpy(rows[run.batch])
+                losses = objective(alignment, episode, outputs, batch["labels"], places, epoch, args)
+                updater.backward(sum(losses.values()))
+                if chunks:
+                    cached_backward(updater.model, chunks, outputs, seed_chunk)
+            if updater.advance(losses):
+                model.clamp_scales()
+                if average:
+                    average.update_parameters(model)
+        run.save()
+        measured = average.module if average else dist.unwrap(updater.model)
+        is_last = epoch + 1 == steps.last_epoch
         if valid and (is_last or (args.retrieval_frequency > 0 and (epoch + 1) % args.retrieval_frequency == 0)):
-            found = valid.encode(measured, job.until_stopped)
+            found = valid.encode(measured)
             metrics = retrieval_metrics(*found, valid.image_of_text)
-            job.log(epoch, **{f"valid_{name}": value for name, value in metrics.items()})
-            best = metrics | {"epoch": epoch + 1}
-            job.write_gallery(lambda: retrieval_gallery(valid, *found))  # noqa: B023
+            run.log(epoch, **{f"valid_{name}": value for name, value in metrics.items()})
+            run.keep(metrics, gallery=partial(retrieval_gallery, valid, *found))
         if dist.rank() == 0 and (is_last or (epoch + 1) % args.save_frequency == 0):
             weights = {name: tensor.cpu().contiguous() for name, tensor in measured.state_dict().items()}
-            content = {"epoch": epoch + 1, "name": job.run.folder.name, "state_dict": weights}
-            save_plain(job.run.folder / f"epoch_{epoch + 1}.pt", content, as_record(job.settings))
-        job.save(epoch=epoch + 1, batch=0, best=best)
+            content = {"epoch": epoch + 1, "name": run.folder.name, "state_dict": weights}
+            save_plain(run.folder / f"epoch_{epoch + 1}.pt", content, as_record(settings))
 
-    job.run.write_result(task="retrieval", split=args.valid_data, checkpoint=f"epoch_{last_epoch}.pt", **best)
-    if dist.rank() == 0:
-        print(f"report: {write_report(job.run.folder)}")
+    run.finish(task="retrieval", split=args.valid_data, checkpoint=f"epoch_{steps.last_epoch}.pt", **run.best)
 
 
 def check_align_flags(args):

@@ -37,12 +37,14 @@ from clip_vl.engine.evaluation_run import EvaluationRun
 from clip_vl.evaluation.clusters import cluster, cluster_scores
 from clip_vl.models.dual.sides import open_image_side
 from clip_vl.reports.classes import confusion
+from clip_vl.reports.page import write_report
 
 
 def main(args):
     device = dist.setup()
     args = recalled(args)
-    run, encoder = EvaluationRun(args, "clustering", device), args.encoder(device)
+    run = EvaluationRun("clustering", args.run(), device, write_report)
+    encoder = args.encoder(device)
     images = open_class_set(args.class_source(), args.test_split)
     if images.multi_label:
         raise UserError(f"{images.title} has several classes an image; clustering needs one class an image")

@@ -34,7 +34,8 @@ from clip_vl.engine.errors import DataError, UserError, printable, run_alone
 from clip_vl.engine.files import atomic_json
 from clip_vl.engine.readers.json_files import is_number, parse_json, read_bounded, read_object
 from clip_vl.engine.readers.text import id_of, split_lines
-from clip_vl.engine.run import NOT_INPUTS, changed_flags
+from clip_vl.engine.record import changed_flags
+from clip_vl.engine.run_folder import NOT_INPUTS
 from clip_vl.evaluation.comparison import compare
 
 SAMPLES = "samples.jsonl"

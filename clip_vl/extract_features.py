@@ -148,7 +148,7 @@ def extract(tower, writer, dataset, batches, stop, device, args):
         damaged += len(batch["damaged"])
         if not batch["places"]:
             continue
-        with autocast(device, args):
+        with autocast(device, args.bf16, args.fp16):
             grids = tower(to_device(batch, device)["images"]).to(torch.float16).cpu().numpy()
         if not np.isfinite(grids).all():
             raise DataError(f"features beyond float16 in the batch of {dataset.img_ids[batch['places'][0]]}")

@@ -36,6 +36,7 @@ class FinetuneFlags(FusedEncoderFlags, SourceFlags):
 FLAGS = parse(FinetuneFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
 
 import copy
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -47,14 +48,13 @@ from clip_vl.datasets.lxmert.canvas_pairs import PicturesOf, score_texts
 from clip_vl.datasets.lxmert.matching import MatchingDataset, image_sizes, whole_batches
 from clip_vl.datasets.lxmert.wordpiece import load_tokenizer
 from clip_vl.engine import dist
-from clip_vl.engine.dry_run import dry_run
 from clip_vl.engine.errors import UserError
-from clip_vl.engine.job import Job
-from clip_vl.engine.random import seed_step
+from clip_vl.engine.run import open_run
 from clip_vl.evaluation.retrieval_folds import Fold, metrics_of, rank_all_pairs
 from clip_vl.losses.matching import matching_losses, pair_matrix
-from clip_vl.models.fused.build import bert_folder, build_updater, compile_parts
-from clip_vl.models.fused.checkpoints import save_task
+from clip_vl.models.fused.build import bert_folder, compile_parts
+from clip_vl.models.fused.checkpoints import save_task, task_result
+from clip_vl.models.fused.optim import build_optimizers
 from clip_vl.models.fused.scorer import FusedScorer, build_matcher, log_odds_of
 from clip_vl.reports.page import write_report
 from clip_vl.reports.retrieval import gallery_of
@@ -87,92 +87,62 @@ def judge_pairs(model, batch, G, args):
     return dist.all_gather(mine), dist.gather_rows(batch["usable"].int()).bool()
 
 
-def train_one_epoch(job, epoch, start, best, args):
-    """The epoch's micro-batches from `start` on; updates every --gradient_accumulation_steps, and for what is left."""
-    model, updater, batches = job.model.train(), job.updater, job.order.epoch(epoch)
-    if args.dry_run or args.skip_training:
-        batches = batches[: args.gradient_accumulation_steps if args.dry_run else 4]
-    loader = training_loader(job.train_set, epoch, batches[start:], job.damage, job.device, args)
-    for done, batch in enumerate(loader, start + 1):
-        is_last, in_this_update = job.accumulation(done, len(batches))
-        with updater.micro_batch(is_last):
-            losses = matching_losses(*judge_pairs(model, batch, batches.shape[1], args))
-            losses["loss_itm"] = args.w_matching * losses["loss_itm"]
-            loss = losses["loss_nce"] + losses["loss_itm"]
-            updater.backward(loss, in_this_update)
-        for name, value in {"loss": loss, **losses}.items():
-            job.meters.add({"accuracy": "train_accuracy"}.get(name, name), value)
-        job.report(epoch)
-        if is_last:
-            stop = job.step(lambda: [job.source.name(int(row)) for row in batch["rows"][:4]])  # noqa: B023
-            job.save_if_due(stop, epoch=epoch, batch=done, best=best)
-
-
-def evaluate(job, pairs, tokenizer, args):
+def evaluate(run, pairs, tokenizer, args):
     """(metrics, `Fold`) of the held-out pairs, every one of which is judged; an image by one of the processes."""
     fold = Fold(pairs, 0, min(args.valid_images or len(pairs.rows), len(pairs.rows)))
-    scorer = FusedScorer(copy.deepcopy(dist.unwrap(job.model)), args.mask_padding).eval()  # it takes the model apart
+    model = copy.deepcopy(dist.unwrap(run.updater.model))  # the scorer takes it apart
+    scorer = FusedScorer(model, args.mask_padding).eval()
     texts = [pairs.source.text(int(pairs.numbers[place])) for place in fold.texts]
     texts = tokenizer.encode(texts, args.max_length)
     images = PicturesOf(pairs.source, args.image_size_min, args.image_size_max)
 
     def score(batch):
-        scores = score_texts(scorer, batch["picture"], texts, args.batch_size, job.device)
+        scores = score_texts(scorer, batch["picture"], texts, args.batch_size, run.device)
         return torch.from_numpy(scores)[None]
 
-    encoder = dataclasses.replace(encoder_of(args, job.device), batch_size=1)  # an image with all texts
-    scores = encoder.gathered(images, pairs.rows[fold.images], score, job.until_stopped).numpy()  # (N, M)
+    encoder = dataclasses.replace(encoder_of(args, run.device), batch_size=1)  # an image with all texts
+    scores = encoder.gathered(images, pairs.rows[fold.images], score).numpy()  # (N, M)
     rank_all_pairs(fold, pairs, lambda keys: scores)
     return metrics_of([fold]), fold
 
 
 def train(device, args):
     """Fine-tune, evaluate every epoch, keep the best."""
-    seed_step(args.seed, 0, 0)  # the same first weights on every rank
-    job, pairs = Job("finetune_retrieval", args, device), None
-    tokenizer = load_tokenizer(bert_folder(args))
-    job.source = open_sources(args.train_data, args.caption_options())
-    job.damage = DamagedPairs(len(job.source), args, "its pairs count for nothing")
-    sizes = image_sizes(job.source, Path(args.datasets_dir) / "cache")
-    job.order = whole_batches(job.source, sizes, args)
-    job.train_set = MatchingDataset(job.source, sizes, tokenizer, args)
+    run, steps = open_run("finetune_retrieval", args.run(), device, write_report), args.steps()
+    tokenizer, source = load_tokenizer(bert_folder(args)), open_sources(args.train_data, args.caption_options())
+    damage = DamagedPairs(len(source), args, "its pairs count for nothing")
+    sizes = image_sizes(source, Path(args.datasets_dir) / "cache")
+    order = whole_batches(source, sizes, args)
+    samples = MatchingDataset(source, sizes, tokenizer, args)
+    load = partial(training_loader, samples, damage=damage, device=device, args=args)
+    pairs = None
     if args.valid_data:
         protocol = Protocol(args.valid_data, args.valid_data)
         held_out = open_held_out(args.valid_data, args.caption_options())
         pairs = RetrievalPairs(held_out, protocol, args.captions_per_image)
-    job.watch_data(**{"--train_data": job.source.digest, "--valid_data": pairs and pairs.source.digest})
-    job.watch_data(vocabulary=tokenizer.digest)
+    run.watch_data(**{"--train_data": source.digest, "--valid_data": pairs and pairs.source.digest})
+    run.watch_data(vocabulary=tokenizer.digest)
 
-    model = build_matcher(args, device)
-    if args.compile:
-        compile_parts(model)
-    job.model = dist.wrap(model, device)
-    updates_per_epoch = -(-len(job.order) // args.gradient_accumulation_steps)
-    job.updater = build_updater(job.model, args, updates_per_epoch, device)
-    last_epoch = args.stop_after_epoch or args.epochs
-    if args.dry_run:
-        return dry_run(lambda: train_one_epoch(job, 0, 0, {}, args), last_epoch * updates_per_epoch, device)
-    position = job.restore() or {"epoch": args.start_epoch, "batch": 0, "best": {}}
+    model = compile_parts(build_matcher(args, device), args.compile)
+    optimizers = build_optimizers(model, args.optimizers(), steps.updates_per_epoch(len(order)))
+    updater = run.start(model, optimizers, steps, batches=len(order), name_of=source.name)
 
-    best = position["best"]
-    for epoch in range(position["epoch"], last_epoch):
-        train_one_epoch(job, epoch, position["batch"] if epoch == position["epoch"] else 0, best, args)
+    for epoch in run.epochs():
+        rows = order.epoch(epoch)
+        for batch in run.batches(rows, load, most=4 if args.skip_training else None):
+            with updater.forward():
+                losses = matching_losses(*judge_pairs(updater.model, batch, rows.shape[1], args))
+                losses["loss_itm"] = args.w_matching * losses["loss_itm"]
+                loss = losses["loss_nce"] + losses["loss_itm"]
+            updater(loss, {"loss": loss, "train_accuracy": losses.pop("accuracy"), **losses})
         is_best = False
         if pairs is not None:
-            job.save(epoch=epoch, batch=len(job.order), best=best)
-            metrics, fold = evaluate(job, pairs, tokenizer, args)
-            job.log(epoch, **{f"valid_{name}": value for name, value in metrics.items()})
-            is_best = metrics["mean_recall"] > best.get("mean_recall", -1)
-        if is_best:
-            best = metrics | {"epoch": epoch + 1}
-            job.write_gallery(lambda: gallery_of(pairs, fold, GALLERY, "log-odds", args.seed))  # noqa: B023
-        save_task(job.run.folder, model, is_best, fused_settings(args))
-        job.save(epoch=epoch + 1, batch=0, best=best)
-
-    checkpoint = "BEST.pth" if best else "LAST.pth"
-    job.run.write_result(task="retrieval", split=args.valid_data, checkpoint=checkpoint, **best)
-    if dist.rank() == 0:
-        print(f"report: {write_report(job.run.folder)}")
+            run.save()
+            metrics, fold = evaluate(run, pairs, tokenizer, args)
+            run.log(epoch, **{f"valid_{name}": value for name, value in metrics.items()})
+            is_best = run.keep(metrics, "mean_recall", partial(gallery_of, pairs, fold, GALLERY, "log-odds", args.seed))
+        save_task(run.folder, model, is_best, fused_settings(args))
+    run.finish(task="retrieval", split=args.valid_data, **task_result(run.best))
 
 
 def check_flags(args):

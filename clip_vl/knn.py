@@ -40,6 +40,7 @@ from clip_vl.evaluation.class_scores import class_scores, top_ties
 from clip_vl.evaluation.neighbours.knn import knn_scores
 from clip_vl.models.dual.sides import open_image_side
 from clip_vl.reports.classes import class_gallery, sample_rows
+from clip_vl.reports.page import write_report
 
 
 def main(args):
@@ -47,7 +48,8 @@ def main(args):
     args = recalled(args)
     if args.temperature <= 0:
         raise UserError(f"--temperature {args.temperature} must be above 0")
-    run, source, encoder = EvaluationRun(args, "knn", device), args.class_source(), args.encoder(device)
+    run = EvaluationRun("knn", args.run(), device, write_report)
+    source, encoder = args.class_source(), args.encoder(device)
     test = open_class_set(source, args.test_split)
     train = open_training(source, args.train_split, test)
     if not 1 <= args.k <= len(train):

@@ -53,6 +53,7 @@ from clip_vl.evaluation.class_scores import class_scores, headline_score, top_ti
 from clip_vl.evaluation.linear import TEST_GRID, fit, probabilities, search_c
 from clip_vl.models.dual.sides import open_image_side
 from clip_vl.reports.classes import class_gallery, sample_rows
+from clip_vl.reports.page import write_report
 
 
 class Search:
@@ -97,7 +98,8 @@ def main(args):
     device = dist.setup()
     args = recalled(args)
     check_search(args)
-    run, source, encoder = EvaluationRun(args, "linear_probe", device), args.class_source(), args.encoder(device)
+    run = EvaluationRun("linear_probe", args.run(), device, write_report)
+    source, encoder = args.class_source(), args.encoder(device)
     test = open_class_set(source, args.test_split)
     train, valid = open_training(source, args.train_split, test), None
     searches = args.C is None and not args.compat_best_test

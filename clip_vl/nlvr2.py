@@ -16,7 +16,7 @@ pairs of their set, or with all pictures and orders (as each project's own scrip
 
 from dataclasses import dataclass
 
-from clip_vl.flags.fused import FusedEncoderFlags, check_fused_flags, fused_settings
+from clip_vl.flags.fused import FusedEncoderFlags, check_fused_flags, check_test_flags, fused_settings
 from clip_vl.flags.parser import flag, parse
 
 
@@ -36,29 +36,28 @@ class NLVR2Flags(FusedEncoderFlags):
 
 FLAGS = parse(NLVR2Flags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from clip_vl.datasets.loader import DamageCount, evaluation_loader, training_loader
 from clip_vl.datasets.lxmert.batches import eval_batches, open_images, split_paths, train_batches
-from clip_vl.datasets.lxmert.nlvr2 import StatementDataset, side_by_side
+from clip_vl.datasets.lxmert.nlvr2 import StatementDataset
 from clip_vl.datasets.lxmert.tasks import TASKS
 from clip_vl.datasets.lxmert.vqa import load_questions
 from clip_vl.datasets.lxmert.wordpiece import load_tokenizer
 from clip_vl.engine import dist
-from clip_vl.engine.dry_run import dry_run
 from clip_vl.engine.errors import UserError
-from clip_vl.engine.files import atomic_json, atomic_write
-from clip_vl.engine.job import Job
+from clip_vl.engine.files import atomic_write
 from clip_vl.engine.optim import autocast
-from clip_vl.engine.random import seed_step
 from clip_vl.engine.readers.text import written
-from clip_vl.engine.split_results import SplitResults
-from clip_vl.evaluation.answers import answer_report, consistency, headlines, majority_accuracy, predict, soft_scores_of
+from clip_vl.engine.run import open_run
+from clip_vl.evaluation.answers import answer_report, consistency, headlines, majority_accuracy, predict, soft_scores
 from clip_vl.losses.answering import single_answer_loss
-from clip_vl.models.fused.build import bert_folder, build_classifier, build_updater, compile_parts
-from clip_vl.models.fused.checkpoints import checkpoint_path, save_task
+from clip_vl.models.fused.build import bert_folder, build_classifier, compile_parts
+from clip_vl.models.fused.checkpoints import save_task, task_result
 from clip_vl.models.fused.encoder import classify
+from clip_vl.models.fused.optim import build_optimizers
 from clip_vl.reports.answers import build_gallery
 from clip_vl.reports.page import write_report
 
@@ -81,127 +80,85 @@ VERSIONS = {
 CLASSES = TASKS["nlvr2"].classes
 
 
-def train_one_epoch(job, epoch, start, best, args):
-    """The epoch's micro-batches from `start` on; updates every --gradient_accumulation_steps, and for what is left."""
-    model, updater, batches = job.model.train(), job.updater, job.train_order.epoch(epoch)
-    if args.dry_run or args.skip_training:
-        batches = batches[: args.gradient_accumulation_steps if args.dry_run else 0]
-    loader = training_loader(job.train_set, epoch, batches[start:], job.damage, job.device, args)
-    for done, batch in enumerate(loader, start + 1):
-        is_last, in_this_update = job.accumulation(done, len(batches))
-        with updater.micro_batch(is_last):
-            logits = classify(model, batch, args.mask_padding)
-            loss = single_answer_loss(logits, batch["target"], batch["usable"])
-            updater.backward(loss, in_this_update)
-        job.meters.add("loss", loss)
-        job.meters.add("train_accuracy", 100 * (logits.argmax(1) == batch["target"]).float().mean())
-        job.report(epoch)
-        if is_last:
-            stop = job.step(lambda: [job.train_set.annotations.question_id(int(row)) for row in batch["rows"][:4]])  # noqa: B023
-            job.save_if_due(stop, epoch=epoch, batch=done, best=best)
+def load_split(splits, images, args):
+    """The samples of comma-separated splits; an item of their annotations is a statement with one image."""
+    task, each = TASKS[args.dataset], VERSIONS[args.dataset].images_each
+    tokenizer = load_tokenizer(bert_folder(args))
+    annotations = load_questions(args, args.dataset, splits, tokenizer, CLASSES, task.collection, task.read_entry)
+    return StatementDataset(annotations, images, args, images_each=each, with_images=not args.question_only)
 
 
-def judge(model, dataset, order, device, args, watched=iter):
-    """The predictions of `evaluation.answers.predict` for a split; `watched` passes the batches on, or stops."""
-    loader = watched(evaluation_loader(dataset, order, device, args))
-    return predict(
-        model, lambda m, batch: classify(m, batch, args.mask_padding), loader, autocast(device, args), one_is_right=True
-    )
+def judge(model, samples, device, args):
+    """The predictions of `evaluation.answers.predict` for a split."""
+    order = eval_batches(samples.annotations, args, samples.images_each)
+    loader = evaluation_loader(samples, order, device, args)
+    precision = autocast(device, args.bf16, args.fp16)
+    return predict(model, lambda m, batch: classify(m, batch, args.mask_padding), loader, precision, one_is_right=True)
 
 
 def score(annotations, predictions, version):
     """Whether each prediction is right, and the report: accuracy, by truth, and consistency."""
     truth = [next((CLASSES[c] for c in annotations.answers(row)[0]), "") for row, *_ in predictions]
     identifiers = [annotations.question_id(row).split("-") for row, *_ in predictions]
-    scores = soft_scores_of(annotations, predictions)
+    scores = soft_scores(annotations, predictions)
     report = answer_report(scores, {"answer_type": truth})
     for name, shared in version.consistent.items():
         report |= consistency(scores, [tuple(parts[place] for place in shared) for parts in identifiers], name)
     return scores, report
 
 
-def load_data(splits, tokenizer, images, version, args):
-    """(annotations, samples) of comma-separated splits; an item of the annotations is a statement with one image."""
-    task = TASKS[args.dataset]
-    annotations = load_questions(args, args.dataset, splits, tokenizer, CLASSES, task.collection, task.read_entry)
-    sees = not args.question_only
-    return annotations, StatementDataset(annotations, images, args, images_each=version.images_each, with_images=sees)
+def evaluate(model, samples, device, args):
+    """(report, gallery): the scores of a split in percent, and what makes the cards of the report page."""
+    predictions = judge(model, samples, device, args)
+    scores, report = score(samples.annotations, predictions, VERSIONS[args.dataset])
+    image_of = None if args.question_only else samples.read_image
+    return report, partial(build_gallery, samples.annotations, predictions, scores, CLASSES, image_of)
+
+
+def build_model(device, args):
+    sees, each = not args.question_only, VERSIONS[args.dataset].images_each
+    return build_classifier(len(CLASSES), device, args, with_images=sees, images_each=each)[0]
 
 
 def train(device, args):
     """Fine-tune, evaluate every epoch, keep the best."""
-    seed_step(args.seed, 0, 0)  # the same first weights on every rank
-    job = Job("nlvr2", args, device)
-    version, tokenizer = VERSIONS[args.dataset], load_tokenizer(bert_folder(args))
-    images, sees = open_images(args, TASKS[args.dataset].collection), not args.question_only
+    run, steps = open_run("nlvr2", args.run(), device, write_report), args.steps()
+    images = open_images(args, TASKS[args.dataset].collection)
+    samples = load_split(args.train, images, args)
+    load = partial(training_loader, samples, damage=DamageCount(samples.annotations, args), device=device, args=args)
+    order = train_batches(samples.annotations, args, samples.images_each)
+    valid = load_split(args.valid, images, args) if args.valid else None
+    run.watch_data(**{"--train": samples.annotations.digests, "--valid": valid and valid.annotations.digests})
+    majority = majority_accuracy(samples.annotations, valid and valid.annotations, len(CLASSES))
 
-    annotations, job.train_set = load_data(args.train, tokenizer, images, version, args)
-    job.damage = DamageCount(annotations, args)
-    job.train_order = train_batches(annotations, args, version.images_each)
-    valid = None
-    if args.valid:
-        valid, valid_set = load_data(args.valid, tokenizer, images, version, args)
-        valid_order = eval_batches(valid, args, version.images_each)
+    model = compile_parts(build_model(device, args), args.compile)
+    optimizers = build_optimizers(model, args.optimizers(), steps.updates_per_epoch(len(order)))
+    updater = run.start(model, optimizers, steps, batches=len(order), name_of=samples.annotations.question_id)
 
-    model, _, _ = build_classifier(len(CLASSES), device, args, with_images=sees, images_each=version.images_each)
-    if args.compile:
-        compile_parts(model)
-    job.model = dist.wrap(model, device)
-    job.watch_data(**{"--train": annotations.digests, "--valid": valid and valid.digests})
-    updates_per_epoch = -(-len(job.train_order) // args.gradient_accumulation_steps)
-    job.updater = build_updater(job.model, args, updates_per_epoch, device)
-    last_epoch = args.stop_after_epoch or args.epochs
-    if args.dry_run:
-        return dry_run(lambda: train_one_epoch(job, 0, 0, {}, args), last_epoch * updates_per_epoch, device)
-    position = job.restore() or {"epoch": args.start_epoch, "batch": 0, "best": {}}
-
-    best = position["best"]
-    for epoch in range(position["epoch"], last_epoch):
-        train_one_epoch(job, epoch, position["batch"] if epoch == position["epoch"] else 0, best, args)
+    for epoch in run.epochs():
+        for batch in run.batches(order.epoch(epoch), load, most=0 if args.skip_training else None):
+            with updater.forward():
+                logits = classify(updater.model, batch, args.mask_padding)
+                loss = single_answer_loss(logits, batch["target"], batch["usable"])
+            accuracy = 100 * (logits.argmax(1) == batch["target"]).float().mean()
+            updater(loss, {"loss": loss, "train_accuracy": accuracy})
         is_best = False
         if valid is not None:
-            job.save(epoch=epoch, batch=len(job.train_order), best=best)
-            predictions = judge(job.model, valid_set, valid_order, device, args, job.until_stopped)
-            scores, report = score(valid, predictions, version)
-            job.log(epoch, **headlines(report))
-            is_best = report["accuracy"] > best.get("accuracy", -1)
-        if is_best:
-            best = report | {"epoch": epoch + 1}
-            picture_of = (lambda row: picture(valid, images, row, version.images_each)) if sees else None
-            job.write_gallery(lambda: build_gallery(valid, predictions, scores, CLASSES, picture_of))  # noqa: B023
-        save_task(job.run.folder, model, is_best, fused_settings(args))
-        job.save(epoch=epoch + 1, batch=0, best=best)
-
-    majority = majority_accuracy(annotations, valid, len(CLASSES)) if valid is not None else {}
-    checkpoint = "BEST.pth" if best else "LAST.pth"
-    job.run.write_result(task=args.dataset, split=args.valid, checkpoint=checkpoint, **best, **majority)
-    if dist.rank() == 0:
-        print(f"report: {write_report(job.run.folder)}")
-
-
-def picture(annotations, images, row, images_each):
-    """The images of a statement beside each other, as the bytes of one."""
-    return side_by_side([images.read(annotations.image_id(item)) for item in range(row, row + images_each)])
+            run.save()
+            report, gallery = evaluate(updater.model, valid, device, args)
+            run.log(epoch, **headlines(report))
+            is_best = run.keep(report, "accuracy", gallery)
+        save_task(run.folder, model, is_best, fused_settings(args))
+    run.finish(task=args.dataset, split=args.valid, **task_result(run.best), **majority)
 
 
 def test(device, args):
     """Judge one split and write <split>_predict.csv, the submission format; with labels, the scores as well."""
-    if not args.load:
-        raise UserError("--test needs the fine-tuned model: pass --load, such as --load snap/nlvr2/NAME/BEST")
-    version, tokenizer = VERSIONS[args.dataset], load_tokenizer(bert_folder(args))
-    images = open_images(args, TASKS[args.dataset].collection)
-    annotations, dataset = load_data(args.test, tokenizer, images, version, args)
-    samples = min(len(annotations) // version.images_each, args.max_eval_samples or len(annotations))
-    results = SplitResults(
-        args.output, args.test, samples=samples, checkpoint=checkpoint_path(args.load, ".pth"),
-        data=split_paths(args, args.dataset, args.test), settings=fused_settings(args, paths=False),
-        overwrite=args.overwrite,
-    )  # fmt: skip
-    model, _, _ = build_classifier(
-        len(CLASSES), device, args, with_images=not args.question_only, images_each=version.images_each
-    )
-    order = eval_batches(annotations, args, version.images_each)
-    predictions = judge(model, dataset, order, device, args)
+    samples = load_split(args.test, open_images(args, TASKS[args.dataset].collection), args)
+    annotations = samples.annotations
+    count = len(annotations) // samples.images_each
+    results = args.split_results(count, split_paths(args, args.dataset, args.test))
+    predictions = judge(build_model(device, args), samples, device, args)
     if dist.rank() != 0:
         return
     folder = Path(args.output)
@@ -210,10 +167,9 @@ def test(device, args):
     atomic_write(folder / f"{args.test}_predict.csv", written("".join(lines)))
     print(f"{len(lines)} judgements: {folder / args.test}_predict.csv")
     if annotations.answer_totals(len(CLASSES)).any():
-        _, report = score(annotations, predictions, version)
-        result = {"program": "nlvr2", "task": args.dataset, "split": args.test, "checkpoint": args.load, **report}
-        atomic_json(folder / f"result_{args.test}.json", result)
-        print(f"{args.test}: {report['accuracy'] / 100:.4f} over {report['accuracy_n']} statements with their images,")
+        _, report = score(annotations, predictions, VERSIONS[args.dataset])
+        names = {"program": "nlvr2", "task": args.dataset, "checkpoint": args.load}
+        results.write_score(report, "statements with their images,", **names)
         print(f"consistency {report['consistency'] / 100:.4f} over {report['consistency_n']} statements")
     results.finish()
 
@@ -223,10 +179,8 @@ def main(args):
     check_fused_flags(args)
     if args.load_lxmert_qa:
         raise UserError("--loadLXMERTQA brings an answer head, but it is for one image a text; use --loadLXMERT")
-    if args.test:
-        test(device, args)
-    else:
-        train(device, args)
+    check_test_flags(args, "nlvr2")
+    (test if args.test else train)(device, args)
 
 
 if __name__ == "__main__":

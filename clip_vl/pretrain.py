@@ -38,6 +38,7 @@ class PretrainFlags(FusedEncoderFlags):
 
 FLAGS = parse(PretrainFlags, __doc__) if __name__ == "__main__" else None  # before torch: --help answers at once
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -57,24 +58,22 @@ from clip_vl.datasets.lxmert.masking import mask_regions, mask_tokens
 from clip_vl.datasets.lxmert.pretrain import PretrainDataset
 from clip_vl.datasets.lxmert.wordpiece import load_tokenizer
 from clip_vl.engine import dist
-from clip_vl.engine.dry_run import dry_run
 from clip_vl.engine.errors import UserError
-from clip_vl.engine.job import Job
 from clip_vl.engine.meters import Meters
-from clip_vl.engine.random import seed_step, torch_generator
+from clip_vl.engine.random import torch_generator
+from clip_vl.engine.run import open_run
 from clip_vl.evaluation.answers import answer_report
 from clip_vl.losses.pretraining import answer_loss, masked_lm_loss, matched_loss, region_losses
 from clip_vl.models.fused.build import (
     bert_folder,
     build_encoder,
-    build_updater,
     compile_parts,
     load_pretrained_parts,
     with_tower,
 )
 from clip_vl.models.fused.checkpoints import load_encoder, read_checkpoint, save_stage
 from clip_vl.models.fused.encoder import VLPretrainer, visual_input
-from clip_vl.models.fused.stage_optimizers import load_stage_optimizers
+from clip_vl.models.fused.optim import build_optimizers
 from clip_vl.models.fused.visual_tokens import Regions
 from clip_vl.models.loading.weights import load_weights
 from clip_vl.reports.page import write_report
@@ -142,47 +141,31 @@ def global_count(targets, args):
     return dist.sum_over_ranks((targets >= 0).sum().float()) / dist.world_size()
 
 
-def train_one_epoch(job, epoch, start, args):
-    """The epoch's micro-batches from `start` on; updates every --gradient_accumulation_steps, and for what is left."""
-    model, updater, batches = job.model.train(), job.updater, job.train_order.epoch(epoch)
-    if args.dry_run or args.skip_training:
-        batches = batches[: args.gradient_accumulation_steps if args.dry_run else 4]
-    loader = training_loader(job.train_set, epoch, batches[start:], job.damage, job.device, args)
-    for done, batch in enumerate(loader, start + 1):
-        is_last, in_this_update = job.accumulation(done, len(batches))
-        generator = torch_generator(args.seed, "mask", updater.micro_step, dist.rank(), device=job.device)
-        uniform = torch.rand(3, *batch["input_ids"].shape, generator=generator, device=job.device)
-        if "region_visible" in batch:
-            shape = len(batch["input_ids"]), batch["region_visible"].shape[1]
-            batch["region_uniform"] = torch.rand(3, *shape, generator=generator, device=job.device)
-        with updater.micro_batch(is_last):
-            _, losses, counts = forward(model, batch, job.tokenizer, uniform, args)
-            updater.backward(sum(losses.values()), in_this_update)
-        for name, loss in losses.items():  # a row of the log is a mean over targets and not over batches
-            job.meters.add(name, loss, counts[name])
-        job.report(epoch, total=True)
-        if is_last:
-            stop = job.step(lambda: [job.train_set.annotations.uid(int(row)) for row in batch["rows"][:4]])  # noqa: B023
-            if args.save_step > 0 and updater.update % args.save_step == 0:
-                stem = job.run.folder / f"Epoch{epoch + 1}Step{updater.update}"
-                save_stage(stem, model, updater, fused_settings(args))
-            job.save_if_due(stop, epoch=epoch, batch=done)
+def draw_masks(batch, step, device, args):
+    """The draws that decide what this rank masks in micro-batch `step`: words (3, B, L), and in `batch` the regions."""
+    generator = torch_generator(args.seed, "mask", step, dist.rank(), device=device)
+    uniform = torch.rand(3, *batch["input_ids"].shape, generator=generator, device=device)
+    if "region_visible" in batch:
+        shape = len(batch["input_ids"]), batch["region_visible"].shape[1]
+        batch["region_uniform"] = torch.rand(3, *shape, generator=generator, device=device)
+    return uniform
 
 
 @torch.no_grad()
-def evaluate(job, args):
+def evaluate(run, samples, tokenizer, args):
     """Losses and accuracies over the validation split: masked words, matching, and answers by source (percent).
 
     Answers are asked of matched pairs; a prediction earns the annotators' score of its answer.
     """
-    model, updater, valid = dist.unwrap(job.model).eval(), job.updater, job.valid_set.annotations
-    meters, answered = Meters(job.device), []
+    model, updater = dist.unwrap(run.updater.model).eval(), run.updater
+    meters, answered = Meters(run.device), []
     names = ["loss_mlm", "loss_itm", "mlm_accuracy", "matched_accuracy"] + ["loss_qa"] * args.task_qa
     for name in names + [f"loss_{name}" for name in region_tasks(args)]:
         meters.add(name, 0.0, 0.0)  # every rank needs every name, also one without a batch
-    for batch in job.until_stopped(evaluation_loader(job.valid_set, job.valid_order, job.device, args)):
+    loader = evaluation_loader(samples, eval_batches(samples.annotations, args), run.device, args)
+    for batch in loader:
         with updater.autocast():
-            outputs, losses, counts = forward(model, batch, job.tokenizer, batch["mask_uniform"], args)
+            outputs, losses, counts = forward(model, batch, tokenizer, batch["mask_uniform"], args)
         for name, loss in losses.items():
             meters.add(name, loss, counts[name])
         add_accuracy(meters, "mlm_accuracy", outputs["mlm_logits"], outputs["mlm_targets"])
@@ -190,7 +173,8 @@ def evaluate(job, args):
         if args.task_qa:
             rows = batch["rows"][batch["answer"].cpu() >= 0].tolist()
             answered += zip(rows, outputs["answer_logits"].argmax(1).tolist())
-    return {f"valid_{name}": value for name, value in meters.means().items()} | qa_accuracy(valid, answered)
+    report = {f"valid_{name}": value for name, value in meters.means().items()}
+    return report | qa_accuracy(samples.annotations, answered)
 
 
 def add_accuracy(meters, name, logits, targets):
@@ -233,47 +217,30 @@ def check_flags(args):
         raise UserError("--taskObjPredict and --objMaskRate are about a detector's regions: pass --no-input_raw_images")
 
 
-def load_data(job, args):
-    """The training and validation samples, their order, and the vocabularies of words and answers."""
+def load_split(splits, tokenizer, answers, images, args, evaluation=False):
+    """The samples of comma-separated splits, from the cache of their annotations."""
     root = Path(args.data_root)
-    job.tokenizer = load_tokenizer(bert_folder(args))
-    job.answers = AnswerTable(root / "lxmert" / "all_ans.json", args.qa_sets.split(",") if args.qa_sets else None)
-    images = open_images(args, region_labels=region_labels(args))
-
-    def annotations(splits):
-        return dist.first_rank_builds(
-            lambda: build_pretrain_annotations(
-                split_paths(args, "lxmert", splits),
-                tokenizer=job.tokenizer,
-                answer_table=job.answers,
-                image_sizes=size_file(args),
-                cache_root=root / "cache",
-                limit_source=[source for source in args.limit_source.split(",") if source],
-                max_length=args.max_length,
-                skip_bad=args.skip_bad,
-            )
+    annotations = dist.first_rank_builds(
+        lambda: build_pretrain_annotations(
+            split_paths(args, "lxmert", splits),
+            tokenizer=tokenizer,
+            answer_table=answers,
+            image_sizes=size_file(args),
+            cache_root=root / "cache",
+            limit_source=[source for source in args.limit_source.split(",") if source],
+            max_length=args.max_length,
+            skip_bad=args.skip_bad,
         )
-
-    train = say_skipped(annotations(args.train))
-    job.train_set = PretrainDataset(train, images, args, exchange_rate=args.exchange_rate * args.task_matched)
-    job.train_order = train_batches(train, args)
-    job.watch_data(**{"--train": train.digests})
-    job.damage = DamageCount(train, args)
-    job.valid_set = None
-    if args.valid:
-        valid = say_skipped(annotations(args.valid))
-        job.valid_set = PretrainDataset(
-            valid, images, args, exchange_rate=args.exchange_rate * args.task_matched, evaluation=True
-        )
-        job.valid_order = eval_batches(valid, args)
-        job.watch_data(**{"--valid": valid.digests})
+    )
+    exchange_rate = args.exchange_rate * args.task_matched
+    return PretrainDataset(say_skipped(annotations), images, args, exchange_rate=exchange_rate, evaluation=evaluation)
 
 
-def build_model(job, args):
+def build_model(answers, device, args):
     """The model on its device, with random, CLIP's and BERT's, or an earlier stage's weights."""
     state, path = read_checkpoint(args.load or args.load_lxmert)
     encoder = build_encoder(args, state)
-    model = VLPretrainer(encoder, len(job.answers) if args.task_qa else 0, region_tasks(args))
+    model = VLPretrainer(encoder, len(answers) if args.task_qa else 0, region_tasks(args))
     state = with_tower(state, path, encoder, args)
     if state is None:
         load_pretrained_parts(model, encoder, args)
@@ -284,43 +251,58 @@ def build_model(job, args):
         load_weights(model, state, new=new, ignore=ignore, allow_partial=args.allow_partial, source=path)
     else:
         load_encoder(encoder, state, path, args)
-    model.to(job.device, memory_format=torch.channels_last)
-    if args.compile:
-        compile_parts(model)
-    return dist.wrap(model, job.device)
+    return compile_parts(model.to(device, memory_format=torch.channels_last), args.compile)
+
+
+def train(device, args):
+    """Pre-train, evaluate every epoch, write EpochNN_LXRT.pth."""
+    run, steps = open_run("pretrain", args.run(), device, write_report), args.steps()
+    tokenizer, root = load_tokenizer(bert_folder(args)), Path(args.data_root)
+    answers = AnswerTable(root / "lxmert" / "all_ans.json", args.qa_sets.split(",") if args.qa_sets else None)
+    vocabularies = tokenizer, answers, open_images(args, region_labels=region_labels(args))
+    samples = load_split(args.train, *vocabularies, args)
+    order, damage = train_batches(samples.annotations, args), DamageCount(samples.annotations, args)
+    load = partial(training_loader, samples, damage=damage, device=device, args=args)
+    valid = load_split(args.valid, *vocabularies, args, evaluation=True) if args.valid else None
+    run.watch_data(**{"--train": samples.annotations.digests, "--valid": valid and valid.annotations.digests})
+
+    model = build_model(answers, device, args)
+    optimizers, first_update = build_optimizers(model, args.optimizers(), steps.updates_per_epoch(len(order))), 0
+    if args.load:
+        from clip_vl.models.fused.stage_optimizers import load_stage_optimizers
+
+        first_update = load_stage_optimizers(
+            args.load, model, optimizers, args.not_load_adam_optimizer, args.not_load_scheduler
+        )
+    updater = run.start(
+        model, optimizers, steps, batches=len(order), first_update=first_update, name_of=samples.annotations.uid
+    )
+
+    for epoch in run.epochs():
+        for batch in run.batches(order.epoch(epoch), load, most=4 if args.skip_training else None):
+            uniform = draw_masks(batch, updater.micro_step, device, args)
+            with updater.forward():
+                _, losses, counts = forward(updater.model, batch, tokenizer, uniform, args)
+            is_update = updater(sum(losses.values()), losses, counts)  # the log has means over targets, not batches
+            if is_update and args.save_step > 0 and updater.update % args.save_step == 0:
+                save_stage(run.folder / f"Epoch{epoch + 1}Step{updater.update}", model, updater, fused_settings(args))
+        if valid is not None:
+            run.save()
+            report = evaluate(run, valid, tokenizer, args)
+            run.log(epoch, **report)
+            run.keep(report)
+        save_stage(run.folder / f"Epoch{epoch + 1:02d}", model, updater, fused_settings(args))
+
+    result = {name.removeprefix("valid_"): value for name, value in run.best.items() if name != "epoch"}
+    scores_first = sorted(result, key=lambda name: ("qa_accuracy" not in name, "loss" in name))
+    metrics = {name: result[name] for name in scores_first}
+    run.finish(task="pretrain", split=args.valid, checkpoint=f"Epoch{steps.last_epoch:02d}_LXRT.pth", **metrics)
 
 
 def main(args):
     device = dist.setup()
     check_flags(args)
-    seed_step(args.seed, 0, 0)  # the same first weights on every rank
-    job = Job("pretrain", args, device)
-    load_data(job, args)
-    job.model = build_model(job, args)
-    updates_per_epoch = -(-len(job.train_order) // args.gradient_accumulation_steps)
-    job.updater = build_updater(job.model, args, updates_per_epoch, device)
-    if args.load:
-        load_stage_optimizers(args.load, job.updater, args.not_load_adam_optimizer, args.not_load_scheduler)
-    last_epoch = args.stop_after_epoch or args.epochs
-    if args.dry_run:
-        return dry_run(lambda: train_one_epoch(job, 0, 0, args), last_epoch * updates_per_epoch, device)
-    position = job.restore() or {"epoch": args.start_epoch, "batch": 0}
-
-    result = position.get("result", {})
-    for epoch in range(position["epoch"], last_epoch):
-        train_one_epoch(job, epoch, position["batch"] if epoch == position["epoch"] else 0, args)
-        if job.valid_set is not None:
-            job.save(epoch=epoch, batch=len(job.train_order), result=result)
-            result = evaluate(job, args)
-            job.log(epoch, **result)
-        save_stage(job.run.folder / f"Epoch{epoch + 1:02d}", job.model, job.updater, fused_settings(args))
-        job.save(epoch=epoch + 1, batch=0, result=result)
-
-    scores_first = sorted(result, key=lambda name: ("qa_accuracy" not in name, "loss" in name))
-    metrics = {name.removeprefix("valid_"): result[name] for name in scores_first}
-    job.run.write_result(task="pretrain", split=args.valid, checkpoint=f"Epoch{last_epoch:02d}_LXRT.pth", **metrics)
-    if dist.rank() == 0:
-        print(f"report: {write_report(job.run.folder)}")
+    train(device, args)
 
 
 if __name__ == "__main__":

@@ -63,6 +63,7 @@ from clip_vl.evaluation.probe_table import evaluate_probe, flat, sample_rows, ta
 from clip_vl.reports.probe_table import rank_lines, table_lines
 from clip_vl.reports.probes import card, mistakes, pairs_to_compare
 from clip_vl.reports.published_probes import references, with_references
+from clip_vl.reports.page import write_report
 
 
 def open_dual_scorer(args, device):
@@ -138,7 +139,7 @@ def main(args):
     blind = BlindScorer(args.blind_captions)
     scorer, saliency = open_scorer(args, blind, device)
     plan = Plan(probes, sees=not args.blind)
-    run = EvaluationRun(args, "probes", device)
+    run = EvaluationRun("probes", args.run(), device, write_report)
     inputs = blind.inputs() | scorer.inputs()
     if run.begin(inputs | {"data": plan.digest.hexdigest()}):
         dist.print0(f"{run.folder} holds this evaluation already; --overwrite repeats it")

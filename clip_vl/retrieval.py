@@ -52,6 +52,7 @@ from clip_vl.evaluation.recall import WAYS
 from clip_vl.evaluation.retrieval_folds import Fold, metrics_of, rank_all_pairs, rank_by_features, rerank
 from clip_vl.models.dual.build import frozen_digest, open_dual_encoder
 from clip_vl.reports.retrieval import gallery_of, rows_of
+from clip_vl.reports.page import write_report
 
 BLOCKS = {"image": 1024, "text": 8192}  # items that a killed process can lose
 
@@ -138,7 +139,8 @@ def main(args):
     check_flags(args)
     args = recalled(args)
     protocol = find_protocol(args.test, args.fold_size)
-    run, encoder = EvaluationRun(args, "retrieval", device), args.encoder(device)
+    run = EvaluationRun("retrieval", args.run(), device, write_report)
+    encoder = args.encoder(device)
     source = args.perturbed(open_sources(protocol.spec, args.caption_options()))
     pairs = RetrievalPairs(source, protocol, args.captions_per_image, is_whole=args.dataset_size is None)
     inputs, scored_by = {"data": source.digest, "changed": source.changed}, []

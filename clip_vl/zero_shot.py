@@ -48,12 +48,14 @@ from clip_vl.evaluation.class_scores import class_scores, top_ties
 from clip_vl.evaluation.zero_shot import class_probabilities, class_weights
 from clip_vl.models.dual.sides import open_sides
 from clip_vl.reports.classes import class_gallery, sample_rows
+from clip_vl.reports.page import write_report
 
 
 def main(args):
     device = dist.setup()
     args = recalled(args)
-    run, source, encoder = EvaluationRun(args, "zero_shot", device), args.class_source(), args.encoder(device)
+    run = EvaluationRun("zero_shot", args.run(), device, write_report)
+    source, encoder = args.class_source(), args.encoder(device)
     images = open_class_set(source, args.test_split)
     prompts = Prompts(images.class_names, read_templates(args.templates, source.benchmark_key))
     image_side, text_side = open_sides(args.towers(), device)

@@ -21,8 +21,8 @@ import pytest
 import torch
 
 from clip_vl.engine.checkpoint import load_latest
-from clip_vl.engine.errors import UserError
-from clip_vl.engine.run import Run
+from clip_vl.engine.errors import Finished, UserError
+from clip_vl.engine.run_folder import RunFolder
 from clip_vl.engine.signals import SIGNALS
 from clip_vl.flags.parser import parse
 
@@ -130,7 +130,7 @@ def run_here(name, *flags):
     program = importlib.import_module(f"clip_vl.{name}")
     flags_class = next(v for k, v in vars(program).items() if k.endswith("Flags") and v.__module__ == program.__name__)
     stdout, stderr = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr), contextlib.suppress(Finished):
         try:
             args = _parsed(flags_class, program.__doc__, flags, stderr)
             program.main(args)
@@ -212,7 +212,7 @@ def wait_for_rows(output, rows, process):
         time.sleep(0.01)
 
 
-def interrupt(name, *flags, number, after, of=Run.log, nproc=1):
+def interrupt(name, *flags, number, after, of=RunFolder.log, nproc=1):
     """Run a program that gets signal `number` when `of` has returned `after` times, by default with the row of its log
     of that number: (exit code, stdout and stderr).
 

@@ -30,23 +30,20 @@ MAY_IMPORT = {
 }  # fmt: skip
 TRUSTED = re.compile(r"clip_vl/(engine|datasets/storage)/|clip_vl/flags/(parser|published)")  # not part of a story
 MAX_LINES, MAX_FILES, MAX_DEPTH = 4000, 30, 8
-SHARED_LINES = 40  # equal lines that are too many for two programs
+SHARED_LINES = 10  # equal lines that are too many for two programs
 # Programs that miss the goal: (lines, files) of their story today. The numbers may fall and not rise.
 MISSES = {
-    "align": (4691, 45), "clustering": (3400, 34),
-    "finetune_retrieval": (5305, 51), "gqa": (4588, 43), "knn": (3830, 37), "linear_probe": (3627, 35),
-    "negclip": (4037, 39), "nlvr2": (4668, 45),
-    "pretrain": (5121, 45), "retrieval": (4034, 38), "snli_ve": (4589, 44),
-    "vqa": (4698, 44), "zero_shot": (3563, 36),
+    "align": (4669, 45), "clustering": (3400, 34), "finetune_retrieval": (5305, 51), "gqa": (4572, 43),
+    "knn": (3830, 37), "linear_probe": (3627, 35), "negclip": (4018, 39), "nlvr2": (4666, 45),
+    "pretrain": (4668, 42), "retrieval": (4034, 38), "snli_ve": (4575, 44), "vqa": (4685, 44),
+    "zero_shot": (3563, 36),
 }  # fmt: skip
 DEEP = {
-    "extract_features": 9, "finetune_retrieval": 10, "gqa": 9,
-    "nlvr2": 9, "prepare": 9,
-    "pretrain": 9, "shapes": 9, "snli_ve": 9, "vqa": 9, 
+    "extract_features": 9, "finetune_retrieval": 10, "gqa": 9, "nlvr2": 9, "prepare": 9, "pretrain": 9, "shapes": 9,
+    "snli_ve": 9, "vqa": 9,
 }  # fmt: skip
-TAKE_ARGS = 55  # functions of parts that still take the whole command line
+TAKE_ARGS = 41  # functions of parts that still take the whole command line
 BAD_IMPORTS = {
-    ("engine/evaluation_run", "reports/page"),
     ("models/fused/scorer", "flags/fused"),
 }
 

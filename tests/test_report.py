@@ -5,7 +5,7 @@ import json
 import pytest
 
 from clip_vl.engine.errors import DataError
-from clip_vl.engine.run import Run
+from clip_vl.engine.run_folder import RunFolder
 from clip_vl.report import comparison_table
 from clip_vl.reports.page import read_run, write_report
 
@@ -24,7 +24,7 @@ CARD = {
 @pytest.fixture
 def run_folder(tmp_path):
     folder = tmp_path / "first"
-    Run(folder, {"lr": 1e-4, "note": HOSTILE}, "vqa")
+    RunFolder(folder, {"lr": 1e-4, "note": HOSTILE}, "vqa")
     rows = [
         {"step": i, "epoch": 1, "loss": 3.0 / (i + 1), "lr_adam": 1e-4, "seconds": 2.0, "samples": 64} for i in range(5)
     ]

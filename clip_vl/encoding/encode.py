@@ -60,15 +60,15 @@ class Encoder:
         return cached_features(source, described, len(numbers), encode_block, self.cache_root, dtype=dtype, block=block)
 
     @torch.no_grad()
-    def gathered(self, dataset, numbers, encode, watched=iter):
+    def gathered(self, dataset, numbers, encode):
         """Features (N, D) of the items `numbers` (N,) on all processes, float32 on the host; nothing is kept.
 
-        watched: passes the batches on, or stops. Raises DataError at a damaged image.
+        Raises DataError at a damaged image.
         """
         numbers = np.asarray(numbers)
         mine = shares(np.arange(len(numbers)), self.batch_size, dist.rank(), dist.world_size())
         batches = evaluation_loader(dataset, [numbers[part] for part in mine], self.device, self)
-        return collect(encode, watched(zip(mine, batches)), self.autocast())
+        return collect(encode, zip(mine, batches), self.autocast())
 
     @torch.no_grad()
     def _encode(self, dataset, numbers, encode, skip_damaged, stop):

@@ -18,19 +18,19 @@ class HeldOutPairs(NumberedPairs):
         self.encoder, self.teacher = encoder, teacher or {}
         self.datasets = {"image": ImagesOf(source, crop), "text": TextsOf(source, tokenizer)}
 
-    def encode(self, model, watched=iter):
+    def encode(self, model):
         """(image features (N, D), text features (M, D)) by all processes. Raises DataError at a damaged image.
 
-        model: has encode_image and encode_text;  watched: passes the batches on, or stops
+        model: has encode_image and encode_text
         """
         model.eval()
-        images = self._encode("image", self.rows, lambda batch: model.encode_image(batch["images"]), watched)
-        return images, self._encode("text", self.numbers, lambda batch: model.encode_text(batch["tokens"]), watched)
+        images = self._encode("image", self.rows, lambda batch: model.encode_image(batch["images"]))
+        return images, self._encode("text", self.numbers, lambda batch: model.encode_text(batch["tokens"]))
 
-    def _encode(self, side, numbers, encode, watched):
+    def _encode(self, side, numbers, encode):
         teacher = self.teacher.get(side)
         dataset = self.datasets[side] if teacher is None else FeaturesOf(teacher, self.source)
-        return self.encoder.gathered(dataset, numbers, encode, watched)
+        return self.encoder.gathered(dataset, numbers, encode)
 
 
 class FeaturesOf:

@@ -17,7 +17,7 @@ import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
 
 from clip_vl.engine import signals
-from clip_vl.engine.errors import Interrupted, ProgramError, kill_children, leave, printable
+from clip_vl.engine.errors import Finished, Interrupted, ProgramError, kill_children, leave, printable
 from clip_vl.engine.readers.text import split_lines
 
 PEER_FAILURE = ("Connection closed by peer", "Connection reset", "Broken pipe", "Timed out waiting", "Socket closed")
@@ -189,15 +189,15 @@ def unwrap(model):
     return module
 
 
-def run_program(main, args):
-    """Run `main(args)` and leave with the exit code that says how it ended.
+def run_program(main, flags):
+    """Run `main(flags)` and leave with the exit code that says how it ended.
 
     0 done, 2 user error, 3 data error, 4 diverged, 75 interrupted after saving, 1 anything else. The first rank to fail
     writes its sentence to $CLIP_VL_EXIT_FILE, for the launch script; ranks that fail because a peer did stay quiet.
     """
     signals.listen(can_raise=True)
     try:
-        error = _error_of(main, args)
+        error = _error_of(main, flags)
     except (Exception, Interrupted) as second:  # the loader's handler or a signal raised on the way out as well
         error = second
     if error is not None:
@@ -211,10 +211,12 @@ def run_program(main, args):
         os._exit(0)  # threads of gloo may outlive their group and, in torch 2.11, abort the interpreter's own way out
 
 
-def _error_of(main, args):
-    """What `main(args)` raised, or None. After it the loader's SIGCHLD handler raises for no worker any more."""
+def _error_of(main, flags):
+    """What `main(flags)` raised, or None. After it the loader's SIGCHLD handler raises for no worker any more."""
     try:
-        main(args)
+        main(flags)
+    except Finished:
+        return None
     except (Exception, Interrupted) as error:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # `leave` kills workers
         return error

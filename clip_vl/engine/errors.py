@@ -78,12 +78,16 @@ class Interrupted(BaseException):
     exit_code = 75
 
 
-def run_alone(main, args):
-    """Run `main(args)` of a program that is one process and needs no torch; an expected failure ends with its sentence
-    and its code.
+class Finished(Exception):
+    """There is nothing more to do: the two updates of a dry run are made (exit 0)."""
+
+
+def run_alone(main, flags):
+    """Run `main(flags)` of a program that is one process and needs no torch; an expected failure ends with its
+    sentence and its code.
     """
     try:
-        main(args)
+        main(flags)
     except Interrupted as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)

@@ -1,7 +1,7 @@
 """An evaluation's folder: args.json, what is computed so far (work/), and at the end samples.jsonl, result.json,
 gallery.json and report.html.
 
-    run = EvaluationRun(args, "probes", device)
+    run = EvaluationRun("probes", args.run(), device, write_report)
     if run.begin({"weights": digest, ...}): return            # this very evaluation is finished already
     features = run.in_parts("images", 12, compute)            # parts that are on disk are not computed again
     run.finish(rows, result, gallery)
@@ -13,7 +13,6 @@ ends with the same bytes (args.json, with its clocks, apart).
 import hashlib
 import json
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -23,23 +22,29 @@ from clip_vl.engine.errors import DataError, Interrupted, UserError
 from clip_vl.engine.files import atomic_file, atomic_json, atomic_write
 from clip_vl.engine.readers.json_files import read_object
 from clip_vl.engine.readers.text import written
-from clip_vl.engine.run import NOT_INPUTS, Run, finite
+from clip_vl.engine.record import finite
+from clip_vl.engine.run_folder import NOT_INPUTS, RunFolder
 from clip_vl.engine.signals import StopRequest
-from clip_vl.reports.page import write_report
 
 SAMPLES = "samples.jsonl"
 
 
 class EvaluationRun:
-    """args: the flags, with output and overwrite. Every rank makes one; rank 0 writes."""
+    """Every rank makes one; rank 0 writes.
 
-    def __init__(self, args, program, device):
-        if not args.output:
+    settings: a `RunSettings`, with output, overwrite and flags;  write_page: run folder -> path of its page
+    """
+
+    def __init__(self, program, settings, device, write_page):
+        if not settings.output:
             raise UserError("--output names the folder for results; it is missing")
-        self.folder, self.args, self.program = Path(args.output), args, program
+        self.folder, self.settings, self.program = Path(settings.output), settings, program
+        self.write_page = write_page
         self.work, self.stop = self.folder / "work", StopRequest()
-        self.run = Run(args.output, asdict(args), program, resume=not args.overwrite, overwrite=args.overwrite,
-                       rank=dist.rank(), device=str(device), wait=True)  # fmt: skip
+        self.inputs = None  # of `begin`
+        self.files = RunFolder(settings.output, settings.flags, program, resume=not settings.overwrite,
+                               overwrite=settings.overwrite, rank=dist.rank(), device=str(device),
+                               wait=True)  # fmt: skip
         dist.barrier()
 
     def begin(self, inputs):
@@ -47,13 +52,13 @@ class EvaluationRun:
 
         inputs: JSON values that, with the flags, decide the numbers: digests of weights and of data
         """
-        flags = {name: value for name, value in asdict(self.args).items() if name not in NOT_INPUTS}
+        flags = {name: value for name, value in self.settings.flags.items() if name not in NOT_INPUTS}
         self.inputs = hashlib.sha256(json.dumps([flags, inputs], sort_keys=True, default=str).encode()).hexdigest()
-        state = dist.gather(None if self.args.overwrite or dist.rank() else self._before())[0]
+        state = dist.gather(None if self.settings.overwrite or dist.rank() else self._before())[0]
         if state not in (None, self.inputs):
             raise UserError(f"{self.folder} holds an evaluation with other flags, weights or data: pass --overwrite to "
                             "replace it, or choose another --output")  # fmt: skip
-        self.run.start()
+        self.files.start()
         finished = dist.gather(state is not None and (self.folder / "result.json").is_file())[0]
         if dist.rank() == 0 and finished:
             self._finish_page()
@@ -66,7 +71,7 @@ class EvaluationRun:
     def _finish_page(self):
         """What follows the result: the page, unless it was written before the evaluation was killed, and tidying up."""
         if not (self.folder / "report.html").is_file():
-            write_report(self.folder)
+            self.write_page(self.folder)
         shutil.rmtree(self.work, ignore_errors=True)
 
     def _before(self):

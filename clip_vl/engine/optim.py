@@ -2,12 +2,13 @@
 
 import contextlib
 import math
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from clip_vl.engine import dist
-from clip_vl.engine.errors import Diverged
+from clip_vl.engine.errors import Diverged, printable
 from clip_vl.engine.random import seed_step
 
 
@@ -97,27 +98,56 @@ def is_fast_at_bf16(device):
     return torch.cpu._is_avx512_bf16_supported() and "AuthenticAMD" in Path("/proc/cpuinfo").read_text()
 
 
-def autocast(device, args):
-    """A context for a forward pass without an `Updater`, in the precision that the flags ask for."""
-    dtype = autocast_dtype(device, args.bf16, args.fp16)
+def autocast(device, bf16=None, fp16=False):
+    """A context for a forward pass without an `Updater`; bf16 and fp16 as in `autocast_dtype`."""
+    dtype = autocast_dtype(device, bf16, fp16)
     return torch.autocast(device.type, dtype or torch.bfloat16, enabled=dtype is not None)
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """How an update is made: its precision, as in `autocast_dtype`, micro-batches, clipping, and the epochs there are.
+
+    batch_size:  samples per process and micro-batch;  accumulate: micro-batches per update
+    max_skipped: updates with a non-finite loss or gradient after which the run stops
+    """
+
+    batch_size: int
+    last_epoch: int
+    first_epoch: int = 0
+    accumulate: int = 1
+    bf16: bool | None = None
+    fp16: bool = False
+    max_grad_norm: float = 1.0
+    max_skipped: int = 50
+
+    def updates_per_epoch(self, batches):
+        """Updates made of the micro-batches of an epoch; what is left at its end makes one as well."""
+        return -(-batches // self.accumulate)
 
 
 class Updater:
     """Forward precision, gradient accumulation, the finite check, clipping and the step, for one or several optimizers.
 
+        updater.begin(rows)
+        with updater.forward():
+            loss = ...
+        updater(loss, {"loss": loss})
+
     model:       the module, wrapped for distributed training
     beside:      modules without parameters whose state the forward pass moves, such as a loss with a queue
     optimizers:  {name: (optimizer, factor)}; `factor(update)` scales each group's base learning rate
+    log:         a `StepLog`;  stop: true when a signal asks to stop;  name_of: row -> the sample's name in messages
+    guard:       () -> a context in which weights change
     An update whose loss or gradient is not finite on any rank is skipped on all of them: weights, optimizer state,
     BatchNorm statistics and the state beside stay as they were, and the schedule does not move. `max_skipped` of them
     raise Diverged.
     """
 
-    def __init__(
-        self, model, optimizers, *, device, dtype=None, max_grad_norm=1.0, max_skipped=50, seed=0, beside=()
-    ):
+    def __init__(self, model, optimizers, *, device, dtype=None, max_grad_norm=1.0, max_skipped=50, seed=0, beside=(),
+                 log=None, stop=False, name_of=str, guard=contextlib.nullcontext):  # fmt: skip
         self.model, self.device, self.dtype, self.seed = model, device, dtype, seed
+        self.log, self.stop, self.name_of, self.guard = log, stop, name_of, guard
         self.optimizers = {name: optimizer for name, (optimizer, _) in optimizers.items()}
         self.factors = {name: factor for name, (_, factor) in optimizers.items()}
         self.base_lrs = {name: [g["lr"] for g in o.param_groups] for name, o in self.optimizers.items()}
@@ -125,32 +155,63 @@ class Updater:
         self.max_grad_norm, self.max_skipped = max_grad_norm, max_skipped
         self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.update = self.micro_step = self.skipped = 0
+        self.stopped = False  # whether a signal asked any rank to stop, as of the last update
         self._loss_is_finite = torch.ones((), dtype=torch.bool, device=device)
         self._buffers = [b for b in model.buffers() if b.is_floating_point() and b.numel()]
         self._buffers += [b for module in beside for b in module.buffers() if b.numel()]
         self._good_buffers = [b.clone() for b in self._buffers]
+        self.begin()
 
-    def micro_batch(self, is_last):
-        """A context for the forward and backward pass of one micro-batch.
+    def begin(self, rows=(), epoch=0, is_last=True, accumulate=1):
+        """A micro-batch of these rows comes: is it the last of its update, and how many does that have?"""
+        self.rows, self.epoch, self.is_last, self.accumulate = rows, epoch, is_last, accumulate
+
+    def forward(self):
+        """A context for the forward pass of one micro-batch.
 
         Autocast, dropout keyed by (seed, micro-batch, rank), and no exchange of gradients before the last of an update.
         """
         seed_step(self.seed, self.micro_step, dist.rank())
         context = contextlib.ExitStack()
-        if not is_last and hasattr(self.model, "no_sync"):
-            context.enter_context(self.model.no_sync())
+        context.enter_context(self._exchange())
         context.enter_context(self.autocast())
         return context
+
+    def _exchange(self):
+        waits = not self.is_last and hasattr(self.model, "no_sync")
+        return self.model.no_sync() if waits else contextlib.nullcontext()
 
     def autocast(self):
         return torch.autocast(self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None)
 
-    def backward(self, loss, accumulate):
-        """Add the gradient of `loss / accumulate`."""
+    def __call__(self, loss, values=None, weights=None):
+        """Backward, and whether it was the last micro-batch of an update, which is then made.
+
+        values, weights: for the log, as in `StepLog.add`
+        """
+        self.backward(loss)
+        return self.advance(values, weights)
+
+    def backward(self, loss):
+        """Add the gradient of `loss`, divided by the micro-batches of the update."""
         self._loss_is_finite &= torch.isfinite(loss.detach())
-        with torch.autocast(self.device.type, enabled=False):  # what was computed in fp32 has its gradient in fp32
-            self.scaler.scale(loss / accumulate).backward()
+        with self._exchange(), torch.autocast(self.device.type, enabled=False):  # fp32 has its gradient in fp32
+            self.scaler.scale(loss / self.accumulate).backward()
         self.micro_step += 1
+
+    def advance(self, values=None, weights=None):
+        """What follows a backward pass: the log, and at the last micro-batch of an update the step; whether it was."""
+        if self.log:
+            self.log.add(values or {}, weights)
+            self.log.write_if_due(self)
+        if self.is_last:
+            with self.guard():
+                norm, (self.stopped,) = self.step(int(bool(self.stop)))
+            if norm is None:
+                skipped = f"update {self.update} skipped: loss or gradient not finite"
+                names = [self.name_of(int(row)) for row in self.rows[:4]]
+                print(printable(f"warning: {skipped}; samples {names}..."), flush=True)
+        return self.is_last
 
     def step(self, *flags):
         """One update of all optimizers -> (gradient norm, or None when skipped; the maximum of `flags` over ranks)."""

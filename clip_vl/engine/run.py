@@ -1,338 +1,278 @@
-"""A run's folder: what was asked (args.json), what happened (log.jsonl, TensorBoard), what came out (result.json).
+"""A training run: its folder, where it stands, and the protocol that the loop of a training program follows.
 
-    run = Run("snap/vqa/first", asdict(args), program="vqa", resume=args.resume, rank=dist.rank())
-    run.log(step=200, epoch=0, loss=2.31, lr=1e-4, seconds=35.2, samples=6400)
-    save_checkpoint(run.checkpoints, step, tensors, {"log_position": run.position(), ...})
-    run.write_result(task="vqa", split="minival", accuracy=73.91)
+    run = open_run("vqa", args.run(), device, write_report)
+    updater = run.start(model, optimizers, args.steps(), batches=len(order))   # wraps, restores; knows --dry_run
 
-A row of the log depends on flags and step alone, so a resumed run writes the same rows as an uninterrupted one. Only
-clocks differ, and they live under names that begin with `seconds`.
+    for epoch in run.epochs():
+        for batch in run.batches(order.epoch(epoch), load):   # goes on in the middle of an epoch; saves; stops
+            with updater.forward():
+                loss = ...
+            updater(loss, {"loss": loss})                     # backward, log row, finite check, clipping, step
+        run.save()                                            # an interrupted validation goes on from here
+        report = evaluate(updater.model, valid_loader)
+        run.log(epoch, **report)
+        run.keep(report, score="accuracy")                    # the best so far, and its gallery
+    run.finish(task="vqa", split="minival", **run.best)       # result.json and report.html
+
+A checkpoint is written at each epoch's end, every --checkpoint_steps updates, and where a signal asks to stop.
 """
 
 import contextlib
-import datetime
-import fcntl
-import importlib.metadata
-import json
-import math
-import os
-import platform
-import shutil
-import subprocess
+import resource
+import threading
 import time
-from pathlib import Path
+from dataclasses import dataclass, field
 
-from clip_vl.engine.errors import DataError, ProgramError, UserError, printable
-from clip_vl.engine.files import TEMPORARY, atomic_json, atomic_write, unwritten
-from clip_vl.engine.readers.json_files import parse_json, read_object
+import torch
 
-LIBRARIES = ("torch", "torchvision", "transformers", "tokenizers", "safetensors", "numpy", "pillow", "lmdb")
-NOT_INPUTS = ("output", "num_workers", "tqdm", "overwrite", "saliency")  # flags that change no number of an evaluation
-UNFINISHED = (f"{TEMPORARY}*",)  # what a killed writer leaves
-WRITTEN = (*UNFINISHED, "args.json", "log.jsonl", "result.json", "gallery.json", "report.html", "samples.jsonl",
-           "*_predict.json", "*_predict.csv", "result_*.json", "about_*.json",
-           "BEST.pth", "LAST.pth", "best.pt", "epoch_*.pt", "Epoch*_LXRT.pth",
-           "Epoch*_AdamOptim.pth", "Epoch*_SGDOptim.pth", "Epoch*_Scheduler.pth", "work", "checkpoints/step_*",
-           f"checkpoints/{TEMPORARY}*", "checkpoints/LATEST", "tensorboard/events.out.tfevents.*")  # fmt: skip
-ESSENTIAL = ("log.jsonl", "result.json", "checkpoints/step_*")  # what a run continues or replaces
-LOCK_SECONDS = 15  # a resumed run waits for the end of processes whose launcher died
+from clip_vl.engine import dist, signals
+from clip_vl.engine.errors import Finished, Interrupted, ProgramError
+from clip_vl.engine.files import atomic_json, unwritten
+from clip_vl.engine.meters import StepLog
+from clip_vl.engine.optim import Updater, autocast_dtype
+from clip_vl.engine.random import seed_step
+from clip_vl.engine.resume import Moment, restore_training, save_training
+from clip_vl.engine.run_folder import RunFolder
+from clip_vl.engine.signals import StopRequest
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Where a run writes, and when.
+
+    flags: every flag by its name, for args.json
+    """
+
+    output: str
+    seed: int = 0
+    resume: bool = False
+    overwrite: bool = False
+    allow_changed_data: bool = False
+    keep_last: int = 2
+    checkpoint_steps: int = 1000
+    report_step: int = 200
+    dry_run: bool = False
+    flags: dict = field(default_factory=dict)
+
+
+def open_run(program, settings, device, write_page):
+    """The `Run` of a program; random draws that follow, such as first weights, are the same on every rank.
+
+    settings: a `RunSettings`;  write_page: run folder -> path of the page that it writes there
+    """
+    seed_step(settings.seed, 0, 0)
+    return Run(program, settings, device, write_page)
 
 
 class Run:
-    """The folder of one run. Every rank makes one; only rank 0 touches the disk and speaks.
+    """A training run in progress.
 
-    folder, checkpoints: paths
+    folder: its path;  epoch: the epoch that it is in;  batch: micro-batches of that epoch which are done
+    best:   the report that result.json will hold: of the best epoch by its score, or else of the latest
     """
 
-    def __init__(self, output, args, program, resume=False, overwrite=False, rank=0, device="cpu", wait=False):
-        """Open `output`: a new folder, or with `resume` the one of a run to go on with if it is there.
+    def __init__(self, program, settings, device, write_page):
+        writer = dist.rank() if not settings.dry_run else -1  # a dry run leaves nothing behind
+        self.settings, self.device, self.write_page = settings, device, write_page
+        self.stop = StopRequest()
+        self.files = RunFolder(settings.output, settings.flags, program, settings.resume, settings.overwrite, writer,
+                               str(device), wait=True)  # fmt: skip
+        self.folder = self.files.folder
+        self.data = {}  # {flag or file: digest} of what is trained and validated on; a resumed run must have the same
+        self.epoch = self.batch = 0
+        self.best = {}
+        self.updater = self.step_log = self.steps = None  # of `start`
+        self.updates = 0
+        self.beside, self.model_settings = {}, None
+        self._updating = threading.Lock()  # held while weights change, and while they are written
+        self._last = None  # the moment after the last update that no checkpoint holds yet, and its position
 
-        args:      dict of the flags
-        overwrite: delete what an earlier run of this program wrote there; files of others stay
-        device:    what the run computes on, for the record
-        wait:      delete and write nothing before `start`, so that a failed start leaves everything as it was
-        raises:    UserError if the name is taken, another process writes there, or the folder is not writable
+    def watch_data(self, **digests):
+        """Note, before `start`, the data of training and validation: {flag: digest, {name: digest}, or None}."""
+        for flag, digest in digests.items():
+            named = digest if isinstance(digest, dict) else {"": digest}
+            self.data |= {f"{flag} {name}".strip(): value for name, value in named.items() if value}
+
+    def start(self, model, optimizers, steps, *, batches, updates=None, first_update=0, name_of=str, beside=None,
+              moved=(), settings=None):  # fmt: skip
+        """The `Updater` of a model, wrapped for several processes and brought to the newest checkpoint of the run.
+
+        optimizers:   {name: (optimizer, update -> factor of its learning rates)};  steps: a `StepSettings`
+        batches:      micro-batches of an epoch;  updates: those of the whole run, if not of all batches of all epochs
+        first_update: where the schedules of a run without checkpoint begin
+        name_of:      row -> the sample's name, for the warning about an update that is not finite
+        beside:       {name: module} whose state a checkpoint holds beside the model's, such as a loss with a queue
+        moved:        those of them whose state the forward pass moves: a skipped update leaves it as it was
+        settings:     of the model, as JSON values that the weights in a checkpoint hold, where flags do not say enough
         """
-        self.folder = Path(output)
-        self.checkpoints = self.folder / "checkpoints"
-        self._program, self._rank, self._args, self._device = program, rank, args, device
-        self._disk_full = False
-        self.replaces = overwrite
-        if resume and overwrite:
-            raise UserError("--resume goes on with a run and --overwrite deletes it: pass one of them.")
-        if rank == 0:
-            self._try(lambda: self._open(resume, overwrite))
-        if not wait:
-            self.start()
+        self.steps, self.beside, self.model_settings = steps, beside or {}, settings
+        self.updates = steps.last_epoch * steps.updates_per_epoch(batches) if updates is None else updates
+        samples = steps.batch_size * dist.world_size()
+        self.step_log = StepLog(self.files.log, self.device, self.settings.report_step, samples)
+        self.updater = Updater(
+            dist.wrap(model, self.device), optimizers, device=self.device,
+            dtype=autocast_dtype(self.device, steps.bf16, steps.fp16), max_grad_norm=steps.max_grad_norm,
+            max_skipped=steps.max_skipped, seed=self.settings.seed, beside=moved, log=self.step_log, stop=self.stop,
+            name_of=name_of, guard=self._update_under_way,
+        )  # fmt: skip
+        self.updater.update = first_update
+        self._restore()
+        return self.updater
 
-    def _try(self, write):
-        try:
-            write()
-        except OSError as error:
-            raise UserError(f"Cannot write to --output {self.folder}: {error.strerror} ({error.filename}).") from error
-
-    def _open(self, resume, overwrite):
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock_or_refuse(self.folder, LOCK_SECONDS if resume else 0)
-        before = _read_args(self.folder)
-        if before is not None and not (resume or overwrite):
-            raise UserError(f"{self.folder} already holds a run: pass --resume to go on with it, --overwrite to delete "
-                            "it, or choose another --output.")  # fmt: skip
-        if before is not None and (before or overwrite) and before.get("program") != self._program:
-            raise UserError(f"{self.folder} holds a run of {before.get('program')}, not of {self._program}: "
-                            "choose another --output.")  # fmt: skip
-        others = [path.name for name in ESSENTIAL for path in self.folder.glob(name)]
-        if before is None and not resume and others:
-            raise UserError(f"{self.folder} holds {others[0]} without the args.json of a run of {self._program}: "
-                            "choose another --output.")  # fmt: skip
-        self._before = None if overwrite else before
-
-    def start(self):
-        """Everything that the run needs is there: delete what it replaces, write args.json, open the log."""
-        if self._rank == 0:
-            self._try(self._start)
-
-    def _start(self):
-        _delete(self.folder, WRITTEN if self.replaces else UNFINISHED)
-        record = _describe(self._program, self.folder.name, self._args, self._device, self._before)
-        atomic_json(self.folder / "args.json", record)
-        self._file = (self.folder / "log.jsonl").open("ab", buffering=0)
-        self._tensorboard = _TensorBoard(self.folder / "tensorboard", record["started"])
-
-    def log(self, **values):
-        """Append one row to log.jsonl, mirror it to TensorBoard, print it. Values: numbers, 0-d tensors, strings.
-
-        step, epoch: where training stands; TensorBoard takes only rows with a `step`
-        seconds:     the time this row covers; with `samples`, seen in that time, the report can show throughput
-        Numbers that are not finite become null, which every JSON reader takes.
-        """
-        if self._rank == 0:
-            row = {name: _plain(value) for name, value in values.items()}
-            self._append((json.dumps(row) + "\n").encode())
-            self._tensorboard.add([row])
-            print(_console_line(row), flush=True)
-
-    def _append(self, line):
-        """Write a whole line or none: on a full disk the run goes on and says once that rows are lost."""
-        end = self._file.seek(0, os.SEEK_END)
-        try:
-            if self._file.write(line) < len(line):
-                raise OSError("only a part of the row was written")
-        except OSError as error:
-            self._file.truncate(end)
-            if not self._disk_full:
-                print(f"Warning: rows of {self._file.name} are lost ({error}); the run goes on.", flush=True)
-            self._disk_full = True
-
-    def position(self):
-        """The log's length in bytes, all of them safely on disk: what a checkpoint keeps for `truncate`."""
-        if self._rank == 0:
-            os.fsync(self._file.fileno())
-        return self.end()
-
-    def end(self):
-        """The log's length in bytes."""
-        return self._file.seek(0, os.SEEK_END) if self._rank == 0 else 0
-
-    def truncate(self, position):
-        """Forget the rows after `position`: a resumed run writes them again. TensorBoard's copy is made anew."""
-        if self._rank != 0:
+    def _restore(self):
+        if self.settings.dry_run:
             return
-        content = (self.folder / "log.jsonl").read_bytes()
-        if len(content) < position:
-            print(f"Warning: {self._file.name} has lost rows since that checkpoint; they stay lost.", flush=True)
-        kept = content[: content.rfind(b"\n", 0, position) + 1]
-        self._file.truncate(len(kept))
-        self._tensorboard.rewrite(parse_json(line) for line in kept.split(b"\n") if line)
+        position = restore_training(
+            self.files, self.updater, self.step_log.meters, self.beside, flags=self.settings.flags, data=self.data,
+            allow_changed_data=self.settings.allow_changed_data,
+        )  # fmt: skip
+        position = position or {"epoch": self.steps.first_epoch, "batch": 0}
+        self.epoch, self.batch = position["epoch"], position["batch"]
+        self.best = position.get("best", position.get("result", {}))  # the second is the name in older checkpoints
 
-    def write_result(self, **values):
-        """Write result.json: task, split, checkpoint, and metrics under the names the papers use."""
-        if self._rank == 0:
-            self._check_weights(values.get("checkpoint"))
-            head = {"program": self._program, "name": self.folder.name, "finished": _now()}
-            atomic_json(self.folder / "result.json", finite(head | values))
+    def epochs(self):
+        """The epochs that are left, counted from 0; after each a resumable checkpoint."""
+        last = max(1, self.steps.last_epoch) if self.settings.dry_run else self.steps.last_epoch
+        while self.epoch < last:
+            yield self.epoch
+            self.epoch, self.batch = self.epoch + 1, 0
+            self.save()
 
-    def _check_weights(self, name):
-        """Raise ProgramError where the weights that a result is about could not be written."""
-        reason = name and unwritten.get(str(self.folder / name))
-        if reason:
-            raise ProgramError(f"{self.folder / name} could not be written: {reason}; free some room and start again "
-                               "with --resume")  # fmt: skip
+    def batches(self, rows, load, most=None):
+        """Yield the micro-batches of this epoch that are left, in training mode, and save where it is due.
 
-    def write_predictions(self, name, rows):
-        """Write a submission file: `rows`, a list of JSON objects, as `folder`/`name`."""
-        if self._rank == 0:
-            atomic_write(self.folder / name, json.dumps(rows).encode())
+        rows: (N, ...), what each micro-batch holds;  load: (epoch, rows) -> their batches on the device
+        most: micro-batches at most
+        raises: Interrupted after saving, where a signal asked to stop; Finished after the two updates of a dry run
+        """
+        if self.settings.dry_run:
+            yield from self._two_updates(rows[: self.steps.accumulate], load)
+        yield from self._batches(rows[:most], load)
 
+    def _batches(self, rows, load):
+        steps = self.steps.accumulate
+        self.updater.model.train()
+        for index, batch in enumerate(load(self.epoch, rows[self.batch :]), self.batch):
+            self.batch = index
+            first = index // steps * steps  # of this update
+            is_last = index + 1 in (first + steps, len(rows))
+            self.updater.begin(batch["rows"], self.epoch, is_last, min(steps, len(rows) - first))
+            yield batch
+            self.batch = index + 1
+            if is_last:
+                self._save_if_due()
 
-class _TensorBoard:
-    """A mirror of the log for TensorBoard. A convenience: whatever goes wrong costs one line, never the run."""
+    def _two_updates(self, rows, load):
+        """--dry_run: the first update twice, and what the whole run will need; the first time warms up.
 
-    def __init__(self, folder, started):
-        self._folder, self._started = folder, datetime.datetime.fromisoformat(started).timestamp()
-        self._seconds = 0.0  # rows stand at `started` plus the seconds before them: an interruption leaves no gap
-        self._writer = None
-        self._broken = False
+        Validation is not in the estimate. Memory is this process's and, with loader workers, each worker's largest.
+        """
+        yield from self._batches(rows, load)
+        self.batch, began = 0, time.perf_counter()
+        yield from self._batches(rows, load)
+        seconds = time.perf_counter() - began
+        host, workers = (resource.getrusage(who).ru_maxrss / 2**20  # KiB
+                         for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))  # fmt: skip
+        on_gpu = self.device.type == "cuda"
+        gpu = f", GPU {torch.cuda.max_memory_allocated(self.device) / 2**30:.1f} GiB" if on_gpu else ""
+        hours = seconds * self.updates / 3600
+        dist.print0(f"dry run: two updates trained on {self.device}, nothing saved")
+        dist.print0(f"memory: process {host:.1f} GiB, largest loader worker {workers:.1f} GiB{gpu}")
+        dist.print0(f"duration: {seconds:.2f} s per update, {self.updates:,} updates, {hours:.2f} hours")
+        raise Finished
 
-    def add(self, rows):
-        """Append events for rows of the log and flush them."""
-        if not self._broken:
-            try:
-                for row in rows:
-                    self._add(row)
-                if self._writer:
-                    self._writer.flush()
-            except Exception as error:
-                print(f"No more TensorBoard events ({type(error).__name__}: {error}); log.jsonl has all.", flush=True)
-                self._broken = True
+    @contextlib.contextmanager
+    def _update_under_way(self):
+        """Weights change inside; from here on a signal is only noted, because updates are unsaved."""
+        if not self.settings.dry_run:
+            signals.hold(self._rescue)
+        with self._updating:
+            yield
+            self._last = None
 
-    def rewrite(self, rows):
-        """Replace all events by those of `rows`, so that a resumed run shows no step twice."""
-        _delete(self._folder, ["events.out.tfevents.*"])
-        self._writer, self._seconds = None, 0.0
-        self.add(rows)
-
-    def _add(self, row):
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
-
-            self._writer = SummaryWriter(self._folder)
-        self._seconds += row.get("seconds") or 0.0
-        for name, value in row.items():
-            if "step" in row and name != "step" and isinstance(value, int | float):
-                self._writer.add_scalar(name, value, row["step"], walltime=self._started + self._seconds)
-
-
-# ---- flags and surroundings, for the record
-
-
-def changed_flags(before, now):
-    """What differs between two dicts of flags, as a list like ["lr: 0.0001 -> 0.0005"]."""
-    before, now = _jsonable(before), _jsonable(now)
-    names = sorted(before.keys() | now.keys())
-    return [f"{n}: {before.get(n)} -> {now.get(n)}" for n in names if before.get(n) != now.get(n)]
-
-
-def _describe(program, name, args, device, before):
-    """The content of args.json; a resumed run (`before`) keeps its start and notes what changed since."""
-    record = {
-        "program": program,
-        "name": name,
-        "started": _now(),
-        "resumed": [],
-        "commit": _git_commit(),
-        "machine": {"device": _device_name(device), "cores": os.cpu_count(), "host": platform.node(),
-                    "processes": int(os.environ.get("WORLD_SIZE", 1))},
-        "versions": {"python": platform.python_version()} | {n: v for n in LIBRARIES if (v := _version(n))},
-        "args": _jsonable(args),
-    }  # fmt: skip
-    if before:
-        known = {name: before.get(name) for name, kind in (("args", dict), ("resumed", list), ("started", str))
-                 if isinstance(before.get(name), kind)}  # fmt: skip
-        change = {"at": record["started"], "changed": changed_flags(known.get("args", {}), args)}
-        record |= {"started": _time(known.get("started"), record["started"])}
-        record |= {"resumed": [*known.get("resumed", []), change]}
-    return record
-
-
-def _time(text, otherwise):
-    """A time as `_now` writes it, if it is one."""
-    try:
-        return datetime.datetime.fromisoformat(text).isoformat(timespec="seconds")
-    except (TypeError, ValueError):
-        return otherwise
-
-
-def _git_commit():
-    """The commit this file belongs to, with -dirty if the sources differ from it; None outside a checkout."""
-    git = ["git", "-C", str(Path(__file__).parent)]
-    try:
-        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], check=True, capture_output=True)
-        describe = [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        return subprocess.run(describe, check=True, capture_output=True, text=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _device_name(device):
-    import torch
-
-    if torch.device(device).type == "cuda":
-        return torch.cuda.get_device_name(device)
-    cpu = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    models = [line.partition(":")[2].strip() for line in cpu.split("\n") if line.startswith("model name")]
-    return f"CPU ({models[0] if models else platform.machine()})"
-
-
-def _version(library):
-    try:
-        return importlib.metadata.version(library)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-# ---- small things
-
-
-def _lock_or_refuse(folder, seconds):
-    """Hold `folder`/.lock until this process ends, in whatever way; wait some seconds for another one to end.
-
-    A record lock, because loader workers must not inherit it."""
-    file = (folder / ".lock").open("a")
-    deadline = time.monotonic() + seconds
-    while True:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return file
-        except (BlockingIOError, PermissionError) as error:
-            if time.monotonic() > deadline:
-                sentence = f"Another process writes to {folder}: wait for its end or take another --output."
-                raise UserError(sentence) from error
-        except OSError:  # a file system without locks
-            return file
-        time.sleep(0.2)
-
-
-def _read_args(folder):
-    """The args.json of an earlier run; None without one, {} if it cannot be read."""
-    try:
-        return read_object(folder / "args.json")
-    except DataError:
-        return {}
-
-
-def _delete(folder, patterns):
-    for path in (path for pattern in patterns for path in folder.glob(pattern)):
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
+    def _save_if_due(self):
+        update, stopped = self.updater.update, self.updater.stopped
+        if stopped or update % self.settings.checkpoint_steps == 0:
+            self.save()
         else:
-            path.unlink(missing_ok=True)
-    for path in (folder / "checkpoints", folder / "tensorboard"):
-        with contextlib.suppress(OSError):  # it holds something else, or is not there
-            path.rmdir()
+            self._last = self._position(), Moment.now(self.files, self.updater, self.step_log.meters)
+        if stopped:
+            raise Interrupted(_saved(update))
+
+    def save(self):
+        """A resumable checkpoint of where training stands, on all ranks together."""
+        if self.settings.dry_run:
+            return
+        position = self._position()
+        if self.batch == 0 and any(dist.agree(len(unwritten))):  # --resume shall write the epoch's weights
+            if self._last is None:
+                return
+            position = self._last[0]
+        with self._updating:
+            saved = self._save(position)
+        (failed,) = dist.agree(int(not saved))  # nobody leaves while rank 0 is writing
+        update = self.updater.update
+        self._last = (position, Moment.now(self.files, self.updater, self.step_log.meters)) if failed else None
+        if not failed:
+            signals.release(_saved(update))
+        elif self.stop:
+            raise ProgramError(_not_saved(update))
+
+    def _position(self):
+        return {"epoch": self.epoch, "batch": self.batch, "best": self.best}
+
+    def _save(self, position, moment=None):
+        return save_training(
+            self.files, self.updater, self.step_log.meters, self.beside, position, flags=self.settings.flags,
+            keep_last=self.settings.keep_last, data=self.data, settings=self.model_settings, moment=moment,
+        )  # fmt: skip
+
+    def _rescue(self):
+        """Save the last update while the main thread is stuck after it -> exit code and sentence."""
+        if dist.rank() != 0:
+            time.sleep(30)  # rank 0 saves for all
+            return Interrupted.exit_code, "stopped, because rank 0 did"
+        while not (self._updating.acquire() and self._last):  # an update is under way, which ends with the main thread
+            self._updating.release()
+            time.sleep(0.1)
+        (position, moment), update = self._last, self.updater.update
+        if not self._save(position, moment):
+            return ProgramError.exit_code, _not_saved(update)
+        return Interrupted.exit_code, _saved(update)
+
+    def log(self, epoch, **values):
+        """A row of the log that took time of its own, such as a validation."""
+        self.files.log(step=self.updater.update, epoch=epoch + 1, **values)
+        self.step_log.restart_clock()
+
+    def keep(self, report, score=None, gallery=None):
+        """Whether an epoch's report is the best so far by its `score`, or without one: it then becomes `best`.
+
+        gallery: () -> gallery.json, the images of the report page; called on rank 0 alone
+        """
+        is_best = score is None or report[score] > self.best.get(score, -1)
+        if is_best:
+            self.best = report | {"epoch": self.epoch + 1}
+            if gallery and dist.rank() == 0:
+                self._write_gallery(gallery)
+        return is_best
+
+    def _write_gallery(self, gallery):
+        try:
+            atomic_json(self.folder / "gallery.json", gallery())
+        except OSError as error:
+            print(f"warning: no gallery.json: {error.strerror}; the report lacks its pictures", flush=True)
+
+    def finish(self, **result):
+        """result.json, and the page."""
+        self.files.write_result(**result)
+        if dist.rank() == 0:
+            print(f"report: {self.write_page(self.folder)}")
 
 
-def _plain(value):
-    """A JSON value: 0-d tensors and NumPy scalars become numbers, what is not finite None."""
-    value = value.item() if hasattr(value, "item") else value
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _saved(update):
+    return f"interrupted at update {update} and saved; add --resume to go on"
 
 
-def finite(value):
-    """JSON values of numbers, dicts and lists; what is not finite becomes null."""
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    return [finite(item) for item in value] if isinstance(value, list | tuple) else _plain(value)
-
-
-def _jsonable(args):
-    return json.loads(json.dumps(dict(args), default=str))
-
-
-def _console_line(row):
-    texts = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in row.items()}
-    return printable("  ".join(f"{name} {'not finite' if value is None else value}" for name, value in texts.items()))
-
-
-def _now():
-    return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+def _not_saved(update):
+    return f"interrupted at update {update}, which could not be saved; --resume goes on from an older checkpoint"

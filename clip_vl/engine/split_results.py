@@ -37,6 +37,18 @@ class SplitResults:
                     f"{text.format(self.about[name])}: choose another --output, or pass --overwrite to replace them"
                 )
 
+    def write_predictions(self, rows, what="answers"):
+        """<split>_predict.json, the submission format: `rows`, a list of JSON objects."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        atomic_json(self.folder / f"{self.split}_predict.json", rows)
+        print(f"{len(rows)} {what}: {self.folder / self.split}_predict.json")
+
+    def write_score(self, report, what="questions", **names):
+        """result_<split>.json from `names` (program, task, checkpoint) and a report, whose accuracy is printed."""
+        head = {"program": names["program"], "task": names["task"], "split": self.split}
+        atomic_json(self.folder / f"result_{self.split}.json", head | {"checkpoint": names["checkpoint"]} | report)
+        print(f"{self.split}: {report['accuracy'] / 100:.4f} over {report['accuracy_n']} {what}")
+
     def finish(self):
         """Note what the results are about, once they are written."""
         atomic_json(self.folder / f"about_{self.split}.json", self.about)

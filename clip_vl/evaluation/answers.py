@@ -61,7 +61,7 @@ def predict(model, logits_of, batches, autocast, top=5, one_is_right=False):
     return sorted(row for rows in dist.gather(found) for row in rows)
 
 
-def soft_scores_of(annotations, predictions):
+def soft_scores(annotations, predictions):
     """The annotators' score (0..1) of the first answer of each prediction of `predict`."""
     scores = []
     for row, classes, _ in predictions:
@@ -76,7 +76,12 @@ def batch_accuracy(logits, scores):
 
 
 def majority_accuracy(train, valid, num_answers):
-    """{"majority_accuracy": percent} of always giving the answer that earns most on the training questions."""
+    """{"majority_accuracy": percent} of always giving the answer that earns most on the training questions.
+
+    train, valid: annotations; without a validation there is nothing to measure
+    """
+    if valid is None:
+        return {}
     best = int(train.answer_totals(num_answers).argmax())
     return {"majority_accuracy": 100 * float(valid.answer_totals(num_answers)[best]) / len(valid)}
 

@@ -3,7 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 
-from clip_vl.flags.parser import flag, given
+from clip_vl.flags.parser import flag, given, values_of
 from clip_vl.flags.published import ITRA
 
 IMAGE_BUILDERS = ("openclip", "torchvision", "timm", "clip")
@@ -153,13 +153,15 @@ class DualOptimFlags:
     )
     max_skipped: int = flag(50, "Steps skipped for a non-finite loss or gradient after which the run stops.")
 
-    @property
-    def bf16(self):
-        return {"amp": None, "bf16": True}.get(self.precision, False)
+    bf16 = property(lambda flags: {"amp": None, "bf16": True}.get(flags.precision, False))
+    fp16 = property(lambda flags: flags.precision == "fp16")
 
-    @property
-    def fp16(self):
-        return self.precision == "fp16"
+    def steps(self):
+        """The `StepSettings` of these flags."""
+        from clip_vl.engine.optim import StepSettings
+
+        last = min(self.stop_after_epoch or self.epochs, self.epochs)
+        return values_of(self, StepSettings, last_epoch=last, accumulate=self.gradient_accumulation_steps)
 
 
 @dataclass

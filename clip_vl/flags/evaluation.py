@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from clip_vl.flags.parser import flag
+from clip_vl.flags.parser import flag, run_settings
 
 
 @dataclass
@@ -14,26 +14,20 @@ class EvaluationFlags:
     batch_size: int = flag(64, "Images or texts per process and forward pass.", at_least=1)
     num_workers: int = flag(0, "Loader workers per process.", "--numWorkers", "--workers", at_least=0)
     precision: str = flag(
-        "fp32",
-        "Precision of the model's forward pass; scores are always computed in float32.",
+        "fp32", "Precision of the model's forward pass; scores are always computed in float32.",
         choices=["amp", "bf16", "fp16", "fp32"],
-    )
+    )  # fmt: skip
     datasets_dir: str = flag("data", "Folder of named datasets and of caches.", "--eval_data_dir")
     image_crop: str | None = flag(
-        None,
-        "How an image is fitted into the model's square input [the tower's own way].",
+        None, "How an image is fitted into the model's square input [the tower's own way].",
         choices=["short_side", "squash", "pad"],
-    )
+    )  # fmt: skip
     overwrite: bool = flag(False, "Discard what --output holds; by default an interrupted evaluation is resumed.")
     tqdm: bool = flag(False, "Show a progress bar on a terminal.")
 
-    @property
-    def bf16(self):
-        return {"amp": None, "bf16": True}.get(self.precision, False)
-
-    @property
-    def fp16(self):
-        return self.precision == "fp16"
+    run = run_settings
+    bf16 = property(lambda flags: {"amp": None, "bf16": True}.get(flags.precision, False))
+    fp16 = property(lambda flags: flags.precision == "fp16")
 
     def encoder(self, device):
         """The `Encoder` of these flags."""

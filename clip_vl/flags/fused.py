@@ -6,7 +6,7 @@ spellings stay valid as aliases. This file imports no torch, so that `--help` an
 
 from dataclasses import asdict, dataclass
 
-from clip_vl.flags.parser import flag, given
+from clip_vl.flags.parser import flag, given, values_of
 from clip_vl.flags.published import CLIP_VIL
 from clip_vl.flags.run import RunFlags
 
@@ -151,20 +151,22 @@ class OptimFlags:
             milestones = tuple(int(epoch) for epoch in self.schedule.split(",") if epoch)
         except ValueError:
             raise UserError(f"--schedule {self.schedule!r} is not a list of epochs such as 12,17") from None
-        return OptimSettings(
-            optim=self.optim,
-            lr=self.lr,
-            weight_decay=self.weight_decay,
-            epsilon=self.adam_epsilon,
-            warmup_ratio=self.warmup_ratio,
-            epochs=self.epochs,
+        return values_of(
+            self, OptimSettings, epsilon=self.adam_epsilon,
             visual=("adam" if self.use_adam_for_visual else "sgd") if self.use_separate_optimizer_for_visual else None,
             visual_lr=self.sgd_lr,
             visual_momentum=self.sgd_momentum,
             visual_weight_decay=self.sgd_weight_decay,
             milestones=milestones,
             first_epoch=self.start_epoch,
-        )
+        )  # fmt: skip
+
+    def steps(self):
+        """The `StepSettings` of these flags."""
+        from clip_vl.engine.optim import StepSettings
+
+        epochs = {"first_epoch": self.start_epoch, "last_epoch": self.stop_after_epoch or self.epochs}
+        return values_of(self, StepSettings, accumulate=self.gradient_accumulation_steps, **epochs)
 
 
 @dataclass
@@ -172,6 +174,21 @@ class FusedEncoderFlags(FusedRunFlags, DataFlags, EncoderFlags, OptimFlags):
     """Fused encoder"""
 
     IGNORED = CLIP_VIL
+
+    def split_results(self, samples, paths):
+        """The `SplitResults` of --test: for this many samples, of these annotation files."""
+        from clip_vl.engine.split_results import SplitResults
+        from clip_vl.models.fused.checkpoints import checkpoint_path
+
+        return SplitResults(
+            self.output,
+            self.test,
+            samples=min(samples, self.max_eval_samples or samples),
+            checkpoint=checkpoint_path(self.load, ".pth"),
+            data=paths,
+            settings=fused_settings(self, paths=False),
+            overwrite=self.overwrite,
+        )
 
 
 def fused_settings(args, paths=True):
@@ -230,3 +247,11 @@ def check_fused_flags(args):
         )
     if args.image_size_min > args.image_size_max:
         raise UserError(f"--image_size_min {args.image_size_min} is larger than --image_size_max {args.image_size_max}")
+
+
+def check_test_flags(args, program):
+    """--test needs --load."""
+    from clip_vl.engine.errors import UserError
+
+    if args.test and not args.load:
+        raise UserError(f"--test needs the fine-tuned model: pass --load, such as --load snap/{program}/NAME/BEST")

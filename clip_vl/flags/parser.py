@@ -71,6 +71,19 @@ def _check(parser, field, value):
         parser.error(f"--{field.name} is needed: {field.metadata['help']}")
 
 
+def values_of(group, kind, /, **others):
+    """A dataclass `kind` with the values of a group's flags that are called as its fields are, and with `others`."""
+    names = {field.name for field in dataclasses.fields(kind)} - others.keys()
+    return kind(**{name: getattr(group, name) for name in names if hasattr(group, name)}, **others)
+
+
+def run_settings(flags):
+    """The `RunSettings` of a group of flags, which record all of them."""
+    from clip_vl.engine.run import RunSettings
+
+    return values_of(flags, RunSettings, flags=dataclasses.asdict(flags))
+
+
 def given(args):
     """The names of the flags that the command line holds; without one, of those that differ from their default."""
     if hasattr(args, "given"):

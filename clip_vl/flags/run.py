@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from clip_vl.flags.parser import flag
+from clip_vl.flags.parser import flag, run_settings
 
 
 @dataclass
@@ -28,3 +28,5 @@ class RunFlags:
     )
     num_workers: int = flag(0, "Loader workers of each process.", "--numWorkers")
     tqdm: bool = flag(False, "Progress bar on a terminal.")
+
+    run = run_settings

@@ -2,14 +2,14 @@
 
     chunks = in_chunks(batch, 64)
     leaves = cached_forward(model, chunks, seed_chunk)      # every chunk, without activations
-    updater.backward(loss_of(leaves), 1)                    # gradients of the outputs
+    updater.backward(loss_of(leaves))                       # gradients of the outputs
     cached_backward(model, chunks, leaves, seed_chunk)      # every chunk again, with activations: those of the weights
 
 A model's outputs are a dict of tensors: (b, ...) with a row per sample of the chunk, or scalars such as a temperature,
 which are the same for every chunk. `seed_chunk(i)` keys the random generators, so that dropout is the same both times:
 
     def seed_chunk(i):
-        seed_step(args.seed, updater.update * len(chunks) + i, dist.rank())
+        seed_step(seed, updater.update * len(chunks) + i, dist.rank())
 
 Autocast is the caller's, around each of the calls. With a GradScaler the loss is scaled before its backward pass, so
 the gradients of the leaves are scaled already and nothing is scaled here.

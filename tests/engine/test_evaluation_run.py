@@ -2,25 +2,20 @@
 
 import shutil
 import signal
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
 from clip_vl.engine.errors import DataError
 from clip_vl.engine.evaluation_run import EvaluationRun
+from clip_vl.engine.run import RunSettings
 from clip_vl.engine.signals import SIGNALS
-
-
-@dataclass
-class Flags:
-    output: str
-    overwrite: bool = False
+from clip_vl.reports.page import write_report
 
 
 @pytest.fixture
 def run(tmp_path):
-    run = EvaluationRun(Flags(str(tmp_path / "e")), "retrieval", "cpu")
+    run = EvaluationRun("retrieval", RunSettings(str(tmp_path / "e")), "cpu", write_report)
     run.begin({"weights": "a"})
     return run
 
@@ -52,12 +47,11 @@ def handlers():
 
 
 def open_run(folder, **flags):
-    run = EvaluationRun(Flags(str(folder), **flags), "probes", "cpu")
-    return run
+    return EvaluationRun("probes", RunSettings(str(folder), **flags), "cpu", write_report)
 
 
 def close(run):
-    run.run._lock.close()
+    run.files._lock.close()
 
 
 @pytest.fixture

@@ -96,7 +96,7 @@ def test_an_update_that_is_not_finite_leaves_weights_moments_and_counts(name):
     updater = Updater(model, {"adam": (optimizer, lambda update: 1.0)}, device=torch.device("cpu"))
     for value, counted in ((1.0, 1), (math.nan, 1), (2.0, 2)):
         before = model.weight.clone()
-        updater.backward(model(torch.full((1, 2), value)).sum(), 1)
+        updater.backward(model(torch.full((1, 2), value)).sum())
         norm, _ = updater.step()
         assert (norm is None) == math.isnan(value) == torch.equal(model.weight, before)
         assert optimizer.state[model.weight]["step"] == counted
@@ -107,6 +107,6 @@ def test_gradients_are_clipped_before_the_update():
     model = nn.ParameterList([nn.Parameter(torch.zeros(2))])
     optimizer = named("bert", model.parameters())
     updater = Updater(model, {"adam": (optimizer, lambda update: 1.0)}, device=torch.device("cpu"), max_grad_norm=1.0)
-    updater.backward((torch.tensor([3.0, 4.0]) * model[0]).sum(), 1)
+    updater.backward((torch.tensor([3.0, 4.0]) * model[0]).sum())
     updater.step()
     assert optimizer.state[model[0]]["exp_avg"].tolist() == pytest.approx([0.06, 0.08], abs=1e-6)

@@ -1,209 +1,202 @@
-"""The run folder: whole rows, an honest record, and nothing of anybody else's lost."""
+"""The protocol of a training run: positions, stops, dry runs, what is kept."""
 
 import errno
 import json
-import math
-import subprocess
-import sys
+import os
+import signal
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from clip_vl.engine.checkpoint import save_plain
-from clip_vl.engine.errors import ProgramError, UserError
-from clip_vl.engine.run import Run
+from clip_vl.engine import signals
+from clip_vl.engine.checkpoint import load_latest
+from clip_vl.engine.errors import Finished, Interrupted, ProgramError, UserError
+from clip_vl.engine.files import unwritten
+from clip_vl.engine.optim import StepSettings
+from clip_vl.engine.run import RunSettings, open_run
 
-ARGS = {"lr": 1e-3, "output": "x"}
+CPU, ROWS = torch.device("cpu"), np.arange(14).reshape(7, 2)
 
 
-def rows(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+@pytest.fixture(autouse=True)
+def handlers():
+    """The handlers as they were: a run's own would stay for the tests that follow."""
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
+    yield
+    signals.finish()
+    for number, handler in zip(signals.SIGNALS, before):
+        signal.signal(number, handler)
+
+
+def load(epoch, rows):
+    for part in rows:
+        x = torch.randn(2, 3, generator=torch.Generator().manual_seed(100 * epoch + int(part[0])))
+        yield {"rows": torch.from_numpy(part), "x": x}
+
+
+def started(folder, accumulate=2, epochs=2, data=None, **settings):
+    """(run, updater) of a model with dropout and batch statistics."""
+    run = open_run("test", RunSettings(str(folder), seed=3, report_step=2, **settings), CPU, lambda path: path / "page")
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 1))
+    optimizers = {"adam": (torch.optim.AdamW(model.parameters(), lr=0.01), lambda update: 1 / (1 + update))}
+    steps = StepSettings(2, epochs, accumulate=accumulate)
+    run.watch_data(**(data or {}))
+    return run, run.start(model, optimizers, steps, batches=len(ROWS))
 
 
 def close(run):
-    """What the end of the process would do: let go of the folder."""
-    run._lock.close()
-    run._file.close()
+    """What the end of the process would do: let go of the folder and of the signals."""
+    run.files._lock.close()
+    signals.finish()
 
 
-def test_a_row_is_json_whatever_the_numbers(tmp_path, capsys):
-    run = Run(tmp_path / "a", ARGS, "vqa")
-    run.log(step=1, loss=torch.tensor(2.5), bad=math.nan, worse=float("inf"), note="late")
-    assert rows(tmp_path / "a") == [{"step": 1, "loss": 2.5, "bad": None, "worse": None, "note": "late"}]
-    assert "bad not finite" in capsys.readouterr().out
-
-
-def test_ranks_but_the_first_touch_nothing(tmp_path, capsys):
-    run = Run(tmp_path / "a", ARGS, "vqa", rank=1)
-    run.log(step=1, loss=1.0)
-    run.write_result(task="vqa")
-    run.write_predictions("minival_predict.json", [])
-    assert run.position() == 0 and list(tmp_path.iterdir()) == [] and capsys.readouterr().out == ""
-
-
-def test_truncate_forgets_later_rows_and_half_of_one(tmp_path):
-    run = Run(tmp_path / "a", ARGS, "vqa")
-    run.log(step=1)
-    position = run.position()
-    run.log(step=2)
-    with (tmp_path / "a" / "log.jsonl").open("ab") as file:
-        file.write(b'{"step": 3, "lo')  # a writer was killed here
-    run.truncate(position)
-    run.log(step=4)
-    assert rows(tmp_path / "a") == [{"step": 1}, {"step": 4}]
-
-
-def test_a_log_shorter_than_the_checkpoint_says_is_told_and_kept(tmp_path, capsys):
-    run = Run(tmp_path / "a", ARGS, "vqa")
-    run.log(step=1)
-    run.truncate(10_000)
-    assert rows(tmp_path / "a") == [{"step": 1}] and "lost rows" in capsys.readouterr().out
-
-
-def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    run = Run(tmp_path / "a", ARGS, "vqa")
-    run.log(step=1, loss=3.0)
-    position = run.position()
-    run.log(step=2, loss=9.0)
-    run.truncate(position)
-    run.log(step=2, loss=2.0)
-    events = EventAccumulator(str(tmp_path / "a" / "tensorboard")).Reload().Scalars("loss")
-    assert [(e.step, e.value) for e in events] == [(1, 3.0), (2, 2.0)]
-
-
-def test_a_name_in_use_is_refused_and_a_resumed_run_notes_what_changed(tmp_path):
-    close(Run(tmp_path / "a", ARGS, "vqa"))
-    with pytest.raises(UserError, match="already holds a run"):
-        Run(tmp_path / "a", ARGS, "vqa")
-    with pytest.raises(UserError, match="holds a run of vqa, not of pretrain"):
-        Run(tmp_path / "a", ARGS, "pretrain", resume=True)
-    started = json.loads((tmp_path / "a" / "args.json").read_text())["started"]
-    close(Run(tmp_path / "a", ARGS | {"lr": 2e-3}, "vqa", resume=True))
-    record = json.loads((tmp_path / "a" / "args.json").read_text())
-    assert record["started"] == started and record["resumed"][0]["changed"] == ["lr: 0.001 -> 0.002"]
-
-
-def test_overwrite_deletes_what_a_run_wrote_and_nothing_else(tmp_path):
-    run = Run(tmp_path / "a", ARGS, "vqa")
-    run.log(step=1)
-    run.write_result(task="vqa")
-    (tmp_path / "a" / "checkpoints").mkdir()
-    (tmp_path / "a" / "notes.txt").write_text("mine")
+def train(run, updater, each=lambda epoch, batch: None, most=None):
+    """Whole epochs; `each` is called within each micro-batch. Returns (epoch, batch, is_last) of each."""
+    seen = []
+    for epoch in run.epochs():
+        for batch in run.batches(ROWS, load, most):
+            each(epoch, run.batch)
+            with updater.forward():
+                loss = updater.model(batch["x"]).square().mean()
+            seen.append((epoch, run.batch, updater(loss, {"loss": loss})))
+        run.save()
+        run.log(epoch, valid_score=float(epoch))
+        run.keep({"score": float(-epoch)}, "score")
     close(run)
-    Run(tmp_path / "a", ARGS, "vqa", overwrite=True)
-    left = {path.name for path in (tmp_path / "a").iterdir()}
-    assert left == {".lock", "args.json", "log.jsonl", "notes.txt"} and rows(tmp_path / "a") == []
+    return seen
 
 
-def test_overwrite_leaves_what_no_run_wrote(tmp_path):
-    close(Run(tmp_path / "a", ARGS, "vqa"))
-    theirs = [tmp_path / "a" / name for name in ("RN50.pth", "checkpoints/other", "tensorboard/notes")]
-    for path in theirs:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("x")
-    run = Run(tmp_path / "a", ARGS, "vqa", overwrite=True)
-    run.truncate(0)
-    assert all(path.is_file() for path in theirs)
+def rows_of(folder):
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-def test_overwrite_refuses_runs_of_other_programs_and_folders_of_no_run(tmp_path):
-    close(Run(tmp_path / "a", ARGS, "vqa"))
-    with pytest.raises(UserError, match="holds a run of vqa, not of align"):
-        Run(tmp_path / "a", ARGS, "align", overwrite=True)
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "result.json").write_text("{}")
-    for overwrite in (False, True):
-        with pytest.raises(UserError, match=r"holds result\.json without the args\.json of a run of vqa"):
-            Run(tmp_path / "b", ARGS, "vqa", overwrite=overwrite)
-    assert (tmp_path / "b" / "result.json").is_file()
+@pytest.mark.parametrize("stop_at", [(0, 2), (0, 3), (1, 5), (1, 6)])
+def test_a_run_that_a_signal_stops_goes_on_to_the_same_bits(tmp_path, stop_at):
+    def signal_at(epoch, batch):
+        if (epoch, batch) == stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-
-def test_a_start_that_fails_before_its_run_is_ready_changes_nothing(tmp_path):
-    run = Run(tmp_path / "a", ARGS, "vqa")
-    run.write_result(task="vqa")
+    run, whole = started(tmp_path / "whole")
+    seen = train(run, whole)
+    assert [is_last for *_, is_last in seen[:7]] == [False, True, False, True, False, True, True]
+    run, updater = started(tmp_path / "broken")
+    with pytest.raises(Interrupted, match="saved; add --resume"):
+        train(run, updater, signal_at)
     close(run)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir() if path.is_file()}
-    run = Run(tmp_path / "a", ARGS | {"lr": 1}, "vqa", overwrite=True, wait=True)
-    assert {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir() if path.is_file()} == before
-    run.start()
-    assert not (tmp_path / "a" / "result.json").exists()
-    Run(tmp_path / "b", ARGS, "vqa", wait=True)._lock.close()
-    Run(tmp_path / "b", ARGS, "vqa")  # a start that failed is no run
+    epoch, batch = stop_at
+    update = min(batch // 2 * 2 + 2, 7)  # the last micro-batch of the update in which the signal came
+    position = load_latest(tmp_path / "broken/checkpoints")[2]["position"]
+    assert (position["epoch"], position["batch"]) == (epoch, update)
+    run, updater = started(tmp_path / "broken", resume=True)
+    assert train(run, updater) == seen[7 * epoch + update :]
+    weights = zip(whole.model.state_dict().values(), updater.model.state_dict().values())
+    assert all(torch.equal(a, b) for a, b in weights) and updater.state() == whole.state()
+    assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "broken")
+    assert run.best == {"score": 0.0, "epoch": 1}  # the second epoch's was lower
 
 
-def test_a_resumed_run_waits_for_the_end_of_the_process_before_it(tmp_path):
-    code = f"""from clip_vl.engine.run import Run
-import time
-run = Run({str(tmp_path / "a")!r}, {{}}, "vqa")
-print("ready", flush=True)
-time.sleep(1)"""
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        Run(tmp_path / "a", ARGS, "vqa", resume=True)
-        assert other.wait() == 0
+def test_checkpoints_stand_where_they_are_due_and_what_is_left_of_an_epoch_makes_an_update(tmp_path):
+    run, updater = started(tmp_path / "run", accumulate=2, epochs=1, checkpoint_steps=2, keep_last=9)
+    train(run, updater, most=5)
+    assert [path.name[-1] for path in sorted((tmp_path / "run/checkpoints").glob("step_*"))] == ["4", "5"]
+    assert (updater.update, updater.micro_step) == (3, 5)
 
 
-def test_a_result_whose_weights_could_not_be_written_is_an_error(tmp_path, monkeypatch, capsys):
-    run = Run(tmp_path / "a", ARGS, "vqa")
+def test_a_dry_run_makes_the_first_update_twice_says_what_all_need_and_writes_nothing(tmp_path, capsys):
+    run, updater = started(tmp_path / "run", epochs=5, dry_run=True)
+    seen = []
+    with pytest.raises(Finished):
+        for _ in run.epochs():
+            for batch in run.batches(ROWS, load, most=0):
+                with updater.forward():
+                    loss = updater.model(batch["x"]).square().mean()
+                updater(loss, {"loss": loss})
+                seen.append(batch["rows"].tolist())
+    assert seen == 2 * ROWS[:2].tolist() and updater.update == 2
+    first, memory, duration = capsys.readouterr().out.splitlines()
+    assert first == "dry run: two updates trained on cpu, nothing saved" and "loader worker" in memory
+    assert "20 updates" in duration and not (tmp_path / "run").exists()  # 5 epochs of 7 micro-batches, two an update
 
-    def full(value, file):
+
+def test_without_a_score_the_latest_report_is_kept_and_the_gallery_may_fail(tmp_path, capsys):
+    run, _ = started(tmp_path / "run")
+    assert run.keep({"score": 2.0}) and run.keep({"score": 1.0}, gallery=lambda: {"cards": []})
+    assert run.best == {"score": 1.0, "epoch": 1}
+    assert json.loads((tmp_path / "run/gallery.json").read_text()) == {"cards": []}
+
+    def full():
+        raise OSError(28, "No space left on device")
+
+    assert run.keep({"score": 3.0}, "score", full) and not run.keep({"score": 3.0}, "score", full)
+    assert capsys.readouterr().out.count("no gallery.json: No space left on device") == 1
+
+
+def test_a_signal_in_the_validation_ends_the_run_at_once(tmp_path):
+    run, updater = started(tmp_path / "run")
+    for batch in run.batches(ROWS, load):
+        updater(updater.model(batch["x"]).sum())
+    run.save()
+    with pytest.raises(Interrupted, match="interrupted at update 4 and saved"):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_a_signal_without_room_for_a_checkpoint_is_an_error_that_says_so(tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(torch, "save", full)
-        save_plain(tmp_path / "a" / "LAST.pth", {})
-    assert "LAST.pth could not be written: No space left" in capsys.readouterr().out
-    with pytest.raises(ProgramError, match="No space left on device; free some room and start again with --resume"):
-        run.write_result(task="vqa", checkpoint="LAST.pth")
-    assert not (tmp_path / "a" / "result.json").exists()
-    save_plain(tmp_path / "a" / "LAST.pth", {})
-    run.write_result(task="vqa", checkpoint="LAST.pth")
+    run, updater = started(tmp_path / "run")
+    monkeypatch.setattr("clip_vl.engine.resume.save_checkpoint", full)
+    with pytest.raises(ProgramError, match="interrupted at update 2, which could not be saved"):
+        for batch in run.batches(ROWS, load):
+            os.kill(os.getpid(), signal.SIGTERM) if run.batch == 3 else None
+            updater(updater.model(batch["x"]).sum())
+    assert "no checkpoint at update 2: No space left on device" in capsys.readouterr().out
 
 
-def test_resume_and_overwrite_exclude_each_other(tmp_path):
-    with pytest.raises(UserError, match="one of them"):
-        Run(tmp_path / "a", ARGS, "vqa", resume=True, overwrite=True)
+def test_weights_of_an_epoch_that_could_not_be_written_are_not_passed_by(tmp_path, monkeypatch):
+    """The checkpoint from before the epoch's weights stays the newest, so that --resume writes them."""
+    run, updater = started(tmp_path / "run", epochs=2)
+    for _ in run.epochs():
+        for batch in run.batches(ROWS, load):
+            updater(updater.model(batch["x"]).sum())
+        run.save()
+        monkeypatch.setitem(unwritten, str(tmp_path / "LAST.pth"), "No space left on device")
+        if run.epoch == 0:
+            epochs = load_latest(run.files.checkpoints)[2]["position"]
+    assert epochs["epoch"] == 0 and epochs["batch"] == len(ROWS)
+    newest = load_latest(run.files.checkpoints)[2]["position"]
+    assert (newest["epoch"], newest["batch"]) == (1, len(ROWS))
 
 
-def test_two_processes_do_not_write_one_folder(tmp_path):
-    run = Run(tmp_path / "a", ARGS, "vqa")
-    code = "from clip_vl.engine import run; run.LOCK_SECONDS = 0; "
-    code += f"run.Run({str(tmp_path / 'a')!r}, {{}}, 'vqa', resume=True)"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "Another process writes" in other.stderr
+def test_a_run_is_not_resumed_on_other_data(tmp_path):
+    files = {"--train": {"a.json": "1", "b.json": "2"}, "--valid": None}
+    run, updater = started(tmp_path / "run", epochs=1, data=files)
+    assert run.data == {"--train a.json": "1", "--train b.json": "2"}
+    train(run, updater)
+    changed = {"--train": {"a.json": "1", "b.json": "3"}}
+    run = open_run("test", RunSettings(str(tmp_path / "run"), seed=3, resume=True), CPU, str)
     close(run)
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    with pytest.raises(UserError, match=r"data changed since the run was started: --train b\.json"):
+        started(tmp_path / "run", epochs=1, data=changed, resume=True)
 
 
-def test_a_full_disk_costs_whole_rows_and_one_warning(tmp_path, capsys):
-    run = Run(tmp_path / "a", ARGS, "vqa")
-    run.log(step=1)
-    whole = run._file
+def test_the_report_in_a_checkpoint_of_an_older_pretraining_is_found(tmp_path):
+    run, updater = started(tmp_path / "run", epochs=1)
+    train(run, updater)
+    (path,) = (tmp_path / "run/checkpoints").glob("step_*")
+    state = json.loads((path / "state.json").read_text())
+    state["position"]["result"] = state["position"].pop("best")
+    (path / "state.json").write_text(json.dumps(state, indent=1))
+    manifest = json.loads((path / "MANIFEST.json").read_text())
+    manifest["files"].pop("state.json")
+    from clip_vl.engine import checkpoint
 
-    class Full:
-        """The file on a disk that takes five more bytes of each row."""
-
-        name = whole.name
-
-        def __getattr__(self, name):
-            return getattr(whole, name)
-
-        def write(self, line):
-            return whole.write(line[:5])
-
-    run._file = Full()
-    run.log(step=2)
-    run.log(step=3)
-    run._file = whole
-    run.log(step=4)
-    assert rows(tmp_path / "a") == [{"step": 1}, {"step": 4}]
-    assert capsys.readouterr().out.count("are lost") == 1
-
-
-def test_a_result_names_its_program_and_run(tmp_path):
-    run = Run(tmp_path / "a", ARGS, "vqa")
-    run.write_result(task="vqa", accuracy=torch.tensor(73.5), by_type={"number": math.nan})
-    result = json.loads((tmp_path / "a" / "result.json").read_text())
-    assert {"program": "vqa", "name": "a", "accuracy": 73.5, "by_type": {"number": None}}.items() <= result.items()
+    data = (path / "state.json").read_bytes()
+    digest = checkpoint.hashlib.sha256(data).hexdigest()
+    manifest["files"]["state.json"] = {"size": len(data), "sha256": digest}
+    (path / "MANIFEST.json").write_text(json.dumps(manifest))
+    run, _ = started(tmp_path / "run", epochs=1, resume=True)
+    assert run.best == {"score": 0.0, "epoch": 1}

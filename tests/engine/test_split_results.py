@@ -5,7 +5,7 @@ import json
 import pytest
 
 from clip_vl.engine.errors import UserError
-from clip_vl.engine.run import Run
+from clip_vl.engine.run_folder import RunFolder
 from clip_vl.engine.split_results import SplitResults
 
 
@@ -40,7 +40,7 @@ def test_a_run_that_starts_again_takes_them_with_it(tmp_path):
     (tmp_path / "args.json").write_text('{"program": "vqa"}')
     for name in ("about_minival.json", "result_minival.json", "minival_predict.json"):
         (tmp_path / name).write_text("{}")
-    Run(tmp_path, {}, "vqa", overwrite=True)
+    RunFolder(tmp_path, {}, "vqa", overwrite=True)
     assert not [path.name for path in tmp_path.iterdir() if "minival" in path.name]
 
 

@@ -33,6 +33,11 @@ class StatementDataset:
         target = [next(iter(self.annotations.answers(int(item))[0]), -1) for item in first]
         return batch | {"target": torch.tensor(target, dtype=torch.int64), "rows": torch.from_numpy(first)}
 
+    def read_image(self, row):
+        """The images of the statement whose first item is `row`, beside each other as the bytes of one file."""
+        items = range(row, row + self.images_each)
+        return side_by_side([self.image_source.read(self.annotations.image_id(item)) for item in items])
+
 
 def side_by_side(pictures):
     """Bytes of image files -> bytes of one PNG that shows them in a row."""

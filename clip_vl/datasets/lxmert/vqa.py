@@ -62,3 +62,7 @@ class VQADataset:
             ids, values = self.annotations.answers(int(row))
             scores[place, torch.from_numpy(np.asarray(ids, dtype=np.int64))] = torch.from_numpy(np.array(values))
         return batch | {"answer_scores": scores, "rows": torch.from_numpy(np.asarray(rows))}
+
+    def read_image(self, row):
+        """The bytes of its image file."""
+        return self.image_source.read(self.annotations.image_id(row))

@@ -232,11 +232,11 @@ def compile_towers(model):
 
 
 def prepare_training(model, args, device):
-    """The model on its device, compiled and with shared batch statistics as the flags ask, and wrapped."""
+    """The model on its device, compiled and with shared batch statistics as the flags ask."""
     if args.use_bn_sync and device.type != "cuda":
         raise UserError("--use_bn_sync is for GPUs; leave it out on CPUs")
     if args.use_bn_sync and dist.world_size() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if args.compile:
         compile_towers(model)
-    return dist.wrap(model.to(device, memory_format=torch.channels_last), device)
+    return model.to(device, memory_format=torch.channels_last)

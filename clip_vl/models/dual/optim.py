@@ -2,39 +2,30 @@
 
 import torch
 
-from clip_vl.engine import dist
-from clip_vl.engine.apex_kernels import use_apex
 from clip_vl.engine.errors import UserError
-from clip_vl.engine.optim import Updater, autocast_dtype, say_long_warmup, warmup_cosine
+from clip_vl.engine.optim import say_long_warmup, warmup_cosine
 from clip_vl.models.dual.layers import layer_of_parameters
 
 NOT_OFFERED = ("adahessian", "adafactorbv", "clamb")  # needs second derivatives; state that no checkpoint can hold
 NOT_DECAYED = ("bn", "ln", "bias", "logit_scale")
 
 
-def build_updater(model, args, schedules, device, beside=()):
-    """The `Updater` of a dual encoder, wrapped or not: an optimizer for the image tower, one for all the rest.
+def build_optimizers(model, args, schedules):
+    """{name: (optimizer, update -> factor)} of a dual encoder: one for the image tower, one for all the rest.
 
     schedules: {"image": update -> factor, "text": update -> factor}
     """
     optimizers = {}
-    for side, groups in parameter_groups(dist.bare(model), args).items():
+    for side, groups in parameter_groups(model, args).items():
         if groups:
             optimizers[side] = (build_optimizer(groups, args), schedules[side])
     if not optimizers:
         raise UserError("everything is frozen: unlock a tower, or give one a head (--text_head_n_layers 1)")
     if args.apex:
-        optimizers = use_apex(model, optimizers, device)
-    return Updater(
-        model,
-        optimizers,
-        device=device,
-        dtype=autocast_dtype(device, args.bf16, args.fp16),
-        max_grad_norm=args.max_grad_norm,
-        max_skipped=args.max_skipped,
-        seed=args.seed,
-        beside=beside,
-    )
+        from clip_vl.engine.apex_kernels import use_apex
+
+        optimizers = use_apex(model, optimizers, next(model.parameters()).device)
+    return optimizers
 
 
 def parameter_groups(model, args):

@@ -5,15 +5,13 @@ from pathlib import Path
 import torch
 
 from clip_vl.engine import dist
-from clip_vl.engine.apex_kernels import use_apex
 from clip_vl.engine.errors import UserError
-from clip_vl.engine.optim import Updater, autocast_dtype
 from clip_vl.models.clip.grid import GRID_ENCODERS
 from clip_vl.models.fused import settings as vl_settings
 from clip_vl.models.fused.bert import BertConfig
 from clip_vl.models.fused.checkpoints import load_encoder, read_checkpoint
 from clip_vl.models.fused.encoder import VLClassifier, VLEncoder
-from clip_vl.models.fused.optim import VISUAL, build_optimizers
+from clip_vl.models.fused.optim import VISUAL
 from clip_vl.models.fused.pretrained import (
     detect_grid_encoder,
     detect_layers,
@@ -115,29 +113,16 @@ def with_tower(state, path, encoder, args):
     return state | {f"{prefix}encoder.{VISUAL}{name}": tensor for name, tensor in tower}
 
 
-def compile_parts(model):
-    """torch.compile the visual tower and each layer in place; the names of the weights do not change."""
+def compile_parts(model, wanted):
+    """The model; where `wanted`, its visual tower and each layer are compiled in place, which renames no weight."""
+    if not wanted:
+        return model
     encoder = model.bert.encoder
     if getattr(encoder, "visual_model", None) is not None:
         encoder.visual_model.compile()
     for layer in (*encoder.layer, *getattr(encoder, "r_layers", ()), *getattr(encoder, "x_layers", ())):
         layer.compile()
-
-
-def build_updater(model, args, updates_per_epoch, device):
-    """The `Updater` of a model, wrapped or not, with its optimizers, precision and limits from the flags."""
-    optimizers = build_optimizers(model, args.optimizers(), updates_per_epoch)
-    if args.apex:
-        optimizers = use_apex(model, optimizers, device)
-    return Updater(
-        model,
-        optimizers,
-        device=device,
-        dtype=autocast_dtype(device, args.bf16, args.fp16),
-        max_grad_norm=args.max_grad_norm,
-        max_skipped=args.max_skipped,
-        seed=args.seed,
-    )
+    return model
 
 
 def build_classifier(num_answers, device, args, *, with_images=True, images_each=1):

@@ -108,3 +108,8 @@ def save_task(folder, model, is_best, settings):
 def _with_pooler(settings, model):
     """The settings, and whether the model's pooler ends in tanh, which no weight says."""
     return settings | {"pooler_tanh": model.bert.pooler.tanh}
+
+
+def task_result(best):
+    """The report of the best epoch with the name of its checkpoint; without a validation there is but the last one."""
+    return {"checkpoint": "BEST.pth" if best else "LAST.pth"} | best

@@ -13,7 +13,10 @@ VISUAL = "visual_model."  # part of the name of every parameter of the visual to
 
 @dataclass(frozen=True)
 class OptimSettings:
-    """--optim and its rates; `visual` is None, "sgd" or "adam": the visual tower's own optimizer."""
+    """--optim and its rates; `visual` is None, "sgd" or "adam": the visual tower's own optimizer.
+
+    apex: use apex's fused kernels where they are installed
+    """
 
     optim: str = "hf_adamw"
     lr: float = 1e-4
@@ -27,6 +30,7 @@ class OptimSettings:
     visual_weight_decay: float = 0.0004
     milestones: tuple[int, ...] = (2, 5)
     first_epoch: int = 0
+    apex: bool = False
 
 
 def build_optimizers(model, settings, updates_per_epoch):
@@ -42,6 +46,10 @@ def build_optimizers(model, settings, updates_per_epoch):
     if visual:
         decay = step_decay(settings.milestones, updates_per_epoch, settings.first_epoch)
         optimizers["sgd"] = (_visual_optimizer(visual, settings), decay)
+    if settings.apex:
+        from clip_vl.engine.apex_kernels import use_apex
+
+        optimizers = use_apex(model, optimizers, next(model.parameters()).device)
     return optimizers
 
 

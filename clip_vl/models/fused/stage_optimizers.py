@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 
-from clip_vl.engine import dist
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.optim import is_decayed
 from clip_vl.models.fused.checkpoints import OPTIMIZER_FILES, SCHEDULER_FILE, read_checkpoint
@@ -20,22 +19,23 @@ STATE_KEYS = {"Adamax": ("exp_avg", "exp_inf"), "RMSprop": ("square_avg",), "SGD
 OURS = {"next_m": "exp_avg", "next_v": "exp_avg_sq"}  # BertAdam's names
 
 
-def load_stage_optimizers(stem, updater, skip_adam, skip_scheduler):
-    """Take over optimizer states and the place in the schedule of a pre-training checkpoint, where its files are there.
+def load_stage_optimizers(stem, model, optimizers, skip_adam, skip_scheduler):
+    """Take over optimizer states of a pre-training checkpoint, where its files are there -> the update to go on from.
 
-    Learning rates, decays and betas are not taken over: they follow this run's flags.
+    optimizers: {name: (optimizer, factor)}; their rates, decays and betas stay: they follow this run's flags
     """
-    names_of = {parameter: name for name, parameter in dist.bare(updater.model).named_parameters()}
-    for role, optimizer in updater.optimizers.items():
+    names_of = {parameter: name for name, parameter in model.named_parameters()}
+    for role, (optimizer, _) in optimizers.items():
         path = Path(f"{stem}{OPTIMIZER_FILES[role]}")
         if path.is_file() and not (role == "adam" and skip_adam):
             _take_over(optimizer, names_of, path, stem)
     path = Path(f"{stem}{SCHEDULER_FILE}")
-    if path.is_file() and not skip_scheduler:
-        state = read_torch(path)
-        if not isinstance(state, dict) or type(state.get("last_epoch")) is not int:
-            raise DataError(f"{path} holds no last_epoch, the number of updates; remove the file to start from 0")
-        updater.update = state["last_epoch"]
+    if not path.is_file() or skip_scheduler:
+        return 0
+    state = read_torch(path)
+    if not isinstance(state, dict) or type(state.get("last_epoch")) is not int:
+        raise DataError(f"{path} holds no last_epoch, the number of updates; remove the file to start from 0")
+    return state["last_epoch"]
 
 
 def _take_over(optimizer, names_of, path, stem):

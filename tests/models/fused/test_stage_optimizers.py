@@ -64,8 +64,10 @@ def updater_of(model, **settings):
 
 
 def load(stem, model, **settings):
-    updater = updater_of(model, **settings)
-    load_stage_optimizers(stem, updater, skip_adam=False, skip_scheduler=False)
+    optimizers = build_optimizers(model, OptimSettings(**settings), 10)
+    first = load_stage_optimizers(stem, model, optimizers, skip_adam=False, skip_scheduler=False)
+    updater = Updater(model, optimizers, device=torch.device("cpu"))
+    updater.update = first
     return updater
 
 
