@@ -33,10 +33,10 @@ MAX_LINES, MAX_FILES, MAX_DEPTH = 4000, 30, 8
 SHARED_LINES = 10  # equal lines that are too many for two programs
 # Programs that miss the goal: (lines, files) of their story today. The numbers may fall and not rise.
 MISSES = {
-    "align": (4669, 45), "clustering": (3400, 34), "finetune_retrieval": (5305, 51), "gqa": (4572, 43),
-    "knn": (3830, 37), "linear_probe": (3627, 35), "negclip": (4018, 39), "nlvr2": (4666, 45),
-    "pretrain": (4668, 42), "retrieval": (4034, 38), "snli_ve": (4575, 44), "vqa": (4685, 44),
-    "zero_shot": (3563, 36),
+    "align": (4664, 45), "clustering": (3395, 34), "finetune_retrieval": (5300, 51), "gqa": (4567, 43),
+    "knn": (3825, 37), "linear_probe": (3622, 35), "negclip": (4013, 39), "nlvr2": (4661, 45),
+    "pretrain": (4663, 42), "retrieval": (4029, 38), "snli_ve": (4570, 44), "vqa": (4680, 44),
+    "zero_shot": (3558, 36),
 }  # fmt: skip
 DEEP = {
     "extract_features": 9, "finetune_retrieval": 10, "gqa": 9, "nlvr2": 9, "prepare": 9, "pretrain": 9, "shapes": 9,

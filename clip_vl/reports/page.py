@@ -44,7 +44,12 @@ def write_report(folder):
         note=str(gallery.get("note", "")),
         confusion=confusion,
     )
-    return _write(run["folder"] / "report.html", page)
+    path = run["folder"] / "report.html"
+    try:
+        atomic_write(path, written(page))
+    except OSError as error:
+        raise UserError(f"Cannot write {path}: {error.strerror}.") from error
+    return path
 
 
 def read_run(folder):
@@ -180,11 +185,3 @@ def _render(template, **values):
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(values)
-
-
-def _write(path, page):
-    try:
-        atomic_write(path, written(page))
-    except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror}.") from error
-    return path

@@ -11,6 +11,7 @@ version has its settings in the args.json beside it, and files of others have no
 """
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -105,10 +106,7 @@ def _safetensors_metadata(path):
 
 
 def _json_object(text, path):
-    try:
-        values = parse_json(text)
-    except ValueError:
-        values = None
-    if not isinstance(values, dict):
-        raise DataError(f"{path}: its settings are not a JSON object; move it away, and pass the flags of the model")
-    return values
+    with suppress(ValueError):
+        if isinstance(values := parse_json(text), dict):
+            return values
+    raise DataError(f"{path}: its settings are not a JSON object; move it away, and pass the flags of the model")
