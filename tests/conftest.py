@@ -237,3 +237,30 @@ def programs():
         log_rows=log_rows, wait_for_rows=wait_for_rows, same_run=same_run,
         TINY=TINY, PRETRAIN=PRETRAIN, ONE_STREAM=ONE_STREAM, root=ROOT,
     )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def caption_folder():
+    """Function (folder, rows, side, width) -> the folder, with images of four colours, pairs.csv and a BERT's files."""
+    return write_captions
+
+
+def write_captions(root, rows=16, side=32, width=48):
+    """Images of four colours and their captions in pairs.csv; vocab.txt and config.json of a BERT of one layer."""
+    import numpy as np
+    from PIL import Image
+
+    rng, lines, colours = np.random.default_rng(0), ["filepath,title"], ["red", "green", "blue", "white"]
+    for row in range(rows):
+        kind = row % 4
+        tint = 190 * np.array([kind in (0, 3), kind in (1, 3), kind in (2, 3)])
+        pixels = rng.integers(0, 60, (side, side, 3)) + tint
+        Image.fromarray(pixels.astype(np.uint8)).save(root / f"{row}.png")
+        lines.append(f"{row}.png,a {colours[kind]} picture {row}")
+    (root / "pairs.csv").write_text("\n".join(lines) + "\n")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "picture", *colours, *map(str, range(rows))]
+    (root / "vocab.txt").write_text("\n".join(words) + "\n")
+    config = {"vocab_size": len(words), "hidden_size": width, "num_hidden_layers": 1, "num_attention_heads": 4,
+              "intermediate_size": 2 * width, "max_position_embeddings": 32, "model_type": "bert"}  # fmt: skip
+    (root / "config.json").write_text(json.dumps(config))
+    return root

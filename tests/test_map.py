@@ -37,6 +37,7 @@ MISSES = {
     "knn": (3825, 37), "linear_probe": (3622, 35), "negclip": (4013, 39), "nlvr2": (4661, 45),
     "pretrain": (4663, 42), "retrieval": (4029, 38), "snli_ve": (4570, 44), "vqa": (4680, 44),
     "zero_shot": (3558, 36),
+    "distill": (4437, 48), "imagenet": (3733, 39),
 }  # fmt: skip
 DEEP = {
     "extract_features": 9, "finetune_retrieval": 10, "gqa": 9, "nlvr2": 9, "prepare": 9, "pretrain": 9, "shapes": 9,

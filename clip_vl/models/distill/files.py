@@ -5,8 +5,6 @@ from collections import Counter
 from pathlib import Path
 
 from clip_vl.engine.errors import DataError, UserError
-from clip_vl.models.loading.state_dicts import read_state_dict
-from clip_vl.models.loading.stubbed import read_tensors_only
 from clip_vl.models.loading.weights import mismatch_table
 
 IMAGE = "modality_encoders.IMAGE."
@@ -28,7 +26,11 @@ def read_tensors(path, hint=""):
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path} is missing. {hint}".rstrip())
-    state = read_state_dict(path) if path.suffix == ".safetensors" else read_tensors_only(path)
+    if path.suffix == ".safetensors":
+        from clip_vl.models.loading.state_dicts import read_state_dict as read
+    else:
+        from clip_vl.models.loading.stubbed import read_tensors_only as read
+    state = read(path)
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
 
 

@@ -82,3 +82,12 @@ def sine_positions(side, width):
     frequencies = 10000 ** -(torch.arange(width // 4, dtype=torch.float64) / (width / 4))
     angles = [axis.flatten()[:, None] * frequencies for axis in (columns, rows)]
     return torch.cat([wave for angle in angles for wave in (angle.sin(), angle.cos())], 1)[None].float()
+
+
+def init_image_encoder(encoder):
+    """Initial weights of an encoder that loads none: linear layers and class token N(0, 0.02), zero biases."""
+    for part in encoder.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, std=0.02)
+            nn.init.zeros_(part.bias)
+    nn.init.normal_(encoder.cls_token, std=0.02)
