@@ -153,7 +153,7 @@ def train(device, args):
 
 
 def test(device, args):
-    """Judge one split and write <split>_predict.csv, the submission format; with labels, the scores as well."""
+    """Evaluate one split and write <split>_predict.csv, the submission format; with labels, the scores as well."""
     samples = load_split(args.test, open_images(args, TASKS[args.dataset].collection), args)
     annotations = samples.annotations
     count = len(annotations) // samples.images_each

@@ -47,13 +47,9 @@ from clip_vl.datasets.loader import DamageCount, evaluation_loader, training_loa
 from clip_vl.datasets.lxmert.annotations import build_pretrain_annotations
 from clip_vl.datasets.lxmert.answers import AnswerTable
 from clip_vl.datasets.lxmert.batches import (
-    eval_batches,
-    open_images,
-    say_skipped,
-    size_file,
-    split_paths,
-    train_batches,
-)
+    eval_batches, open_images, say_skipped, size_file,
+    split_paths, train_batches,
+)  # fmt: skip
 from clip_vl.datasets.lxmert.masking import mask_regions, mask_tokens
 from clip_vl.datasets.lxmert.pretrain import PretrainDataset
 from clip_vl.datasets.lxmert.wordpiece import load_tokenizer
@@ -65,12 +61,9 @@ from clip_vl.engine.run import open_run
 from clip_vl.evaluation.answers import answer_report
 from clip_vl.losses.pretraining import answer_loss, masked_lm_loss, matched_loss, region_losses
 from clip_vl.models.fused.build import (
-    bert_folder,
-    build_encoder,
-    compile_parts,
-    load_pretrained_parts,
-    with_tower,
-)
+    bert_folder, build_encoder, compile_parts,
+    load_pretrained_parts, with_tower,
+)  # fmt: skip
 from clip_vl.models.fused.checkpoints import load_encoder, read_checkpoint, save_stage
 from clip_vl.models.fused.encoder import VLPretrainer, visual_input
 from clip_vl.models.fused.optim import build_optimizers
@@ -189,8 +182,8 @@ def qa_accuracy(annotations, answered):
     if not answered:
         return {}
     scores = [dict(zip(*map(list, annotations.answers(row)))).get(answer, 0.0) for row, answer in answered]
-    sources = [annotations.sources[annotations.source[row]] for row, _ in answered]
-    return {f"valid_qa_{name}": value for name, value in answer_report(scores, {"source": sources}).items()}
+    report = answer_report(scores, {"source": [annotations.sources[annotations.source[row]] for row, _ in answered]})
+    return {f"valid_qa_{name}": value for name, value in report.items()}
 
 
 def region_tasks(args):
@@ -219,14 +212,13 @@ def check_flags(args):
 
 def load_split(splits, tokenizer, answers, images, args, evaluation=False):
     """The samples of comma-separated splits, from the cache of their annotations."""
-    root = Path(args.data_root)
     annotations = dist.first_rank_builds(
         lambda: build_pretrain_annotations(
             split_paths(args, "lxmert", splits),
             tokenizer=tokenizer,
             answer_table=answers,
             image_sizes=size_file(args),
-            cache_root=root / "cache",
+            cache_root=Path(args.data_root) / "cache",
             limit_source=[source for source in args.limit_source.split(",") if source],
             max_length=args.max_length,
             skip_bad=args.skip_bad,
@@ -271,12 +263,10 @@ def train(device, args):
     if args.load:
         from clip_vl.models.fused.stage_optimizers import load_stage_optimizers
 
-        first_update = load_stage_optimizers(
-            args.load, model, optimizers, args.not_load_adam_optimizer, args.not_load_scheduler
-        )
-    updater = run.start(
-        model, optimizers, steps, batches=len(order), first_update=first_update, name_of=samples.annotations.uid
-    )
+        skips = args.not_load_adam_optimizer, args.not_load_scheduler
+        first_update = load_stage_optimizers(args.load, model, optimizers, *skips)
+    starts = {"first_update": first_update, "name_of": samples.annotations.uid}
+    updater = run.start(model, optimizers, steps, batches=len(order), **starts)
 
     for epoch in run.epochs():
         for batch in run.batches(order.epoch(epoch), load, most=4 if args.skip_training else None):
@@ -294,9 +284,9 @@ def train(device, args):
         save_stage(run.folder / f"Epoch{epoch + 1:02d}", model, updater, fused_settings(args))
 
     result = {name.removeprefix("valid_"): value for name, value in run.best.items() if name != "epoch"}
-    scores_first = sorted(result, key=lambda name: ("qa_accuracy" not in name, "loss" in name))
-    metrics = {name: result[name] for name in scores_first}
-    run.finish(task="pretrain", split=args.valid, checkpoint=f"Epoch{steps.last_epoch:02d}_LXRT.pth", **metrics)
+    names = sorted(result, key=lambda name: ("qa_accuracy" not in name, "loss" in name))  # scores first
+    metrics, checkpoint = {name: result[name] for name in names}, f"Epoch{steps.last_epoch:02d}_LXRT.pth"
+    run.finish(task="pretrain", split=args.valid, checkpoint=checkpoint, **metrics)
 
 
 def main(args):

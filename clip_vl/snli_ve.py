@@ -119,7 +119,7 @@ def train(device, args):
 
 
 def test(device, args):
-    """Judge one split and write <split>_predict.json and, with labels, its score."""
+    """Evaluate one split and write <split>_predict.json and, with labels, its score."""
     samples = load_split(args.test, open_images(args, FLICKR30K), args)
     annotations = samples.annotations
     results = args.split_results(len(annotations), split_paths(args, "snli_ve", args.test))
