@@ -39,9 +39,10 @@ from clip_vl.datasets.images.crops import EvalCrop  # noqa: E402
 from clip_vl.engine.optim import Updater, autocast_dtype  # noqa: E402
 from clip_vl.flags.parser import parse  # noqa: E402
 from clip_vl.losses.alignment import build_loss  # noqa: E402
-from clip_vl.models.dual.build import build_dual_encoder, compile_towers  # noqa: E402
+from clip_vl.models.dual.build import build_dual_encoder  # noqa: E402
 from clip_vl.models.dual.optim import build_optimizers  # noqa: E402
 from clip_vl.models.dual.spec import LossNeeds  # noqa: E402
+from clip_vl.models.dual.training import compile_towers  # noqa: E402
 from clip_vl.models.towers.pixels import normalise  # noqa: E402
 
 DATA = Path(os.environ.get("CLIP_VL_REAL_DATA", ROOT.parent / "shared" / "data"))
@@ -81,7 +82,7 @@ def ours(precision, size, name="ViT-S-32", device="cpu", compiled=False, weights
     if compiled:
         compile_towers(model)
     loss_of = build_loss("InfoNCE", model.image_head.width).to(device)
-    optimizers = build_optimizers(model, args, {"image": factor, "text": factor})
+    optimizers = build_optimizers(model, args.optimizer(), {"image": factor, "text": factor})
     updater = Updater(model, optimizers, device=device, dtype=autocast_dtype(device, args.bf16, args.fp16),
                       max_grad_norm=args.max_grad_norm, seed=args.seed)  # fmt: skip
 

@@ -12,30 +12,23 @@ recall of --valid_data, resumable checkpoints, log.jsonl, result.json and report
 from dataclasses import asdict, dataclass, replace
 
 from clip_vl.flags.captions import PairFlags, encoder_of
-from clip_vl.flags.dual import (
+from clip_vl.flags.dual import recalled
+from clip_vl.flags.dual_training import (
     DualOptimFlags,
-    ImageTrainingFlags,
-    PublishedRunFlags,
-    SharedTowerFlags,
-    TextTrainingFlags,
-    recalled,
-    name_output,
+    DualRunFlags,
+    DualTowerFlags,
     tower_readers,
     warn_of_unused,
 )
 from clip_vl.flags.parser import flag, parse
 from clip_vl.flags.published import NEGCLIP
-from clip_vl.flags.run import RunFlags
 
 
 @dataclass
-class NegCLIPFlags(
-    RunFlags, PairFlags, ImageTrainingFlags, TextTrainingFlags, SharedTowerFlags, DualOptimFlags, PublishedRunFlags
-):
+class NegCLIPFlags(DualRunFlags, PairFlags, DualTowerFlags, DualOptimFlags):
     """Hard negatives"""
 
     IGNORED = NEGCLIP
-    num_workers: int = flag(0, "Loader workers of each process.", "--numWorkers", "--workers", at_least=0)
     train_negatives: str | None = flag(
         None, "Table of hard negatives from `python -m clip_vl.mine_negatives`, .tsv or .lmdb.", required=True
     )
@@ -66,18 +59,14 @@ from clip_vl.datasets.negatives.batches import NegativePairs, open_negatives
 from clip_vl.datasets.storage.cache import digest_of
 from clip_vl.datasets.storage.file_digests import file_digest
 from clip_vl.engine import dist
-from clip_vl.engine.checkpoint import save_plain
-from clip_vl.engine.errors import UserError
-from clip_vl.engine.optim import say_long_warmup, warmup_cosine
 from clip_vl.engine.run import open_run
 from clip_vl.evaluation.recall import retrieval_metrics
 from clip_vl.losses.hard_negatives import hard_negative_loss
-from clip_vl.models.dual.build import build_dual_encoder, prepare_training
-from clip_vl.models.dual.lora import add_lora, merged_state
-from clip_vl.models.dual.optim import build_optimizers
+from clip_vl.models.dual.build import build_dual_encoder
+from clip_vl.models.dual.optim import build_optimizers, one_schedule
 from clip_vl.models.dual.settings import dual_settings
 from clip_vl.models.dual.spec import LossNeeds
-from clip_vl.models.loading.settings import as_record
+from clip_vl.models.dual.training import prepare_training, save_weights
 from clip_vl.reports.answers import retrieval_gallery
 from clip_vl.reports.page import write_report
 
@@ -86,9 +75,20 @@ def build_model(args):
     """The dual encoder, with LoRA where it is asked for."""
     model = build_dual_encoder(args.towers(), LossNeeds(scale=True))
     if args.lora_r:
-        learning = add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout)
-        dist.print0(f"LoRA of rank {args.lora_r}: {learning:,} parameters learn")
+        from clip_vl.models.dual.lora import add_lora
+
+        trained = add_lora(model, args.lora_r, args.lora_alpha, args.lora_dropout)
+        dist.print0(f"LoRA of rank {args.lora_r}: {trained:,} parameters train")
     return model
+
+
+def state_of(model, lora_r):
+    """The weights of the model, LoRA's updates added to them."""
+    if not lora_r:
+        return model.state_dict()
+    from clip_vl.models.dual.lora import merged_state
+
+    return merged_state(model)
 
 
 def train(device, args):
@@ -115,13 +115,11 @@ def train(device, args):
         crop = eval_crop(model.image_tower, args.image_crop)
         valid = HeldOutPairs(held_out, crop, model.tokenizer, encoder_of(args, device))
 
-    model = prepare_training(model, args, device)
+    model = prepare_training(model, device, sync_bn=args.use_bn_sync, compiled=args.compile)
     per_epoch = steps.updates_per_epoch(len(order))
     total = min(args.epochs * per_epoch, args.max_steps or 10**12)
-    say_long_warmup(args.warmup, total)
     steps = replace(steps, last_epoch=min(args.stop_after_epoch or args.epochs, -(-total // per_epoch)))
-    schedule = warmup_cosine(total, args.warmup)
-    optimizers = build_optimizers(model, args, {"image": schedule, "text": schedule})
+    optimizers = build_optimizers(model, args.optimizer(), one_schedule(total, args.warmup))
     settings = dual_settings(asdict(args), model)
     words = settings.get("vocabulary")
     run.watch_data(**{"--text_vocab": words and digest_of(words)})
@@ -146,35 +144,19 @@ def train(device, args):
             metrics = retrieval_metrics(*found, valid.image_of_text)
             run.log(epoch, **{f"valid_{name}": value for name, value in metrics.items()})
             is_best = run.keep(metrics, "mean_recall", partial(retrieval_gallery, valid, *found))
-        save_epoch(run.folder, model, epoch, settings, is_best, is_last or (epoch + 1) % args.save_frequency == 0)
+        if is_last or (epoch + 1) % args.save_frequency == 0:
+            save_weights(run.folder / f"epoch_{epoch + 1}.pt", epoch + 1, model, settings, state_of(model, args.lora_r))
+        if is_best:
+            save_weights(run.folder / "best.pt", epoch + 1, model, settings, state_of(model, args.lora_r))
 
     checkpoint = "best.pt" if run.best else f"epoch_{steps.last_epoch}.pt"
     run.finish(task="retrieval", split=args.valid_data, checkpoint=checkpoint, **run.best)
 
 
-def save_epoch(folder, model, epoch, settings, is_best, is_due):
-    """Rank 0 writes epoch_N.pt and best.pt, LoRA's updates added to the weights.
-
-    settings: JSON values of the model, which the files hold
-    """
-    if dist.rank() == 0 and (is_best or is_due):
-        weights = {name: tensor.cpu().contiguous() for name, tensor in merged_state(model).items()}
-        content = {"epoch": epoch + 1, "name": folder.name, "state_dict": weights}
-        for name, wanted in ((f"epoch_{epoch + 1}.pt", is_due), ("best.pt", is_best)):
-            if wanted:
-                save_plain(folder / name, content, as_record(settings))
-
-
 def main(args):
     device = dist.setup()
-    args = recalled(args)
-    if dist.rank() == 0:
-        warn_of_unused(args, tower_readers(args))
-    name_output(args, "negclip")
-    if not args.train_negatives:
-        raise UserError(
-            "--train_negatives names the table of hard negatives: `python -m clip_vl.mine_negatives` makes it"
-        )
+    args = recalled(args).in_folder("negclip")
+    warn_of_unused(args, tower_readers(args))
     train(device, args)
 
 

@@ -170,7 +170,6 @@ def test_a_locked_tower_is_cached_and_trains_the_same(programs, pairs, tmp_path,
 def test_episodes_of_protoclip_and_their_resume(programs, pairs, tmp_path):
     np.save(tmp_path / "external.npy", np.random.default_rng(0).normal(size=(PAIRS, 6)).astype(np.float32))
     more = [
-        "--add_projection_head",
         "--w_proto",
         "1",
         "--w_proto_external",
@@ -199,15 +198,18 @@ def test_episodes_of_protoclip_and_their_resume(programs, pairs, tmp_path):
         "--checkpoint_steps",
         "1",
     ]
-    programs.run("align", *flags(pairs, tmp_path / "whole", *more))
+    programs.run("protoclip", *flags(pairs, tmp_path / "whole", *more))
     rows = rows_of(programs, tmp_path / "whole")
     assert [row["loss_proto"] > 0 for row in rows] == [False] * 2 + [True] * 2 + [False] * 4
     assert all(("loss_proto_external" in row) == (row["loss_proto"] > 0) for row in rows)
     assert [row["lr_image"] > 0 for row in rows] == [True] * 4 + [False] * 4
 
-    code, text = programs.interrupt("align", *flags(pairs, tmp_path / "broken", *more), number=signal.SIGTERM, after=3)
+    published = ["--add-projection-head", "--distiller", "InfoNCE", *more]  # of the original trainer: align hands over
+    code, text = programs.interrupt(
+        "align", *flags(pairs, tmp_path / "broken", *published), number=signal.SIGTERM, after=3
+    )
     assert code == 75, text
-    programs.run("align", *flags(pairs, tmp_path / "broken", *more, "--resume"))
+    programs.run("protoclip", *flags(pairs, tmp_path / "broken", *published, "--resume"))
     programs.same_run(tmp_path / "whole", tmp_path / "broken")
 
 
@@ -267,18 +269,20 @@ COMMANDS = [
 @pytest.mark.parametrize("command", COMMANDS, ids=["scratch", "pretrained", "mobilenet"])
 def test_a_published_command_parses_as_it_is_printed(command, capsys):
     from clip_vl.align import AlignFlags
-    from clip_vl.flags.dual import name_output, recalled, warn_of_name
+    from clip_vl.flags.dual import recalled
+    from clip_vl.flags.dual_training import (
+        warn_of_name,
+    )
 
     args = parse(AlignFlags, "doc", command.split())
-    args = recalled(args)
-    name_output(args, "align")
+    args = recalled(args).in_folder("align")
     warn_of_name(args)
     assert args.loss == "InfoNCE" and args.output.startswith("logs/codebase_test/") and args.num_workers == 8
     assert args.text_model_builder == "openclip" and args.weight_decay == 0.5 and args.datasets_dir == "/data/Datasets"
     said = capsys.readouterr().err
     assert "--zeroshot_frequency has no effect" in said
     is_third = args.image_model == "mobilenet_v3_large"  # its name says L[...], its flags train the tower
-    assert ("calls the image tower locked; by the flags it learns" in said) == is_third and "text tower" not in said
+    assert ("calls the image tower locked; by the flags it trains" in said) == is_third and "text tower" not in said
 
 
 BAD = [
@@ -303,7 +307,7 @@ BAD = [
     (["--opt", "sgd", "--beta1", "0.8"], UserError, "--beta1"),
     (["--w_simcse", "1", "--lock_text_model"], UserError, "locked"),
     (["--lock_image_model", "--cache_teacher", "--BYOL"], UserError, "one view"),
-    (["--add_projection_head", "--k", "25"], UserError, "--k 25 clusters of an episode of 24"),
+    (["--k", "25", "--add_projection_head"], UserError, "--k 25 clusters of an episode of 24"),
     (["--model_ema", "--model_ema_decay", "2"], UserError, "from 0 to 1"),
 ]
 
@@ -311,7 +315,8 @@ BAD = [
 @pytest.mark.parametrize("more, error, sentence", BAD, ids=[" ".join(more[:2]) for more, *_ in BAD])
 def test_bad_input_gets_one_sentence(programs, pairs, tmp_path, more, error, sentence):
     with pytest.raises(error, match=sentence):
-        programs.run_here("align", *flags(pairs, tmp_path / "run", *more))
+        programs.run_here("protoclip" if "--k" in more or "--PBT" in more else "align",
+                          *flags(pairs, tmp_path / "run", *more))  # fmt: skip
 
 
 def test_too_many_damaged_images_end_a_run(programs, pairs, tmp_path):
@@ -362,7 +367,6 @@ def test_a_dry_run_writes_nothing_and_flags_for_nothing_are_named(programs, pair
 
 def test_several_epochs_may_share_a_clustering(programs, pairs, tmp_path):
     more = [
-        "--add_projection_head",
         "--w_proto",
         "1",
         "--k",
@@ -376,7 +380,7 @@ def test_several_epochs_may_share_a_clustering(programs, pairs, tmp_path):
         "--clustering_frequency",
         "2",
     ]
-    programs.run("align", *flags(pairs, tmp_path / "run", *more))
+    programs.run("protoclip", *flags(pairs, tmp_path / "run", *more))
     assert all(row["loss_proto"] > 0 for row in rows_of(programs, tmp_path / "run"))
 
 

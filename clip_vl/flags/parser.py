@@ -47,6 +47,7 @@ def flag(default, help, *aliases, choices=None, at_least=None, required=False, p
 def parse(cls, doc, argv=None):
     """The command line as an instance of the dataclass `cls`; exits with 2 and one sentence on a mistake."""
     if argv is None:
+        _hand_over(cls)
         signals.listen()
         argv = sys.argv[1:]
     if hasattr(sys.stdout, "reconfigure"):
@@ -57,10 +58,24 @@ def parse(cls, doc, argv=None):
     args.given = frozenset(found)
     for field in _flags(cls):
         _check(parser, field, getattr(args, field.name))
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         for name, reason in parser.without_effect.items():
             print(f"warning: {name} has no effect: {reason}", file=sys.stderr)
     return args
+
+
+def is_first_process():
+    """Whether this process is the one that prints for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _hand_over(cls):
+    """Become the program that a flag names in `MOVED` of the dataclass, with the same command line."""
+    for name, program in getattr(cls, "MOVED", {}).items():
+        written = [token.partition("=")[0].replace("-", "_") for token in sys.argv[1:]]
+        if any(len(word) > 5 and f"__{name[2:]}".startswith(word) for word in written):
+            module = sys.orig_argv.index("-m") + 1
+            os.execv(sys.executable, [*sys.orig_argv[:module], program, *sys.orig_argv[module + 1 :]])
 
 
 def _check(parser, field, value):
@@ -114,7 +129,7 @@ def _build_parser(cls, doc):
         allow_abbrev=False,
         add_help=False,
     )
-    parser.without_effect = {}
+    parser.without_effect, parser.moved = {}, getattr(cls, "MOVED", {})
     parser.usage = _usage(parser.prog, _flags(cls))
     hints = typing.get_type_hints(cls)
     groups = {}
@@ -145,14 +160,15 @@ def _usage(program, fields):
 
 def _in_order(cls):
     """(title of its group, field): what is required first, then the groups as `cls` names them."""
-    owners = list(cls.__mro__)
-    rows = []
+    owners, rows, first = list(cls.__mro__), [], {}
     for field in _flags(cls):
         owner = next(c for c in owners if field.name in inspect.get_annotations(c))
-        title = split_lines(owner.__doc__ or "flags")[0].rstrip(".")
         needed = field.metadata["required"] or field.metadata["positional"]
-        rows.append((-1, "Required", field) if needed else (owners.index(owner), title, field))
-    return [(title, field) for _, title, field in sorted(rows, key=lambda row: row[0])]
+        title = "Required" if needed else split_lines(owner.__doc__ or "flags")[0].rstrip(".")
+        place = -1 if needed else owners.index(owner)
+        first[title] = min(place, first.get(title, place))
+        rows.append((title, field))
+    return sorted(rows, key=lambda row: first[row[0]])
 
 
 def _add_flag(group, field, hint):
@@ -267,5 +283,8 @@ def _unique(prefix, names, parser):
         return matches[0]
     if matches:
         parser.error(f"{prefix} could mean {', '.join(sorted(matches))}; write one of them out")
+    for moved, program in parser.moved.items():
+        if moved == prefix:
+            parser.error(f"{moved} is a program of its own: python -m {program} takes the same flags")
     hint = nearest(prefix, [name for name in names if not name.startswith("--no-")])
     parser.error(f"unknown flag {prefix}" + (hint or "; --help lists them all"))

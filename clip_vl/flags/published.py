@@ -80,3 +80,13 @@ NEGCLIP = {
     "--train_data": Ignored("the table of --train_negatives is the training data", 1),
     "--dataset_size": Ignored("--max_steps limits training", 1),
 }  # fmt: skip
+
+PROTOCLIP = "it is a flag of clip_vl.protoclip, which --add_projection_head of align starts"
+PROTOCLIP_ALONE = {
+    "--PBT": Ignored(PROTOCLIP),
+    **{name: Ignored(PROTOCLIP, 1) for name in (
+        "--projection_hidden_dim", "--projection_dim", "--projection_n_layers", "--w_clip", "--w_proto", "--w_proto_external",
+        "--target_temperature", "--k", "--kmeans_max_iter", "--kmeans_nredo", "--external_teacher",
+        "--clustering_frequency", "--infonce_warmup_epoch",
+    )},
+}  # fmt: skip

@@ -52,6 +52,27 @@ def build_loss(name, dim, *, variant="paper", queue_size=65536, n_prototypes=655
     return loss_class(name)(*(options[option] for option in _entry(name)[2]))
 
 
+def pair_losses(loss, outputs, labels, *, teacher="text", weight=1.0, w_simcse=0.0, byol=False):
+    """{name: weighted loss} of a batch of pairs: `loss`, and SimCSE's and BYOL's where they are wanted.
+
+    outputs: what `DualEncoder.forward` returns;  teacher: the tower ("text", "image") whose features are the targets
+    """
+    student = "image" if teacher == "text" else "text"
+    kind = "scores" if loss.needs_prototypes else "features"
+    scales = {name: outputs.get(name) for name in ("logit_scale", "logit_bias")}
+    aligned = loss(outputs[f"{student}_{kind}"], outputs[f"{teacher}_{kind}"], labels=labels, **scales)
+    losses = {"loss_align": weight * aligned}
+    if w_simcse:
+        from clip_vl.losses.contrastive import simcse_loss
+
+        losses["loss_simcse"] = w_simcse * simcse_loss(outputs["text_features"], outputs["text_features_2"])
+    if byol:
+        from clip_vl.losses.regression import byol_loss
+
+        losses["loss_byol"] = byol_loss(outputs["image_features_2"], outputs["image_features"])
+    return losses
+
+
 def _entry(name):
     for known, entry in LOSSES.items():
         if known.lower() == name.lower():

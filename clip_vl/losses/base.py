@@ -18,7 +18,7 @@ class AlignmentLoss(nn.Module):
     returns:          scalar; its mean over the W processes is the loss of the whole W * B batch, and the gradient that
                       DistributedDataParallel averages is that of the whole batch
 
-    Computed in fp32 (or the wider dtype of the features) whatever autocast says. State is in buffers that are the same
+    Computed in fp32 (or the wider dtype of the features) also under autocast. State is in buffers that are the same
     on all processes; it moves in training mode only, after the scores were taken.
     """
 

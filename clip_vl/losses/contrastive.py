@@ -1,4 +1,4 @@
-"""Losses that tell a pair from the other pairs of the batch: InfoNCE, UniCL, SigLIP; and of classes, CrossEntropy."""
+"""Contrastive losses over the whole batch: InfoNCE, UniCL, SigLIP; and CrossEntropy over classes."""
 
 import math
 
@@ -37,7 +37,7 @@ def symmetric_cross_entropy(student, teacher, logit_scale, labels=None):
 
 
 class SigLIP(AlignmentLoss):
-    """Every pair of the whole batch is judged by itself, matched or not (arXiv:2303.15343, algorithm 1)."""
+    """A binary loss of every pair of the whole batch, matched or not (arXiv:2303.15343, algorithm 1)."""
 
     needs_scale = needs_bias = True
 

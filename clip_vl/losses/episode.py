@@ -1,5 +1,7 @@
 """ProtoCLIP's loss with the prototypes of the running episode as its state (arXiv:2206.10996)."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import nn
@@ -8,6 +10,30 @@ from clip_vl.engine import dist
 from clip_vl.engine.errors import UserError
 from clip_vl.losses.base import unit
 from clip_vl.losses.prototypes import cluster, episode_prototypes, prototypical_loss
+
+
+@dataclass(frozen=True)
+class Phases:
+    """Which epochs, counted from 0, have prototypes: not those of InfoNCE's warm-up, nor LiT at the end.
+
+    warmup: epochs of InfoNCE alone;  lit_start: first epoch of LiT, counted from 1, or 0 and less for never
+    clustering: epochs between two clusterings, -1 for none
+    """
+
+    warmup: int = 0
+    lit_start: int = -1
+    clustering: int = 1
+
+    def has_prototypes(self, epoch):
+        is_lit = self.lit_start > 0 and epoch >= self.lit_start - 1
+        return self.warmup <= epoch and not is_lit
+
+    def clusters_in(self, epoch):
+        """Whether prototypes are made at the start of this epoch: they serve until the next clustering."""
+        served = range(epoch, epoch + self.clustering)
+        due = self.clustering >= 1 and epoch % self.clustering == 0
+        return due and any(self.has_prototypes(later) for later in served)
+
 
 DIRECTIONS = {  # (student, teacher)
     "i2t": ("image", "text"),
@@ -84,23 +110,23 @@ class EpisodeLoss(nn.Module):
         A row that was not clustered, where several epochs share a clustering, counts with a loss of 0.
         """
         rows = rows.to(self.rows.device)
-        place = torch.searchsorted(self.rows, rows).clamp(max=len(self.rows) - 1)
-        known = self.rows[place] == rows
+        position = torch.searchsorted(self.rows, rows).clamp(max=len(self.rows) - 1)
+        known = self.rows[position] == rows
         student = {"image": image_projected[known], "text": text_projected[known]}
         losses = {
-            name: self._direction(name, student[DIRECTIONS[name][0]], place[known], scale) * known.float().mean()
+            name: self._direction(name, student[DIRECTIONS[name][0]], position[known], scale) * known.float().mean()
             for name in self.directions
         }
         halves = {"proto": ("i2t", "t2i"), "proto_external": ("i2e", "t2e")}
         return {part: sum(losses[n] for n in names) / 2 for part, names in halves.items() if names[0] in losses}
 
-    def _direction(self, name, student, place, scale):
-        """The loss of student features (n, P) of the rows in these places (n,) of the episode; 0 of none."""
-        if not len(place):
+    def _direction(self, name, student, position, scale):
+        """The loss of student features (n, P) of the rows at these positions (n,) of the episode; 0 of none."""
+        if not len(position):
             return 0.0 * student.sum()
         return prototypical_loss(
             student,
-            getattr(self, f"{name}_labels")[place],
+            getattr(self, f"{name}_labels")[position],
             getattr(self, f"{name}_student"),
             getattr(self, f"{name}_teacher"),
             scale=scale,

@@ -1,15 +1,12 @@
 """GradCache (arXiv:2101.06983): the gradient of a loss over a large batch, on the memory of one chunk's activations.
 
-    chunks = in_chunks(batch, 64)
-    leaves = cached_forward(model, chunks, seed_chunk)      # every chunk, without activations
-    updater.backward(loss_of(leaves))                       # gradients of the outputs
-    cached_backward(model, chunks, leaves, seed_chunk)      # every chunk again, with activations: those of the weights
+    passes = GradCache(model, 64, seed)
+    outputs = passes.forward(batch, step)      # every chunk, without activations
+    loss_of(outputs).backward()                # gradients of the outputs
+    passes.backward()                          # every chunk again, with activations: gradients of the weights
 
 A model's outputs are a dict of tensors: (b, ...) with a row per sample of the chunk, or scalars such as a temperature,
-which are the same for every chunk. `seed_chunk(i)` keys the random generators, so that dropout is the same both times:
-
-    def seed_chunk(i):
-        seed_step(seed, updater.update * len(chunks) + i, dist.rank())
+which are the same for every chunk. The random generators are keyed by step and chunk: dropout is the same both times.
 
 Autocast is the caller's, around each of the calls. With a GradScaler the loss is scaled before its backward pass, so
 the gradients of the leaves are scaled already and nothing is scaled here.
@@ -20,6 +17,30 @@ import contextlib
 import torch
 
 from clip_vl.engine import dist
+from clip_vl.engine.random import derive_seed
+
+
+class GradCache:
+    """Forward and backward passes of a model in chunks of `size` rows; size 0 is one pass over the whole batch."""
+
+    def __init__(self, model, size, seed):
+        self.model, self.size, self.seed = model, size, seed
+        self.chunks = self.outputs = self.step = None
+
+    def forward(self, batch, step):
+        """The model's outputs for a whole batch. step: a number that keys the random draws"""
+        self.chunks, self.step = in_chunks(batch, self.size), step
+        chunked = self.chunks and cached_forward(self.model, self.chunks, self._seed_chunk)
+        self.outputs = chunked or self.model(batch)
+        return self.outputs
+
+    def backward(self):
+        """After the losses' backward pass: carry the gradients of the outputs on to the weights."""
+        if self.chunks:
+            cached_backward(self.model, self.chunks, self.outputs, self._seed_chunk)
+
+    def _seed_chunk(self, chunk):
+        torch.manual_seed(derive_seed(self.seed, "chunk", self.step, dist.rank(), chunk))
 
 
 def in_chunks(batch, size):

@@ -63,7 +63,7 @@ class Prototypes:
 def episode_prototypes(student, teacher, k, pbt, *, iterations=20, redo=1, seed=0):
     """Prototypes of a student's features from the clusters of its teacher's (figure 3).
 
-    student: (N, P), features of the episode's rows in the side that learns, L2-normalised (`EpisodeLoss.fill`)
+    student: (N, P), features of the episode's rows of the student's side, L2-normalised (`EpisodeLoss.fill`)
     teacher: (N, P'), the other side's or an external teacher's features of the same rows, or their Clusters: the
              external ones serve both sides
     pbt:     prototypical back translation: the student's prototypes are means of its own features grouped by the

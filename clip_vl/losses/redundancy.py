@@ -11,7 +11,7 @@ class VICReg(AlignmentLoss):
     """25 * invariance + 25 * variance + 1 * covariance (arXiv:2105.04906, equation 6).
 
     variant: "paper" takes the features as they are, "original" normalises their rows first, under which the variance
-             of a dimension cannot reach the 1 that its hinge asks for
+             of a dimension cannot reach the 1 of its hinge
     """
 
     def __init__(self, variant="paper"):

@@ -98,13 +98,13 @@ class LogSums:
         self.largest = like.new_full((length,), -torch.inf)
         self.sums = like.new_zeros(length)
 
-    def add(self, places, logits, dim):
-        """logits: a tile; its sums along `dim` belong to the slice `places`."""
-        before = self.largest[places].clone()
+    def add(self, rows, logits, dim):
+        """logits: a tile; its sums along `dim` belong to the slice `rows`."""
+        before = self.largest[rows].clone()
         largest = torch.maximum(before, logits.amax(dim))
-        self.sums[places] *= (before - largest).exp()
-        self.sums[places] += (logits - largest.unsqueeze(dim)).exp_().sum(dim)
-        self.largest[places] = largest
+        self.sums[rows] *= (before - largest).exp()
+        self.sums[rows] += (logits - largest.unsqueeze(dim)).exp_().sum(dim)
+        self.largest[rows] = largest
 
     def exchange(self):
         """Take in the other processes' sums of the same columns."""

@@ -25,7 +25,7 @@ class AlignDataset:
     images:     uint8 (B, 3, S, S), channels last in memory; images_2 the same, with two views
     tokens:     dict of int64 (B, L);  teacher_features: float32 (B, D)
     labels:     int64 (B,), -1 for none;  image_ids: int64 (B,)
-    rows:       int64 (B,), the rows that are there: the place of a damaged image is taken by another row
+    rows:       int64 (B,), the rows of the batch: another row replaces one with a damaged image
     captions:   list of B str
     damaged:    list of (name, sentence)
     """
@@ -61,7 +61,7 @@ class AlignDataset:
         return batch
 
     def _sample(self, epoch, row, damaged):
-        """The sample of a row, or of the first of those drawn in its place that can be read."""
+        """The sample of a row, or of the first readable one of those drawn to replace it."""
         for candidate in self._candidates(epoch, row):
             try:
                 return self._read(epoch, candidate)

@@ -22,7 +22,7 @@ def open_negatives(path, images_dir=None):
     path = Path(path)
     if path.suffix == ".lmdb":
         store = NegativeLMDB(path)
-        number = {key: place for place, key in enumerate(store.keys())}
+        number = {key: index for index, key in enumerate(store.keys())}
         rows = [store.load(key) for key in number]
         try:
             rows = [row._replace(neg_image=tuple(number[key] for key in row.neg_image)) for row in rows]
@@ -31,11 +31,11 @@ def open_negatives(path, images_dir=None):
     else:
         rows = read_tsv(path)
     root = Path(images_dir or recorded_images_dir(path))
-    for place, row in enumerate(rows):
+    for index, row in enumerate(rows):
         try:
             path_below(root, row.filepath)
         except ValueError as error:
-            raise DataError(f"{path}: row {place}: {error}") from None
+            raise DataError(f"{path}: row {index}: {error}") from None
     return NegativeTable(rows, root)
 
 
@@ -90,14 +90,14 @@ class NegativePairs:
         damaged = []
         anchors = [self._anchor(int(epoch), int(row), damaged) for row in rows]
         groups = zip(*anchors)  # all anchors, then all neighbours
-        places = [place for group in groups for place in group]
-        chosen = [place[0] for place in places]
+        members = [member for group in groups for member in group]
+        chosen = [member[0] for member in members]
         texts = [self.table.caption(row) for row in chosen]
         if self.negative_texts:
-            texts += [negative for _, _, negative in places]
+            texts += [negative for _, _, negative in members]
         rng = numpy_rng(self.seed, "texts", epoch, rows[0])
         return {
-            "images": torch.stack([view for _, view, _ in places]),
+            "images": torch.stack([view for _, view, _ in members]),
             "tokens": self.tokenizer(texts, rng),
             "image_ids": torch.tensor(chosen),
             "rows": torch.tensor(chosen[: len(rows)]),
@@ -105,14 +105,14 @@ class NegativePairs:
         }
 
     def _anchor(self, epoch, row, damaged):
-        """[(row, view, negative caption)] of an anchor and of its neighbour, or of an anchor drawn in its place."""
+        """[(row, view, negative caption)] of an anchor and of its neighbour, or of an anchor drawn to replace it."""
         others = numpy_rng(self.seed, "replacement", epoch, row).integers(len(self.anchors), size=MAX_REPLACEMENTS)
         for candidate in (row, *self.anchors[others].tolist()):
             rng = numpy_rng(self.seed, "negatives", epoch, candidate)
             try:
-                places = [candidate, *([_one_of(self.table.neighbours(candidate), rng)] if self.neighbours else [])]
-                negatives = [_one_of(self.table.negatives(place), rng) for place in places]
-                return [(place, self._view(place, rng), text) for place, text in zip(places, negatives)]
+                chosen = [candidate, *([_one_of(self.table.neighbours(candidate), rng)] if self.neighbours else [])]
+                negatives = [_one_of(self.table.negatives(member), rng) for member in chosen]
+                return [(member, self._view(member, rng), text) for member, text in zip(chosen, negatives)]
             except DamagedImage as error:
                 damaged.append((self.table.name(candidate), str(error)))
         raise DataError(f"{MAX_REPLACEMENTS} anchors in a row cannot be read; the last: {damaged[-1][1]}")

@@ -8,7 +8,7 @@ from clip_vl.models.loading.state_dicts import is_archive
 def resolve_quick_gelu(name, in_config, asked, tag="", weights=None):
     """Whether the tower is built with QuickGELU, from the architecture's name, the flag, the tag and the file.
 
-    in_config: what the architecture says (the names that end in -quickgelu)
+    in_config: the architecture's own (true for names that end in -quickgelu)
     asked:     the flag
     tag:       a published tag of that architecture; "openai" and some others mean QuickGELU
     weights:   a TorchScript archive is OpenAI's form of its CLIP files: QuickGELU
@@ -54,7 +54,7 @@ def openclip_tag(name, tag):
 
 
 def published_preprocessing(name, tag="", weights=None):
-    """What open_clip says of the images of published weights: mean, std, interpolation, resize_mode, where it does.
+    """open_clip's preprocessing for published weights: mean, std, interpolation, resize_mode, each optional.
 
     Of a file without a tag it is what all tags of the architecture agree on: SigLIP's differs from CLIP's. A tower from
     scratch has nobody's.

@@ -40,7 +40,7 @@ GRID_ENCODERS = {
     "RN101": GridConfig((3, 4, 23, 3), 64),
     "RN50x4": GridConfig((4, 6, 10, 6), 80),
     "RN50x16": GridConfig((6, 8, 18, 8), 96),
-    "RN-tiny": GridConfig((1, 1, 1, 1), 16),  # ours, for small pictures
+    "RN-tiny": GridConfig((1, 1, 1, 1), 16),  # ours, for small images
     "RN-micro": GridConfig((1, 1, 1), 16),  # ours, for smaller ones: 16 pixels a cell
     "ViT-B/32": ViTConfig(12, 768, 32, 7),
     "ViT-B/16": ViTConfig(12, 768, 16, 14),
@@ -90,7 +90,7 @@ class ModifiedResNet(nn.Module):
     """Three-convolution stem and bottleneck stages; parameter names as in CLIP's `visual`.
 
     bn_mode "train": batch statistics in training, as published; "frozen": running statistics always, and the
-    norms' weights do not learn. checkpoint_backbone keeps only each stage's input and recomputes the rest.
+    norms' weights are frozen. checkpoint_backbone keeps only each stage's input and recomputes the rest.
     """
 
     def __init__(self, layers, width, bn_mode="train", checkpoint_backbone=False):
@@ -148,7 +148,7 @@ class ModifiedResNet(nn.Module):
         return nullcontext(), _statistics_at_rest(self)
 
     def _initialise(self):
-        """He's normal for the convolutions; CLIP's zero weight of each block's last norm learns more slowly here."""
+        """He's normal for the convolutions; CLIP's zero weight of each block's last norm trains more slowly here."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -40,7 +40,7 @@ class TextConfig:
 
 
 SMALL = TextConfig(embed_dim=256, width=256, layers=4, heads=4, context_length=32)
-SMALL_NAMES = ("RN-tiny", "RN-micro", "ViT-tiny")  # ours, for short captions of small pictures
+SMALL_NAMES = ("RN-tiny", "RN-micro", "ViT-tiny")  # ours, for short captions of small images
 
 
 def text_config(name):
@@ -78,8 +78,8 @@ def is_plain(config):
 class ClipTextTower(nn.Module):
     """Embeddings, pre-norm blocks, the end token's feature, projected.
 
-    vocab:    folder with a vocab.txt for WordPiece in the place of CLIP's byte pairs
-    n_prompt: learned vectors after the start token (CoOp, arXiv:2109.01134); the texts' context shrinks by as many
+    vocab:    folder with a vocab.txt for WordPiece instead of CLIP's byte pairs
+    n_prompt: trainable vectors after the start token (CoOp, arXiv:2109.01134); the texts' context shrinks by as many
     """
 
     initial_logit_scale = None  # set by those who load weights that have one
@@ -144,25 +144,25 @@ class Packing(NamedTuple):
     """Where the T tokens of B texts that count stand in their padded batch, (B, L)."""
 
     ends: torch.Tensor  # int64 (B,): each text's last token, in the batch
-    places: torch.Tensor  # int64 (T,): of the tokens, in the flattened batch
+    positions: torch.Tensor  # int64 (T,): of the tokens, in the flattened batch
     last: torch.Tensor  # int64 (B,): of each text's last token, among the T
     bias: torch.Tensor  # (L, L): added to the scores of attention
 
     def packed(self, x):
         """(B, L, D) -> (T, D)."""
-        return x.flatten(0, 1).index_select(0, self.places)
+        return x.flatten(0, 1).index_select(0, self.positions)
 
     def padded(self, x):
         """(T, D) -> (B, L, D), zeros behind the ends."""
         B, L = len(self.ends), len(self.bias)
-        return x.new_zeros(B * L, x.shape[1]).index_copy(0, self.places, x).unflatten(0, (B, L))
+        return x.new_zeros(B * L, x.shape[1]).index_copy(0, self.positions, x).unflatten(0, (B, L))
 
 
 def pack(ends, L):
     """The Packing of texts that end at ends, int64 (B,), in a batch of L columns."""
-    places = (torch.arange(L, device=ends.device) <= ends[:, None]).flatten().nonzero().squeeze(1)
+    positions = (torch.arange(L, device=ends.device) <= ends[:, None]).flatten().nonzero().squeeze(1)
     bias = torch.full((L, L), DROPPED, device=ends.device).triu(1)
-    return Packing(ends, places, (ends + 1).cumsum(0) - 1, bias)
+    return Packing(ends, positions, (ends + 1).cumsum(0) - 1, bias)
 
 
 class TextBlock(nn.Module):
@@ -203,7 +203,7 @@ class TextAttention(PackedProjection, nn.Module):
         return self.out_proj(packing.packed(attend(query, key, value, packing.bias).transpose(1, 2).flatten(2)))
 
     def at_ends(self, x, packing):
-        """What forward gives at the texts' ends, (B, D). Only these ask; all answer."""
+        """Outputs at the EOT positions, (B, D). Queries are the EOT positions only; keys are all tokens."""
         query = self.project(x.index_select(0, packing.last), 0, 1)
         (query,) = self._heads(query[:, None], 1)
         key, value = self._heads(packing.padded(self.project(x, 1, 3)), 2)

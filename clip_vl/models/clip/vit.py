@@ -15,7 +15,7 @@ HEAD_WIDTH = 64
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """A vision transformer's shape; `positions` is the side of the square grid its position table was learned on."""
+    """A vision transformer's shape; `positions` is the side of the square grid its position table was trained on."""
 
     layers: int
     width: int
@@ -109,7 +109,7 @@ class PooledVisionTransformer(VisionTransformer):
 
 
 def resize_positions(table, rows, columns):
-    """A position table for another grid: bicubic, row by row of the picture; the class token's entry stays.
+    """A position table for another grid: bicubic, row by row of the image; the class token's entry stays.
 
     table: (1 + n * n, D), the class token first, then an n x n grid, row-major -> (1 + rows * columns, D)
     """

@@ -113,7 +113,7 @@ class Gate(nn.Module):
 
 
 class LowRank(nn.Module):
-    """LoRA's update of a linear layer, x Aᵀ Bᵀ, with a gate in the place of alpha / r; begins as nothing."""
+    """LoRA's update of a linear layer, x Aᵀ Bᵀ, with a gate instead of alpha / r; starts at zero."""
 
     def __init__(self, width, rank, gate):
         super().__init__()
@@ -127,7 +127,7 @@ class LowRank(nn.Module):
 
 
 class Prefix(nn.Module):
-    """Keys and values of every layer for `length` places before the text, out of a network of two layers."""
+    """Keys and values of every layer for `length` positions before the text, from a network of two layers."""
 
     def __init__(self, length, width, bottleneck, layers, heads):
         super().__init__()
@@ -171,7 +171,7 @@ class AdaptedSelfAttention(nn.Module):
 
 
 def _bias(mask, length):
-    """A mask for the text's keys, with the `length` places before them always seen."""
+    """A mask for the text's keys, with the `length` positions before them always attended to."""
     if mask is None:
         return None
     if mask.dtype == torch.bool:

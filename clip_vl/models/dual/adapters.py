@@ -1,9 +1,9 @@
 """Adapters: small trainable parts inside a frozen Hugging Face text encoder of BERT's build.
 
-    add_adapter(model, "unipelt")     # freezes the model; only what was added learns
+    add_adapter(model, "unipelt")     # freezes the model; only the adapter trains
     adapter_parameters(model)         # how many numbers that is
 
-LoRA and (IA)3 are peft's; the others stand in adapter_layers.py. Shapes, places and initialisations are those of the
+LoRA and (IA)3 are peft's; the others are in adapter_layers.py. Shapes, positions and initialisations are those of the
 package `adapters` 1.3, and so are outputs and parameter counts, with one difference: UniPELT's gates average over the
 tokens that are not padding, so that a text's feature does not depend on the batch it is in.
 """
@@ -43,7 +43,7 @@ def add_adapter(model, name):
 
 
 def adapter_parameters(model):
-    """How many numbers of an encoder with an adapter learn."""
+    """The number of trainable parameters of an encoder with an adapter."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
@@ -67,7 +67,7 @@ def _invertible(embeddings, args, states):
 
 
 def _prefix(model, length=30, bottleneck=512, gated=False):
-    """Prefix tuning (arXiv:2101.00190): learned keys and values before those of the text, from a small network."""
+    """Prefix tuning (arXiv:2101.00190): trainable keys and values before those of the text, from a small network."""
     config = model.config
     model.prefix = Prefix(length, _width(model), bottleneck, config.num_hidden_layers, config.num_attention_heads)
     for index, layer in enumerate(model.encoder.layer):
@@ -91,16 +91,16 @@ def _lora(model):
     """LoRA (arXiv:2106.09685): rank 8, alpha 16, on query and value."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    places = r".*\.attention\.self\.(query|value)"
-    inject_adapter_in_model(LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=places), model)
+    layers = r".*\.attention\.self\.(query|value)"
+    inject_adapter_in_model(LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=layers), model)
 
 
 def _ia3(model):
     """(IA)3 (arXiv:2205.05638): keys, values and what enters the feed-forward layer's activation are scaled."""
     from peft import IA3Config, inject_adapter_in_model
 
-    places = r".*\.(attention\.self\.(key|value)|intermediate\.dense)"
-    inject_adapter_in_model(IA3Config(target_modules=places, feedforward_modules=[]), model)
+    layers = r".*\.(attention\.self\.(key|value)|intermediate\.dense)"
+    inject_adapter_in_model(IA3Config(target_modules=layers, feedforward_modules=[]), model)
 
 
 def _mix_and_match(model):
@@ -112,7 +112,7 @@ def _mix_and_match(model):
 
 
 def _unipelt(model):
-    """UniPELT (arXiv:2110.07577): prefixes, Pfeiffer's bottlenecks and LoRA, each behind a gate that reads the text."""
+    """UniPELT (arXiv:2110.07577): prefixes, Pfeiffer's bottlenecks and LoRA, each scaled by a gate over the text."""
     D = _width(model)
     model.kept_tokens = KeptTokens()
     model.register_forward_pre_hook(_remember_kept, with_kwargs=True)

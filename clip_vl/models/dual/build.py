@@ -62,7 +62,7 @@ def open_dual_encoder(spec, device):
 def build_tower(side, spec, state=None, settings=None):
     """The "image" or the "text" tower of a `DualSpec`; its first weights depend on the seed and on nothing else.
 
-    state, settings: of the checkpoint that will be loaded, which say what the spec leaves open
+    state, settings: of the checkpoint that will be loaded; they decide what the spec leaves open
     """
     torch.manual_seed(derive_seed(spec.seed, f"{side} tower"))
     state, settings = state or {}, settings or Settings({})
@@ -190,7 +190,7 @@ def load_dual_encoder(model, state, spec):
 
 
 def fit_positions(state, model, path):
-    """The state with its image tower's table of positions resized to the model's grid, which is said."""
+    """The state with its image tower's table of positions resized to the model's grid; prints a line."""
     own = model.state_dict()
     parts = ("image_tower.", "image_tower.attnpool.", "image_tower.model.", "image_tower.model.attnpool.")
     for name in (f"{part}positional_embedding" for part in parts):
@@ -213,30 +213,3 @@ def frozen_digest(tower):
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     names = ("resolution", "interpolation", "crop", "short_side", "mean", "std", "pooler", "context_length")
     return f"{type(tower).__name__} {digest.hexdigest()} {[getattr(tower, name, None) for name in names]}"
-
-
-def average_weights(model, decay):
-    """A copy of the model whose weights follow an exponential moving average: `update_parameters(model)` per update."""
-    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
-    average.n_averaged.fill_(1)  # the first weights count; without this the first update would replace them
-    return average
-
-
-def compile_towers(model):
-    """torch.compile both towers in place; the names of the weights do not change."""
-    for tower in (model.image_tower, model.text_tower):
-        if not isinstance(tower, CachedTower):
-            tower.compile()
-
-
-def prepare_training(model, args, device):
-    """The model on its device, compiled and with shared batch statistics as the flags ask."""
-    if args.use_bn_sync and device.type != "cuda":
-        raise UserError("--use_bn_sync is for GPUs; leave it out on CPUs")
-    if args.use_bn_sync and dist.world_size() > 1:
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if args.compile:
-        compile_towers(model)
-    return model.to(device, memory_format=torch.channels_last)

@@ -17,8 +17,8 @@ from clip_vl.models.towers.pixels import normalise
 class DualEncoder(nn.Module):
     """What a loss needs of a batch of pairs comes out of `forward`, as a dict of tensors.
 
-    image_tower, text_tower: modules as models/image_towers.py and models/text_towers.py make them; `CachedTower` in
-                             the place of one whose features are read from a cache
+    image_tower, text_tower: modules as models/image_towers.py and models/text_towers.py make them; `CachedTower`
+                             instead of one whose features are read from a cache
     image_head, text_head:   modules over the towers' features
     extras:                  {name: module or parameter} a loss adds: logit_scale, logit_bias, prototypes, projections
 
@@ -113,7 +113,7 @@ class DualEncoder(nn.Module):
 
 
 class CachedTower(nn.Module):
-    """In the place of a frozen tower whose features come from a cache: hands them on, with the tower's temperature."""
+    """Stands for a frozen tower whose features come from a cache; has the tower's width and temperature."""
 
     tokenizer = None
 

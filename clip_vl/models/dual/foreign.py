@@ -1,4 +1,4 @@
-"""Dual encoders in files of others: open_clip's and OpenAI's names, and what published towers expect of images."""
+"""Dual encoders in files of open_clip and OpenAI: names of weights, and the preprocessing of published towers."""
 
 import torch
 
@@ -45,6 +45,6 @@ def to_inner_names(state, model):
 
 
 def describe_as_published(tower, name):
-    """An image tower with weights of a file of others -> with the preprocessing of its published siblings, if any."""
+    """An image tower with weights from such a file -> with the preprocessing of its published weights, if any."""
     entry = published_preprocessing(openclip_name(name), weights=True)
     return describe(tower, tower.width, published_pixels(entry, tower.resolution)) if entry else tower

@@ -27,7 +27,7 @@ def build_head(kind, in_dim, n_layers, out_dim, hidden_dim=HIDDEN):
 
 
 class IdentityHead(nn.Identity):
-    """No head; says its width as the others do."""
+    """No head; has a `width` as the others do."""
 
     def __init__(self, width):
         super().__init__()
@@ -80,7 +80,7 @@ def _initialise(head):
 
 
 class PrototypeLayer(nn.Module):
-    """Cosines between features and K learned directions: a weight-normalised linear layer of gain one, without bias."""
+    """Cosines of features with K trainable directions: a weight-normalised linear layer of gain one, without bias."""
 
     def __init__(self, in_dim, num_prototypes):
         super().__init__()
@@ -88,7 +88,7 @@ class PrototypeLayer(nn.Module):
         nn.init.trunc_normal_(self.directions, std=0.02)
 
     def forward(self, features):
-        """features: (B, D), of any length -> (B, K), cosines; fp32 whatever autocast says: temperatures divide them."""
+        """features: (B, D), of any length -> (B, K), cosines; always fp32, because temperatures divide them."""
         with torch.autocast(features.device.type, enabled=False):
             return F.linear(F.normalize(features.to(self.directions), dim=-1), F.normalize(self.directions, dim=-1))
 

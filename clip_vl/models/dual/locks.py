@@ -1,4 +1,4 @@
-"""Parts that do not learn: a whole tower at rest, or the parameters whose names contain a word."""
+"""Freezing: a whole tower, or the parameters whose names contain a word."""
 
 import torch
 
@@ -19,7 +19,7 @@ class _Locked:
 
 
 def lock(module):
-    """Freeze a module in place: no gradients, dropout and BatchNorm at rest for good -> the module.
+    """Freeze a module in place: no gradients, dropout and BatchNorm in evaluation mode for good -> the module.
 
     Its parameters keep their names, so checkpoints are the same locked and unlocked.
     """

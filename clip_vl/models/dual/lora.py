@@ -20,7 +20,7 @@ class _SplitProjection:
 def add_lora(model, r=16, alpha=32, dropout=0.1):
     """Freeze the model and give every linear layer of its transformer blocks a trainable low-rank update, in place.
 
-    returns: how many parameters learn
+    returns: the number of trainable parameters
     raises:  UserError where there is no block of ours, as in a ResNet's image tower and another library's text tower
     """
     from peft import LoraConfig, inject_adapter_in_model

@@ -68,7 +68,7 @@ def _cached_sources(values):
 
 
 def recall_dual(settings, flags, given):
-    """{name: value} of the flags that the command line leaves open; a flag that contradicts the file is said."""
+    """{name: value} of the flags that the command line leaves open; prints flags that contradict the file."""
     names = [*(name for name in BUILT_FROM if name != "text_vocab"), *_cached_sources(settings.values)]
     values, notes = recall(flags, given, settings, names)
     vocab = settings.values.get("text_vocab")
@@ -104,7 +104,7 @@ def _words_of(folder):
 
 
 def restore_pixels(tower, settings):
-    """Put what a checkpoint says of its images on an image tower, whose resolution may be another one."""
+    """Put the preprocessing of a checkpoint on an image tower, whose resolution may be another one."""
     try:
         pixels = Pixels(**settings.values["pixels"])
         short_side = round(pixels.short_side * tower.resolution / pixels.resolution)
@@ -118,7 +118,7 @@ def restore_pixels(tower, settings):
 
 
 def check_tokens(model, settings):
-    """Say where the text tower's tokenizer is not the one of training."""
+    """Print a line where the text tower's tokenizer is not the one of training."""
     tokens = settings.values.get("tokens")
     if tokens and model.tokenizer is not None and digest_of_tokens(model.tokenizer) != tokens:
         dist.print0(f"the tokenizer of the text tower gives other tokens than the one that {settings.path} was trained "
@@ -132,7 +132,7 @@ def digest_of_tokens(tokenizer):
 
 
 def say_assumed(path, tower, text=None):
-    """One line about a file of others: what is assumed of an image tower and, of a whole dual encoder, of its texts."""
+    """Print what is assumed of the towers of a file without settings. text: the text tower of a whole dual encoder"""
     names = {"image_resolution": "resolution", "crop": "crop", "interpolation": "interpolation", "mean": "mean",
              "std": "std", "activation": "activation"}  # fmt: skip
     values = {name: getattr(tower, attribute, None) for name, attribute in names.items()}
@@ -141,7 +141,7 @@ def say_assumed(path, tower, text=None):
 
 
 def refuse_without(settings):
-    """UserError where a file says nothing of its towers."""
+    """UserError where a file has no settings of its towers."""
     if not settings.found:
         raise UserError(f"{settings.path} holds no settings, and no args.json is there beside it: nothing says which "
                         "towers it is of")  # fmt: skip

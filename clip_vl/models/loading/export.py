@@ -1,4 +1,4 @@
-"""Writes a trained dual encoder of CLIP's towers for open_clip or transformers, with a card that says what it is."""
+"""Writes a trained dual encoder of CLIP's towers for open_clip or transformers, with a model card."""
 
 import shutil
 from pathlib import Path

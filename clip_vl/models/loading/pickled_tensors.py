@@ -171,7 +171,7 @@ def check_archive(path):
     """The folder "<name>/" in a zip file of torch's. DataError for a damaged directory, for doubled names, and for
     entries that are compressed or claim more bytes than the file has.
 
-    PyTorch compresses only the source code of TorchScript archives, <name>/code/, which nobody here reads.
+    PyTorch compresses only the source code of TorchScript archives, <name>/code/, which is never read here.
     """
     try:
         with zipfile.ZipFile(path) as archive:

@@ -12,19 +12,19 @@ from clip_vl.models.loading.weights import load_weights
 OPENCLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 
 
-def find_file(what, places, source, hub="", files=(), cache_dir=None):
+def find_file(what, paths, source, hub="", files=(), cache_dir=None):
     """The first file of a published model that is on this machine.
 
-    what, source:   how the error names the model and the place it is published at
-    places:         paths to look at, the first of which the error advises
+    what, source:   for the error: the model, and where it is published
+    paths:          paths to look at, the first of which the error advises
     hub, files:     a repository on the Hugging Face hub and the names of its weights, looked for in the hub's cache
     cache_dir:      another folder of that cache's form
     """
     cached = (_in_hub_cache(hub, name, folder) for name in files for folder in (None, cache_dir)) if hub else ()
-    found = next((Path(path) for path in (*places, *cached) if path and Path(path).is_file()), None)
+    found = next((Path(path) for path in (*paths, *cached) if path and Path(path).is_file()), None)
     if found is None:
         raise UserError(
-            f"the weights of {what} are not on this machine: put {source} at {places[0]}, "
+            f"the weights of {what} are not on this machine: put {source} at {paths[0]}, "
             "or give the path of the file as weights"
         )
     return found
@@ -44,9 +44,9 @@ def published_file(what, folder, cache_dir, url="", hub="", files=()):
     """
     names = [url.rpartition("/")[2]] if url else []
     names += [f"{hub.rpartition('/')[2]}/{file}" for file in files] if hub else []
-    places = [Path(parent) / name for parent in (cache_dir, folder) if parent for name in names]
+    paths = [Path(parent) / name for parent in (cache_dir, folder) if parent for name in names]
     source = url or f"{files[0]} of https://huggingface.co/{hub}"
-    return find_file(what, places, source, hub, files, cache_dir)
+    return find_file(what, paths, source, hub, files, cache_dir)
 
 
 def openclip_file(name, tag, cache_dir=None):

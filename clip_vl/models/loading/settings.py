@@ -7,7 +7,7 @@
 
 In a torch file they are one JSON record of the zip archive, beside the pickled state dict: torch.load passes over it,
 so the state dict has the names that LXMERT, CLIP-ViL and open_clip expect, with strict loading too. A file of an older
-version has its settings in the args.json beside it, and files of others have none.
+version has its settings in the args.json beside it; files of other programs have none.
 """
 
 import json
@@ -101,7 +101,7 @@ def _safetensors_metadata(path):
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get(SETTINGS_KEY)
-    except (SafetensorError, OSError):  # the reader of the weights says what is wrong
+    except (SafetensorError, OSError):  # the reader of the weights reports what is wrong
         return None
 
 

@@ -1,4 +1,4 @@
-"""Reads what torch.save wrote, as data: a zip file, or the pickles and storages in a row of PyTorch before 1.6.
+"""Reads what torch.save wrote, as data: a zip file, or the consecutive pickles and storages of PyTorch before 1.6.
 
 torch.load(weights_only=True) would run no code either, but it unpacks compressed storages, believes the sizes that a
 file states, and makes tensors of kinds that no model here can use.

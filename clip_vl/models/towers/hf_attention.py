@@ -9,7 +9,7 @@ NAME = "clip_vl"
 
 
 def attention_of(model_class):
-    """The attn_implementation for a class of models: ours where its layers ask for one by name, else its default.
+    """The attn_implementation for a class of models: ours where its layers look one up by name, else its default.
 
     One core, forward and backward, 32 texts of 24 tokens, 12 heads of width 64: in bfloat16 the fused kernel takes
     33 ms and the plain product 7 to 9, in float32 both 11. `attend` has the rule.
@@ -40,7 +40,7 @@ def attention(module, query, key, value, mask, scaling=None, dropout=0.0, **_):
 
 
 def cheapen_dropout(model):
-    """Put this package's dropout, a third of the cost on CPUs, in the place of torch's; no parameter changes name."""
+    """Replace torch's dropout by this package's, a third of the cost on CPUs; no parameter changes its name."""
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if type(child) is nn.Dropout and child.p < 1:

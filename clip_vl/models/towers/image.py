@@ -1,7 +1,7 @@
 """Image towers by name, from four libraries: open_clip, torchvision, timm and this one.
 
-Every tower says what it expects (`resolution`, `mean`, `std`, `interpolation`, `crop`, `short_side`) and how many
-numbers it gives (`width`). Weights come from files on this machine; nothing is fetched.
+Every tower has its preprocessing (`resolution`, `mean`, `std`, `interpolation`, `crop`, `short_side`) and its output
+width (`width`) as attributes. Weights come from files on this machine; nothing is fetched.
 """
 
 from clip_vl.engine.errors import UserError
@@ -16,7 +16,7 @@ def build_image_tower(builder, name, *, quick_gelu=False, **options):
     name:          the library's name of the architecture; for openclip also a folder with open_clip_config.json
     tag:           which published weights (openai, IMAGENET1K_V1, a1_in1k): decides statistics and GELU; default ""
     pretrained:    load the tag's weights from cache_dir or the library's own cache; default False
-    weights:       a file to load instead; default None
+    weights:       a file to load instead of published weights; default None
     resolution:    side of the images, where it is not the architecture's; default None
     cache_dir:     folder that is searched before the library's own cache; default None
     quick_gelu:    OpenAI's GELU (openclip and clip)

@@ -29,7 +29,7 @@ SMALL_EMBED_DIM = 256
 
 
 class ImageConfig(NamedTuple):
-    """A tower's shape, the numbers per image, the side of its images, and whether its GELU is OpenAI's."""
+    """A tower's shape, its output width, the side of its images, and whether its GELU is OpenAI's."""
 
     grid: GridConfig | ViTConfig
     head_width: int
@@ -138,7 +138,7 @@ class PooledResNet(ModifiedResNet):
 
 
 class AttentionPool(nn.Module):
-    """The mean of the cells asks, the cells and the mean answer: one layer of multi-head attention."""
+    """Attention pooling: the query is the mean of the cells; keys and values are the mean and all cells."""
 
     def __init__(self, width, embed_dim, cells, heads):
         super().__init__()
@@ -159,6 +159,6 @@ class AttentionPool(nn.Module):
         x = grid_features.flatten(2).transpose(1, 2)  # (N, h w, C)
         x = torch.cat([x.mean(1, keepdim=True), x], dim=1)
         x = x + resize_positions(self.positional_embedding, *cells).to(x.dtype)
-        query, key, value = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)  # only the mean's answer is read
+        query, key, value = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)  # only the output of the mean is used
         query, key, value = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (query, key, value))
         return self.c_proj(attend(query, key, value).transpose(1, 2).flatten(1))

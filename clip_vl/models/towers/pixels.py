@@ -1,4 +1,4 @@
-"""What a tower expects of its images, kept on the tower so that the statistics travel with it."""
+"""The preprocessing of a tower's images, kept on the tower so that the statistics travel with it."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ OPENCLIP_CROPS = {"shortest": "short_side", "squash": "squash", "longest": "pad"
 
 @dataclass(frozen=True)
 class Pixels:
-    """Side of the square images, statistics of 0..1 pixels, and how a picture is brought to that size for evaluation.
+    """Side of the square images, statistics of 0..1 pixels, and how an image is fitted into the square for evaluation.
 
     crop: "short_side" resizes the short side to `short_side` pixels (0: the resolution) and crops the centre;
           "squash" resizes to the square; "pad" resizes the long side and pads
@@ -34,7 +34,7 @@ def published_pixels(entry, resolution):
 
 
 def describe(tower, width, pixels):
-    """Put `width` and what the tower expects of its images on it, as attributes -> the tower."""
+    """Put `width` and the preprocessing of images on a tower, as attributes -> the tower."""
     tower.width, tower.resolution = width, pixels.resolution
     tower.mean, tower.std = tuple(pixels.mean), tuple(pixels.std)
     tower.interpolation, tower.crop = pixels.interpolation, pixels.crop
@@ -48,7 +48,7 @@ def normalise(images, mean, std):
 
 
 def measure_width(model, resolution, name):
-    """How many numbers per image the model gives: a forward pass of shapes alone, on the meta device."""
+    """The output width of a model: a forward pass of shapes alone, on the meta device."""
     named = [*model.named_parameters(), *model.named_buffers()]
     shapes = {key: tensor.detach().to("meta") for key, tensor in named}
     training = model.training

@@ -4,7 +4,7 @@ from torch import nn
 
 
 class PooledTower(nn.Module):
-    """A library's model behind it; what is a grid still is averaged over its cells."""
+    """Wraps a library's model; averages features that are still a grid over its cells."""
 
     def __init__(self, model):
         super().__init__()

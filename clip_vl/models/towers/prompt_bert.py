@@ -1,4 +1,4 @@
-"""PromptBERT (arXiv:2201.04337): a sentence is what the model puts in the place of [MASK] in a sentence about it.
+"""PromptBERT (arXiv:2201.04337): a sentence's feature is the state of [MASK] in a template around the sentence.
 
 The template's own share is taken away: its feature with nothing between the quotation marks, what comes behind them
 at the positions that it has behind the sentence.
@@ -75,8 +75,8 @@ class PromptBertTower(nn.Module):
 
     def _at_mask(self, states, ids):
         """The states (B, L, D) at the template's mask, the last one there is: a text may hold others."""
-        places = torch.arange(ids.shape[1], device=ids.device)
-        where = torch.where(ids == self.mask_id, places, -1).amax(dim=1)
+        positions = torch.arange(ids.shape[1], device=ids.device)
+        where = torch.where(ids == self.mask_id, positions, -1).amax(dim=1)
         return states[torch.arange(len(ids), device=ids.device), where]
 
     def _empty(self, template, length):

@@ -1,7 +1,7 @@
 """Text towers by name, from three libraries: open_clip, Hugging Face transformers, sentence-transformers; and our own.
 
-Every tower carries its tokenizer (list of str -> dict of token tensors, for the loader's workers) and says how many
-numbers it gives (`width`). Weights come from files on this machine; nothing is fetched, and no code in them runs.
+Every tower has its tokenizer (list of str -> dict of token tensors, for the loader's workers) and its output width
+(`width`) as attributes. Weights come from files on this machine; nothing is fetched, and no code in them runs.
 """
 
 from clip_vl.engine.errors import UserError
@@ -21,10 +21,10 @@ def build_text_tower(
     pretrained: load the published weights, from the folder or from cache_dir
     pooler:     cls, cls_before_pooler, mean or PromptBERT; for huggingface
     max_length: tokens of a text at most, where the tower has room for as many
-    weights:    a file to load in the place of the published ones
-    vocab:      folder with a vocab.txt, for clip: WordPiece in the place of CLIP's byte pairs
-    prompt, n_prompt: learned vectors after the start token (CoOp), for clip and openclip
-    adapter:    name of an adapter, for huggingface (models/adapters.py); it freezes the tower's own weights
+    weights:    a file to load instead of published weights
+    vocab:      folder with a vocab.txt, for clip: WordPiece instead of CLIP's byte pairs
+    prompt, n_prompt: trainable vectors after the start token (CoOp), for clip and openclip
+    adapter:    name of an adapter, for huggingface (models/dual/adapters.py); it freezes the tower's own weights
     quick_gelu: OpenAI's GELU, for clip and openclip
     """
     if builder not in BUILDERS:

@@ -45,7 +45,7 @@ def _check(folder):
 
 
 class SbertTokenizer:
-    """Texts to the tensors that a first module of word vectors asks for, padded to the batch's longest.
+    """Texts to the input tensors of a first module of word vectors, padded to the batch's longest.
 
     It holds the module without its parameters and layers, which a loader's workers need not have.
     """

@@ -8,9 +8,10 @@ import torch
 
 from clip_vl.engine.errors import DataError, UserError
 from clip_vl.models.dual import foreign
-from clip_vl.models.dual.build import average_weights, build_dual_encoder, frozen_digest, read_dual_encoder
+from clip_vl.models.dual.build import build_dual_encoder, frozen_digest, read_dual_encoder
 from clip_vl.models.dual.encoder import CachedTower
 from clip_vl.models.dual.spec import LossNeeds, Projection, dual_spec
+from clip_vl.models.dual.training import average_weights
 from clip_vl.models.loading.clip_exchange import to_openclip
 
 

@@ -8,12 +8,9 @@ import torch
 from clip_vl.datasets.images.crops import eval_crop
 from clip_vl.engine.checkpoint import save_plain
 from clip_vl.engine.errors import DataError
-from clip_vl.flags.dual import (
+from clip_vl.flags.dual import ImageTowerFlags, SharedTowerFlags, TextTowerFlags, recalled
+from clip_vl.flags.dual_training import (
     DualOptimFlags,
-    ImageTowerFlags,
-    SharedTowerFlags,
-    TextTowerFlags,
-    recalled,
 )
 from clip_vl.flags.evaluation import EvaluationFlags
 from clip_vl.flags.parser import parse
