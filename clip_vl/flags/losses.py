@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from clip_vl.flags.parser import flag
-from clip_vl.flags.published import ITRA, Ignored
+from clip_vl.flags.published import INFONCE_ALONE
 
 
 LOSSES = ("InfoNCE", "UniCL", "CrossEntropy", "SigLIP", "SimReg", "SimReg-L1", "SimReg-SmoothL1", "VICReg", "BarlowTwins",
@@ -65,10 +65,7 @@ class PhaseFlags:
 class ProtoCLIPFlags:
     """ProtoCLIP"""
 
-    IGNORED = {
-        "--add_projection_head": Ignored("this program always has projection heads", warns=False),
-        "--restart": ITRA["--restart"],
-    }
+    IGNORED = INFONCE_ALONE
     loss: str = flag("InfoNCE", "Loss beside the prototypes.", "--distiller", choices=("InfoNCE",))
     w_clip: float = flag(1.0, "Weight of InfoNCE in epochs with prototypes.")
     w_proto: float = flag(0.0, "Weight of the loss of the other modality's prototypes.")

@@ -74,8 +74,7 @@ def _hand_over(cls):
     for name, program in getattr(cls, "MOVED", {}).items():
         written = [token.partition("=")[0].replace("-", "_") for token in sys.argv[1:]]
         if any(len(word) > 5 and f"__{name[2:]}".startswith(word) for word in written):
-            module = sys.orig_argv.index("-m") + 1
-            os.execv(sys.executable, [*sys.orig_argv[:module], program, *sys.orig_argv[module + 1 :]])
+            os.execv(sys.executable, [sys.executable, "-m", program, *sys.argv[1:]])
 
 
 def _check(parser, field, value):

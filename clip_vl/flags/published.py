@@ -90,3 +90,12 @@ PROTOCLIP_ALONE = {
         "--clustering_frequency", "--infonce_warmup_epoch",
     )},
 }  # fmt: skip
+
+INFONCE_ALONE = {
+    "--add_projection_head": Ignored("this program always has projection heads", warns=False),
+    "--sinkhorn": Ignored("InfoNCE does not read it"),
+    **{name: Ignored("InfoNCE does not read it", 1) for name in (
+        "--loss_variant", "--teacher", "--w_align", "--w_distill", "--w_rkd_d", "--w_rkd_a", "--dino_teacher_temp",
+        "--queue_size", "--num_prototypes",
+    )},
+}  # fmt: skip
