@@ -204,9 +204,9 @@ def test_episodes_of_protoclip_and_their_resume(programs, pairs, tmp_path):
     assert all(("loss_proto_external" in row) == (row["loss_proto"] > 0) for row in rows)
     assert [row["lr_image"] > 0 for row in rows] == [True] * 4 + [False] * 4
 
-    published = ["--add-projection-head", "--distiller", "InfoNCE", *more]  # of the original trainer: align hands over
+    published = ["--add-projection-head", "--distiller", "InfoNCE", *more]  # as of the original trainer
     code, text = programs.interrupt(
-        "align", *flags(pairs, tmp_path / "broken", *published), number=signal.SIGTERM, after=3
+        "protoclip", *flags(pairs, tmp_path / "broken", *published), number=signal.SIGTERM, after=3
     )
     assert code == 75, text
     programs.run("protoclip", *flags(pairs, tmp_path / "broken", *published, "--resume"))

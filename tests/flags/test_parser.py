@@ -121,3 +121,23 @@ def test_help_opens_with_the_docstring_and_lists_defaults(capsys):
         parse(Args, "The story.", ["--help"])
     out = capsys.readouterr().out
     assert stop.value.code == 0 and "The story." in out and "[256]" in out and "Toy flags" in out
+
+
+def test_a_flag_that_became_a_program_starts_it_with_the_same_command_line(monkeypatch, capsys):
+    """The published trainer's --add-projection-head: align becomes protoclip."""
+    from clip_vl.align import AlignFlags
+
+    class Replaced(Exception):
+        pass
+
+    def execv(path, argv):
+        raise Replaced(argv)
+
+    monkeypatch.setattr("os.execv", execv)
+    monkeypatch.setattr("sys.argv", ["align.py", "--k", "4", "--add-projection-head"])
+    with pytest.raises(Replaced) as replaced:
+        parse(AlignFlags, "doc")
+    assert replaced.value.args[0][1:] == ["-m", "clip_vl.protoclip", "--k", "4", "--add-projection-head"]
+    with pytest.raises(SystemExit):
+        parse(AlignFlags, "doc", ["--add_projection_head"])
+    assert "python -m clip_vl.protoclip takes the same flags" in capsys.readouterr().err
