@@ -33,14 +33,14 @@ MAX_LINES, MAX_FILES, MAX_DEPTH = 4000, 30, 8
 SHARED_LINES = 10  # equal lines that are too many for two programs
 # Programs that miss the goal: (lines, files) of their story today. The numbers may fall and not rise.
 MISSES = {
-    "align": (4664, 45), "clustering": (3395, 34), "finetune_retrieval": (5300, 51), "gqa": (4567, 43),
-    "knn": (3825, 37), "linear_probe": (3622, 35), "negclip": (4013, 39), "nlvr2": (4661, 45),
-    "protoclip": (4700, 46), "pretrain": (4663, 42), "retrieval": (4029, 38), "snli_ve": (4570, 44), "vqa": (4680, 44),
-    "zero_shot": (3558, 36),
+    "align": (4373, 43), "clustering": (3237, 34), "finetune_retrieval": (5300, 51), "gqa": (4567, 43),
+    "knn": (3667, 37), "linear_probe": (3464, 35), "negclip": (3947, 39), "nlvr2": (4661, 45),
+    "protoclip": (4594, 45), "pretrain": (4663, 42), "retrieval": (3871, 38), "snli_ve": (4570, 44), "vqa": (4680, 44),
+    "zero_shot": (3400, 36),
     "distill": (4437, 48), "imagenet": (3733, 39),
 }  # fmt: skip
 DEEP = {
-    "extract_features": 9, "finetune_retrieval": 10, "gqa": 9, "nlvr2": 9, "prepare": 9, "protoclip": 9, "pretrain": 9, "shapes": 9,
+    "extract_features": 9, "finetune_retrieval": 10, "gqa": 9, "nlvr2": 9, "prepare": 9, "pretrain": 9, "shapes": 9,
     "snli_ve": 9, "vqa": 9,
 }  # fmt: skip
 TAKE_ARGS = 36  # functions of parts that still take the whole command line
