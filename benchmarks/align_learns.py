@@ -1,15 +1,15 @@
 """Claims on the built-in pairs, three seeds each, on a CPU in minutes:
 
-    .venv/bin/python -m clip_vl.shapes --size pairs --output data/shapes_pairs      once: 13,000 pictures, half a minute
+    .venv/bin/python -m clip_vl.shapes --size pairs --output data/shapes_pairs      once: 13,000 images, half a minute
     .venv/bin/python benchmarks/align_learns.py                                    all four, or --only base,negclip,...
 
-base     a small dual encoder finds >= 60 % of 500 held-out pictures by their description (chance 0.2 %)
+base     a small dual encoder finds >= 60 % of 500 held-out images by their description (chance 0.2 %)
 negclip  plausible mined negatives raise the accuracy on attribute and relation swaps of held-out descriptions by >= 10
          points over as many updates of plain fine-tuning on as many images, both from the same start
 student  SEED and CompRess-1q into an image tower of less than half the size keep >= 85 % of the teacher's recall
 lit      the real MiniLM, locked, with a trained image tower, against the same tower from scratch at 93 updates each
 
-Prints each seed's figures, their mean and spread. A swapped description has the same words and is false of its picture;
+Prints each seed's figures, their mean and spread. A swapped description has the same words and is false of its image;
 the true one must score strictly higher.
 """
 
@@ -23,6 +23,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from needs import require_shapes
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -309,6 +311,7 @@ def main():
     parser.add_argument("--steps", type=int, default=300, help="updates of fine-tuning")
     parser.add_argument("--only", default=",".join(MEASURES))
     args = parser.parse_args()
+    require_shapes(ROOT / args.data, "pairs")
     print(f"{os.cpu_count()} cores, seeds {args.seeds}; runs are kept in snap/align_learns and not repeated")
     for name in args.only.split(","):
         MEASURES[name](args)

@@ -32,6 +32,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "benchmarks"))
+from needs import require  # noqa: E402
 from pretrain_step import launch_settings  # noqa: E402
 
 from clip_vl.align import AlignFlags  # noqa: E402
@@ -238,6 +239,8 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--peak", type=float, default=989.0, help="the GPU's dense bf16 TFLOP/s [an H100's]")
     args = parser.parse_args()
+    if args.device == "cpu":
+        require(DATA / "images", "CLIP_VL_REAL_DATA must name a folder with images/ and probes/retrieval/")
     if args.device != "cpu":
         return on_gpu(args.device, args.batch or 1024, args.peak, args.steps or 20)
     if args.equal:

@@ -17,6 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from needs import require
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from clip_vl.datasets.lxmert.annotations import build_pretrain_annotations  # noqa: E402
@@ -110,6 +112,7 @@ def main():
     parser.add_argument("--sentences", type=int, default=1_000_000)
     parser.add_argument("--vocabulary", required=True, help="folder with vocab.txt and config.json of a BERT model")
     args = parser.parse_args()
+    require(args.vocabulary, "pass the bert-base-uncased folder of a data root, such as that of clip_vl.shapes")
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         (root / "bert").symlink_to(Path(args.vocabulary).resolve())

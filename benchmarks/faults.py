@@ -24,6 +24,7 @@ import fault_input
 import fault_runs
 import fault_steps
 from fault_check import Broken
+from needs import require_shapes
 
 ROWS = {
     "killed runs": (200, fault_runs.killed_runs),
@@ -58,6 +59,7 @@ def main():
     parser.add_argument("--at_once", type=int, default=os.cpu_count(), help="whole runs at the same time")
     parser.add_argument("--folder", type=Path, help="an existing folder to work in [a temporary one]")
     args = parser.parse_args()
+    require_shapes(args.data_root, "smoke")
     broken = 0
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libjpeg's and the unpickler's remarks on what is fed to them
     with tempfile.TemporaryDirectory(dir=args.folder) as temporary:

@@ -21,9 +21,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from needs import require, require_shapes
 from PIL import Image
 
-FIRST = 5  # batches before which nothing is counted: workers start, memory is claimed
+FIRST = 5  # batches that are not timed: workers start and memory is allocated
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from clip_vl.datasets.images.canvas import canvas_size, image_box, place_on_canvas, resized_size  # noqa: E402
@@ -128,13 +129,15 @@ def measure_waiting(data_root, workers):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", help="folder of JPEG photographs")
-    parser.add_argument("--data_root", help="the built-in data set, drawn")
+    parser.add_argument("--data_root", help="folder of the built-in dataset")
     parser.add_argument("--rounds", type=int, default=7)
     args = parser.parse_args()
-    if args.images:
+    if not (args.images or args.data_root):
+        parser.error("pass --images with a folder of JPEG photographs, --data_root with the built-in dataset, or both")
+    if args.images and require(args.images, "pass --images with a folder of JPEG photographs"):
         torch.set_num_threads(1)
         compare_readers(args.images, args.rounds)
-    if args.data_root:
+    if args.data_root and require_shapes(args.data_root):
         for workers in (0, 1):
             measure_waiting(args.data_root, workers)
 

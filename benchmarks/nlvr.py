@@ -35,6 +35,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from needs import require
 from nlvr_boxes import captions, draw_boxes, think_up_boxes
 from nlvr_statements import PICTURES, statements
 
@@ -227,6 +228,8 @@ def main():
     parser.add_argument("--sets", type=int, default=4000, help="sets of four drawn pictures")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     args = parser.parse_args()
+    if not args.data_root.exists():
+        require(args.archives / "nlvr_dev.zip", "pass --archives with the folder of NLVR's archives (data/README.md)")
     began = time.time()
     prepare(args.data_root, args)
     starts = {"statement": [], "scratch": [], **pretrain(args.data_root, args.output)}

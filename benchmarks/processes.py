@@ -15,6 +15,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from needs import require_shapes
+
 ROOT = Path(__file__).resolve().parent.parent
 BATCH, WARM_ROWS = 128, 3
 FLAGS = """--random_init --clip_model_name RN-tiny --llayers 2 --use_positional_embedding --image_size_min 96
@@ -70,7 +72,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--paper", action="store_true")
     args = parser.parse_args()
-    paper() if args.paper else compare(Path(args.data_root).resolve(), args.rounds)
+    paper() if args.paper else compare(Path(require_shapes(args.data_root)).resolve(), args.rounds)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,8 @@ import resource
 import subprocess
 from pathlib import Path
 
+from needs import require_shapes
+
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ["--random_init", "--no-visualbert_style", "--llayers", "2", "--xlayers", "2", "--rlayers", "1",
          "--resume", "--batchSize", "128", "--sentences_per_image", "4", "--warmup_ratio", "0.05", "--report_step",
@@ -24,7 +26,7 @@ TASKS = ["--taskMaskLM", "--taskMatched", "--taskQA", "--taskObjPredict", "--vis
 
 
 def run(program, name, *flags):
-    """A program from its start, or from where it was interrupted, to its end: its result."""
+    """Run a program to its end, from an interruption if there was one; returns its result.json."""
     output = ROOT / "snap" / program / name
     command = [ROOT / ".venv/bin/python", "-m", f"clip_vl.{program}", "--output", output, *MODEL, *flags]
     subprocess.run([*map(str, command)], cwd=ROOT, check=True)
@@ -37,6 +39,7 @@ def main():
     parser.add_argument("--epochs", type=int, default=3, help="of pre-training")
     parser.add_argument("--lr", default="6e-4")
     args = parser.parse_args()
+    require_shapes(ROOT / args.data_root)
     data = ["--data_root", args.data_root, "--lr", args.lr, "--region_dim", "256"]
     data += ["--features", f"{args.data_root}/features/regions.lmdb"]
     pretrained = run("pretrain", "regions", *data, *TASKS, "--epochs", args.epochs)

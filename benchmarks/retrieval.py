@@ -22,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from needs import require
 from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -151,6 +152,8 @@ def main():
     parser.add_argument("--share", type=float, default=1.0, help="Share of the images that --large takes.")
     parser.add_argument("--memory_of", choices=FORMS, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if not args.large:
+        require(args.clip_benchmark, "the first command in the head of this file installs the package to compare with")
     sys.path.insert(0, args.clip_benchmark)
     if args.memory_of:
         FORMS[args.memory_of](*pairs(256, 1024))
