@@ -1,7 +1,7 @@
-"""Whole descriptions of small scenes, for dual encoders: each thing with all of its attributes and where it is.
+"""Whole descriptions of small scenes, for dual encoders: each object with all of its attributes and its position.
 
-And the same words in another order that are false of the picture: two things have exchanged an attribute, or their
-places. Whoever takes a sentence for a bag of words cannot tell the two apart.
+For each description also the same words in an order that is false of the image: two objects have exchanged an attribute
+or their positions. A bag-of-words text encoder cannot tell the two apart.
 """
 
 from dataclasses import replace
@@ -14,7 +14,7 @@ MOST_THINGS = 3
 
 
 class Description(NamedTuple):
-    """True of a scene, and two that are not; "" where there is none to be had, as with a single thing."""
+    """A true description of a scene and two false ones; "" where none exists, as with a single object."""
 
     text: str
     attribute_swap: str
@@ -22,7 +22,7 @@ class Description(NamedTuple):
 
 
 def small_scene(rng):
-    """A scene of at most three things: its description has about thirty words."""
+    """A scene of at most three objects: its description has about thirty words."""
     scene = random_scene(rng)
     while len(scene.things) > MOST_THINGS:
         scene = random_scene(rng)
@@ -30,7 +30,7 @@ def small_scene(rng):
 
 
 def describe_all(scene, rng):
-    """The `Description` of a scene; of two things and more, the first two are set in relation half of the time."""
+    """The `Description` of a scene; half of those with two or more objects state a relation of the first two."""
     things = rng.sample(scene.things, len(scene.things))
     looks = [{name: getattr(thing, name) for name in ATTRIBUTES} for thing in things]
     related = rng.random() < 0.5 and len(things) > 1 and relation(*things[:2])
@@ -49,13 +49,14 @@ def describe_all(scene, rng):
 
 
 def twin_scenes(rng):
-    """Two (scene, description) that differ in who has which colour, shape or texture: the descriptions have the same
-    words, and each is false of the other's picture.
+    """Two (scene, description) pairs with a colour, shape or texture exchanged between two objects.
+
+    The descriptions have the same words, and each is false of the other image.
     """
     while True:
         scene = small_scene(rng)
         looks = [{name: getattr(thing, name) for name in ATTRIBUTES} for thing in scene.things]
-        swapped = _swap_attribute(looks, rng, ("color", "shape", "texture"))  # a size would need another place
+        swapped = _swap_attribute(looks, rng, ("color", "shape", "texture"))  # sizes fix positions
         wheres = [place(scene, thing) for thing in scene.things]
         if swapped and len(set(wheres)) == len(wheres):
             things = tuple(replace(thing, **look) for thing, look in zip(scene.things, swapped))
@@ -68,12 +69,12 @@ def twin_scenes(rng):
 
 
 def noun(look):
-    """All four attributes of a thing: "small red striped ring"."""
+    """All four attributes of an object: "small red striped ring"."""
     return " ".join(look[name] for name in ("size", "color", "texture", "shape"))
 
 
 def _swap_attribute(looks, rng, names=("color", "shape", "texture", "size")):
-    """The looks after two things exchanged one attribute, where that leaves other things than there are; or None."""
+    """The attributes after two objects exchange one, if the set of objects changes; else None."""
     options = []
     for i, first in enumerate(looks):
         for j, second in enumerate(looks[:i]):

@@ -9,24 +9,24 @@ from PIL import Image, ImageDraw
 from clip_vl.datasets.scenes.scene import RGB, TINTS
 
 SCALE = 4  # each shape is drawn this many times larger and averaged down
-MARGIN = 3  # pixels around a shape's tile, for its contour
-CONTOUR = 3.4  # pixels, in one dark ink whatever the colour: the shape is seen before the colour is known
+MARGIN = 3  # pixels around a shape, for its contour
+CONTOUR = 3.4  # pixels; the same dark colour for all shapes, so that shape does not depend on colour
 INK = (40, 44, 52)
 PERIOD = {"striped": 11.0, "dotted": 11.5}  # pixels from one stripe or row of dots to the next
-HOLE = 0.63  # radius of a ring's hole, in radii of the ring
+HOLE = 0.63  # radius of a ring's hole / radius of the ring
 SPECKLE = 5.0  # standard deviation of a speckled background, in grey levels
 
 
 def draw_scene(scene, noise_rng):
-    """A PIL picture of the scene; `noise_rng` (NumPy) draws the grain of the background."""
-    picture = Image.fromarray(background(scene, noise_rng))
+    """A PIL image of the scene; the NumPy generator `noise_rng` draws the noise of the background."""
+    image = Image.fromarray(background(scene, noise_rng))
     for thing in scene.things:
-        stamp(picture, thing)
-    return picture
+        stamp(image, thing)
+    return image
 
 
 def background(scene, noise_rng):
-    """uint8 (height, width, 3): a tint, a slope between two tints, or a grainy tint; always light."""
+    """uint8 (height, width, 3): a light tint, a gradient between two tints, or a tint with noise."""
     y, x = np.mgrid[0 : scene.height, 0 : scene.width].astype(np.float32)
     slope = (x / scene.width + y / scene.height)[..., None] / 2
     first, second = (np.array(TINTS[name], np.float32) for name in scene.tints)
@@ -36,17 +36,17 @@ def background(scene, noise_rng):
     return pixels.clip(0, 255).round().astype(np.uint8)
 
 
-def stamp(picture, thing):
-    """Draw one thing onto the picture, to the nearest pixel."""
+def stamp(image, thing):
+    """Draw one object onto the image, at the nearest pixel."""
     half = math.ceil(thing.radius) + MARGIN
     corner = round(thing.x) - half, round(thing.y) - half
     filled, contour = masks(thing, half)
-    picture.paste(face(thing, half), corner, filled)
-    picture.paste(INK, corner, contour)
+    image.paste(face(thing, half), corner, filled)
+    image.paste(INK, corner, contour)
 
 
 def face(thing, half):
-    """RGB square of 2 * half pixels: the thing's colour and texture, to be cut out."""
+    """RGB square of 2 * half pixels with the colour and texture of an object, before masking."""
     side = 2 * half * SCALE
     image = Image.new("RGB", (side, side), RGB[thing.color])
     draw_texture(ImageDraw.Draw(image), thing, side)
@@ -54,7 +54,7 @@ def face(thing, half):
 
 
 def masks(thing, half):
-    """(filled, contour): L pictures of 2 * half pixels, antialiased."""
+    """(filled, contour): antialiased grey masks of 2 * half pixels."""
     side, pen_width = 2 * half * SCALE, round(CONTOUR * SCALE)
     filled, contour = Image.new("L", (side, side)), Image.new("L", (side, side))
     turn, size, middle = math.radians(thing.angle), thing.radius * SCALE, side / 2
@@ -70,7 +70,7 @@ def masks(thing, half):
 
 
 def draw_texture(pen, thing, side):
-    """White stripes or dots over the whole tile, turned with the thing; its very centre keeps its colour."""
+    """Draw white stripes or dots, rotated with the object; its centre keeps its colour."""
     if thing.texture == "solid":
         return
     pitch, middle = PERIOD[thing.texture] * SCALE, side / 2
@@ -93,14 +93,14 @@ def draw_texture(pen, thing, side):
 
 @functools.cache
 def outline(shape):
-    """Corners of a shape inside the unit circle, y downwards; a ring's is its outer circle."""
+    """Corners of a shape inside the unit circle, y downwards; of a ring its outer circle."""
     if shape == "ring":
         return circle_points(48, 1.0)
     if shape == "square":
         return [(-0.8, -0.8), (0.8, -0.8), (0.8, 0.8), (-0.8, 0.8)]
     if shape == "triangle":
         return [(0, -0.98), (0.94, 0.72), (-0.94, 0.72)]
-    arm, tip = 0.21, 0.94  # a cross: one quarter of its corners, turned four times
+    arm, tip = 0.21, 0.94  # a cross: a quarter of its corners, rotated four times
     quarter = [(-arm, -tip), (arm, -tip), (arm, -arm)]
     return [(x * c - y * s, x * s + y * c) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1)) for x, y in quarter]
 

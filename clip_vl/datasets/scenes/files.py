@@ -1,7 +1,7 @@
-"""The files of the built-in data set in the forms of the real ones, from records of its pictures (`clip_vl.shapes`).
+"""The files of the built-in dataset in the forms of the real ones, from records of its images (`clip_vl.shapes`).
 
-A record is a dict: img_id, scene (its JSON), sentences {source: [str]} and, per source of questions, questions
-{source: [(a question's fields, the annotators' answers, their soft label)]}.
+A record is a dict: img_id, scene (its JSON), regions (of `scene_regions`), sentences {source: [str]} and questions
+{source: [(the fields of a question, the annotators' answers, their soft label)]}.
 """
 
 import itertools
@@ -28,11 +28,11 @@ def lxmert_rows(records):
 
 
 def vqa_rows(records, labelled):
-    """VQA's flat form; question ids are the image number times 1,000 plus the place, as COCO-QA ids are."""
+    """VQA's flat form; question ids are the image number times 1,000 plus an index, as in COCO-QA."""
     rows = []
     for record in records:
-        for place, (question, _, label) in enumerate(record["questions"]["vqa"]):
-            row = {"question_id": question_id(record, place), "img_id": record["img_id"], "sent": question["text"]}
+        for index, (question, _, label) in enumerate(record["questions"]["vqa"]):
+            row = {"question_id": question_id(record, index), "img_id": record["img_id"], "sent": question["text"]}
             if labelled:
                 row |= {"question_type": question["question_type"], "answer_type": question["answer_type"]}
                 row["label"] = label
@@ -44,8 +44,8 @@ def image_number(record):
     return int(record["img_id"].rsplit("_", 1)[-1])
 
 
-def question_id(record, place):
-    return image_number(record) * 1000 + place
+def question_id(record, index):
+    return image_number(record) * 1000 + index
 
 
 def official_vqa(records):
@@ -57,8 +57,8 @@ def official_vqa(records):
     }
     asked, annotated = [], []
     for record in records:
-        for place, (question, given, _) in enumerate(record["questions"]["vqa"]):
-            ids = {"image_id": image_number(record), "question_id": question_id(record, place)}
+        for index, (question, given, _) in enumerate(record["questions"]["vqa"]):
+            ids = {"image_id": image_number(record), "question_id": question_id(record, index)}
             asked.append(ids | {"question": question["text"]})
             answers = [
                 {"answer": answer, "answer_confidence": "yes", "answer_id": number}
@@ -72,13 +72,13 @@ def official_vqa(records):
 
 
 def karpathy_split(records):
-    """The Karpathy split of the COCO pictures: captions as tokens and as they are."""
+    """The Karpathy split of the COCO images: captions as tokens and as text."""
     images, next_sentence = [], 0
     for name, split in KARPATHY.items():
         for record in records[name]:
             sentences = [
-                {"tokens": re.findall(r"\w+", raw), "raw": raw, "imgid": len(images), "sentid": next_sentence + place}
-                for place, raw in enumerate(record["sentences"]["mscoco"])
+                {"tokens": re.findall(r"\w+", raw), "raw": raw, "imgid": len(images), "sentid": next_sentence + index}
+                for index, raw in enumerate(record["sentences"]["mscoco"])
             ]
             next_sentence += len(sentences)
             path = Path(relative_path(record["img_id"]))
@@ -91,7 +91,7 @@ def karpathy_split(records):
 
 
 def instances(records):
-    """COCO's official instances of the pictures: the category is the shape, counted from 1."""
+    """COCO's official instances of the images; category ids number the shapes from 1."""
     images, annotations = [], []
     for record in records:
         number, scene, regions = image_number(record), record["scene"], record["regions"]
@@ -101,12 +101,12 @@ def instances(records):
             box = [left, top, right - left, bottom - top]
             annotations.append({"id": len(annotations) + 1, "image_id": number, "category_id": shape + 1,
                                 "bbox": box, "area": box[2] * box[3], "iscrowd": 0})  # fmt: skip
-    categories = [{"id": place + 1, "name": name} for place, name in enumerate(ATTRIBUTES["shape"])]
+    categories = [{"id": index + 1, "name": name} for index, name in enumerate(ATTRIBUTES["shape"])]
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def answer_tables(records):
-    """(all_ans.json, the VQA answers in order): every answer of the labels and the sources that it occurs in."""
+    """(all_ans.json, the VQA answers in order): every answer of the labels with its sources."""
     sources = {}
     for record in (r for name, split in records.items() if name != "test" for r in split):
         for source, asked in record["questions"].items():
@@ -118,15 +118,15 @@ def answer_tables(records):
 
 
 def vocabulary(records, drawn):
-    """A WordPiece vocabulary in BERT's form: special tokens, letters to fall back on, and every word of the set.
+    """A WordPiece vocabulary in BERT's form: special tokens, single letters, and every word of the dataset.
 
-    records: {split: [a picture's record, ...]} of the pre-training and VQA pictures
-    drawn:   {(task, split): [a unit's pictures and rows, ...]} of the other tasks
+    records: {split: [record of an image, ...]} of pre-training and VQA
+    drawn:   {(task, split): [scenes and rows of a unit, ...]} of the other tasks
     """
-    of_pictures = (s for split in records.values() for r in split for some in r["sentences"].values() for s in some)
+    of_images = (s for split in records.values() for r in split for some in r["sentences"].values() for s in some)
     of_tasks = (row["sent"] for units in drawn.values() for unit in units for row in unit["rows"])
     words = set()
-    for sentence in itertools.chain(of_pictures, of_tasks):
+    for sentence in itertools.chain(of_images, of_tasks):
         words.update(re.findall(r"\w+|[^\w\s]", sentence.lower()))
     letters = "abcdefghijklmnopqrstuvwxyz0123456789"
     pieces = [*letters, *(f"##{letter}" for letter in letters)]
@@ -169,7 +169,7 @@ def task_files(drawn):
 
 
 def label_tables(folder, answers):
-    """The answers in the order of their classes, and the class of each."""
+    """The files of the answers in the order of their classes, and of the class of each answer."""
     return {
         f"{folder}/trainval_label2ans.json": answers,
         f"{folder}/trainval_ans2label.json": {answer: label for label, answer in enumerate(answers)},
@@ -177,7 +177,7 @@ def label_tables(folder, answers):
 
 
 def sizes(scenes):
-    """width_heigths.json of {path under the data root: its scene's JSON}."""
+    """The content of width_heigths.json for {path under the data root: JSON of its scene}."""
     return {size_key(path): [scene["height"], scene["width"]] for path, scene in scenes.items()}
 
 

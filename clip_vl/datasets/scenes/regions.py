@@ -1,4 +1,4 @@
-"""Scenes as a detector would see them: exact boxes, objects and attributes, and features from the pixels inside."""
+"""Region features of scenes: exact boxes, object classes and attributes, and features of the pixels in each box."""
 
 import functools
 
@@ -7,27 +7,27 @@ from PIL import Image
 
 from clip_vl.datasets.scenes.scene import ATTRIBUTES
 
-SIDE = 12  # pixels to which the inside of a box is scaled
+SIDE = 12  # pixels; each box is resized to this square
 WIDTH = 256  # of a feature
-OBJECTS, LOOKS = ATTRIBUTES["shape"], ATTRIBUTES["color"]  # the class is the place in the list
+OBJECTS, LOOKS = ATTRIBUTES["shape"], ATTRIBUTES["color"]  # a class is an index into these
 
 
 @functools.cache
 def _projection():
-    """A fixed random matrix (SIDE * SIDE * 3, WIDTH): it keeps distances, so a feature shows what the pixels show."""
+    """A fixed random matrix (SIDE * SIDE * 3, WIDTH), which approximately preserves the distances of pixels."""
     rng = np.random.default_rng(0)
     return rng.standard_normal((SIDE * SIDE * 3, WIDTH), dtype=np.float32) / np.sqrt(SIDE * SIDE * 3)
 
 
-def scene_regions(scene, picture):
-    """The region record (`datasets.regions`) of a `Scene` and its PIL picture: a region for each thing.
+def scene_regions(scene, image):
+    """The region record (`features.records`) of a `Scene` and its PIL image: one region per object.
 
-    Features are rectified random projections of the inside of the box, so never negative, as a detector's are. How
-    large a thing is shows in its box alone.
+    Features are random projections of the resized box after a ReLU, so never negative, like a detector's. Only the box
+    tells the size of an object.
     """
     boxes = np.array([thing.box for thing in scene.things], dtype=np.float32)
     boxes = boxes.clip(0, [scene.width, scene.height] * 2)
-    crops = [picture.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=tuple(map(float, box))) for box in boxes]
+    crops = [image.resize((SIDE, SIDE), Image.Resampling.BILINEAR, box=tuple(map(float, box))) for box in boxes]
     pixels = np.stack([np.asarray(crop, dtype=np.float32).reshape(-1) / 127.5 - 1 for crop in crops])
     certain = np.ones(len(boxes), dtype=np.float32)
     return {

@@ -1,7 +1,7 @@
-"""Scenes of drawn shapes: what is in a picture, where, and how a new one is thought up.
+"""Scenes of drawn shapes: the objects of an image, and random new scenes.
 
-Every choice is symmetric in the colours, shapes, sizes and textures, so nothing about a scene can be guessed from the
-words of a question alone.
+All choices are symmetric in the colours, shapes, sizes and textures, so that the words of a question alone say nothing
+about a scene.
 """
 
 import math
@@ -24,17 +24,17 @@ TINTS = {
 }  # fmt: skip
 BACKDROPS = ("plain", "gradient", "speckled")
 
-RADII = {"small": (17.0, 19.0), "large": (28.0, 31.0)}  # pixels, in a picture whose short side is 128
+RADII = {"small": (17.0, 19.0), "large": (28.0, 31.0)}  # pixels, in an image whose short side is 128
 FRAMES = ((128, 128), (144, 128), (160, 128), (171, 128), (171, 120), (128, 160), (192, 128))  # width, height
-CROWDED_FRAMES = ((171, 128), (192, 128), (128, 192))  # five and six things need the room
-COUNT_WEIGHTS = {1: 8, 2: 5, 3: 3, 4: 1, 5: 1, 6: 1}  # mostly a few, from which the words are learnt
-GAP = 3.0  # least distance between two outlines, and to the edge
-HABIT = 0.5  # how often a thing takes after the scene's favourite shape or colour, so that there is something to count
+CROWDED_FRAMES = ((171, 128), (192, 128), (128, 192))  # for five and six objects
+COUNT_WEIGHTS = {1: 8, 2: 5, 3: 3, 4: 1, 5: 1, 6: 1}  # number of objects -> weight: mostly few
+GAP = 3.0  # pixels: least distance between two outlines, and to the edge
+HABIT = 0.5  # probability that an object has the scene's favourite shape or colour, so that counts above 1 occur
 
 
 @dataclass(frozen=True)
 class Thing:
-    """One drawn shape; `x`, `y` (its centre) and `radius` are in pixels, `angle` in degrees."""
+    """One drawn object; `x`, `y` (its centre) and `radius` are in pixels, `angle` in degrees."""
 
     shape: str
     color: str
@@ -54,13 +54,13 @@ class Thing:
         ]
 
     def has(self, **wanted):
-        """Whether every wanted attribute, such as color="red", is this thing's."""
+        """Whether the object has every wanted attribute, such as color="red"."""
         return all(getattr(self, name) == value for name, value in wanted.items())
 
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture before it is drawn. `tints` name the two ends of the background (equal unless it is a gradient)."""
+    """The content of an image. `tints` are the two ends of the background (equal unless it is a gradient)."""
 
     width: int
     height: int
@@ -72,12 +72,12 @@ class Scene:
         return [thing for thing in self.things if thing.has(**wanted)]
 
     def counts(self, *names):
-        """How often each combination of the named attributes occurs: {("red", "circle"): 2, ...}."""
+        """The number of objects per combination of the named attributes: {("red", "circle"): 2, ...}."""
         return Counter(tuple(getattr(thing, name) for name in names) for thing in self.things)
 
 
 def scene_to_json(img_id, scene):
-    """The line of `scenes/*.jsonl`: pixels with the origin at the top left, boxes as left, top, right, bottom."""
+    """The line of `scenes/*.jsonl`: in pixels from the top left; boxes are left, top, right, bottom."""
     objects = [
         {"shape": t.shape, "color": t.color, "size": t.size, "texture": t.texture}
         | {"box": t.box, "center": [t.x, t.y], "angle": t.angle}
@@ -106,11 +106,11 @@ def scene_from_json(row):
 
 
 def random_scene(rng):
-    """A new scene from a `random.Random`: what there is first, then a place for each thing."""
+    """A new scene from a `random.Random`: first the attributes of the objects, then their positions."""
     count = rng.choices(list(COUNT_WEIGHTS), COUNT_WEIGHTS.values())[0]
     width, height = rng.choice(CROWDED_FRAMES if count >= 5 else FRAMES)
     places = None
-    while places is None:  # six large things may not fit
+    while places is None:  # six large objects may not fit
         looks = random_attributes(count, rng)
         radii = [round(rng.uniform(*RADII[look["size"]]), 1) for look in looks]
         places = find_places(radii, width, height, rng)
@@ -125,7 +125,7 @@ def random_scene(rng):
 
 
 def random_attributes(count, rng):
-    """Attributes of `count` things; half of the scenes favour one shape, half one colour."""
+    """Attributes of `count` objects; half of the scenes favour one shape, half one colour."""
     looks = [{name: rng.choice(values) for name, values in ATTRIBUTES.items()} for _ in range(count)]
     for name in ("shape", "color"):
         favourite = rng.choice(ATTRIBUTES[name])
@@ -137,7 +137,7 @@ def random_attributes(count, rng):
 
 
 def find_places(radii, width, height, rng, tries=20):
-    """Centres for circles of these radii that touch neither one another nor the edge; None after some tries."""
+    """Centres of circles of these radii that do not overlap and are inside the image; None after `tries`."""
     order = sorted(range(len(radii)), key=lambda i: -radii[i])  # the large ones first
     for _ in range(tries):
         places = {}
@@ -152,7 +152,7 @@ def find_places(radii, width, height, rng, tries=20):
 
 
 def free_place(radius, taken, width, height, rng, tries=40):
-    """A random centre clear of the circles already placed, or None after some tries."""
+    """A random centre that does not overlap the circles already placed; None after `tries`."""
     edge = radius + GAP
     for _ in range(tries):
         x, y = round(rng.uniform(edge, width - edge), 1), round(rng.uniform(edge, height - edge), 1)

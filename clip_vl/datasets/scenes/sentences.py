@@ -1,7 +1,7 @@
-"""What is said and asked about a scene: captions, region descriptions, and questions that only the picture answers.
+"""Captions, region descriptions and questions of a scene; only the image answers the questions.
 
-A question names things by words that fit exactly one of them, and the answer is drawn before the words wherever
-possible, so that the words give nothing away: yes as often as no, each side of a choice as often as the other.
+A question names an object by words that fit exactly one. The answer is drawn before the words where possible, so that
+the words do not predict it: yes is as frequent as no, and each option of a choice as frequent as the other.
 """
 
 import itertools
@@ -12,23 +12,23 @@ from clip_vl.datasets.scenes.scene import ATTRIBUTES
 
 OPENINGS = ("", "there is ", "a picture of ", "we see ", "this image shows ")
 RELATIONS = {"left of": ("x", 1), "right of": ("x", -1), "above": ("y", 1), "below": ("y", -1)}
-MARGIN = 14.0  # pixels by which two centres must differ before a relation is spoken of
-MAX_WORDS = 18  # with [CLS] and [SEP], the twenty tokens that a sentence may have
-SAID = {"texture": 0.7, "size": 0.6}  # how often a description mentions it
-TRIES = 20  # attempts at one family before another one is drawn
+MARGIN = 14.0  # pixels by which two centres must differ for a relation
+MAX_WORDS = 18  # twenty tokens with [CLS] and [SEP]
+SAID = {"texture": 0.7, "size": 0.6}  # probability that a description mentions the attribute
+TRIES = 20  # attempts at one question family before another one is drawn
 
-# What an annotator who is wrong, or sees it differently, says instead.
+# The answers of annotators who disagree.
 CONFUSIONS = {
     "red": "orange", "orange": "red", "yellow": "orange", "green": "blue", "blue": "purple", "purple": "blue",
     "pink": "red", "black": "gray", "square": "box", "triangle": "arrow", "cross": "plus", "ring": "circle",
     "small": "little", "large": "big", "solid": "plain", "striped": "lines", "dotted": "spots", "yes": "no",
     "no": "yes",
 }  # fmt: skip
-CAREFUL = 0.93  # how often an annotator gives the right answer
+CAREFUL = 0.93  # probability that an annotator gives the right answer
 
 
 class Question(NamedTuple):
-    """A question, its answer, and the labels that VQA v2 gives it."""
+    """A question, its answer, and its types in VQA v2."""
 
     text: str
     answer: str
@@ -48,28 +48,28 @@ def article(words):
 
 
 def phrase(thing, extras):
-    """Colour and shape, and size or texture when among the extras: "small red striped ring".
+    """Colour and shape, and the extras size or texture: "small red striped ring".
 
-    Each word has a place of its own, so that a masked one leaves no doubt what it was about.
+    The order of the attributes is fixed, so that the position of a masked word says which attribute it is.
     """
     words = ("color", "shape", *extras)
     return " ".join(getattr(thing, name) for name in ("size", "color", "texture", "shape") if name in words)
 
 
 def describe(thing, rng):
-    """A noun phrase with the colour, and size or texture now and then."""
+    """A noun phrase with the colour, and sometimes size or texture."""
     if rng.random() < 0.15:
         return f"{thing.color} thing"
     return phrase(thing, mentioned(rng))
 
 
 def mentioned(rng):
-    """Which of size and texture a description speaks of."""
+    """The attributes of size and texture that a description mentions."""
     return [name for name, share in SAID.items() if rng.random() < share]
 
 
 def relation(first, second):
-    """The words for where `first` is of `second`, or None when their centres differ too little."""
+    """The relation of `first` to `second`; None where their centres differ too little."""
     axis = max("xy", key=lambda a: abs(getattr(first, a) - getattr(second, a)))
     difference = getattr(second, axis) - getattr(first, axis)
     if abs(difference) < MARGIN:
@@ -78,21 +78,21 @@ def relation(first, second):
 
 
 def captions(scene, rng, count=5):
-    """`count` sentences over the whole picture or a part of it, in varied forms."""
+    """`count` sentences about the whole image or a part of it, in several forms."""
     forms = (survey, survey, survey, count_things, relate_things)
-    return [forms[place % len(forms)](scene, rng) for place in range(count)]
+    return [forms[index % len(forms)](scene, rng) for index in range(count)]
 
 
 def survey(scene, rng):
-    """Up to three things with their places: "red striped ring top left, blue square bottom"."""
+    """Up to three objects with their positions: "red striped ring top left, blue square bottom"."""
     chosen = rng.sample(scene.things, min(len(scene.things), 3))
-    room = (MAX_WORDS - (len(chosen) - 1)) // len(chosen)  # words per thing, after the commas
-    extras = max(0, room - 4)  # colour, shape and two words of place come first
+    room = (MAX_WORDS - (len(chosen) - 1)) // len(chosen)  # words per object, after the commas
+    extras = max(0, room - 4)  # colour, shape and two words of position come first
     return ", ".join(f"{phrase(thing, mentioned(rng)[:extras])} {place(scene, thing)}" for thing in chosen)
 
 
 def place(scene, thing):
-    """Where in the picture: "top left", "bottom", "middle"..., by thirds."""
+    """The position in the image by thirds: "top left", "bottom", "middle" ..."""
     column = ("left", "", "right")[min(2, int(3 * thing.x / scene.width))]
     row = ("top", "", "bottom")[min(2, int(3 * thing.y / scene.height))]
     return " ".join(word for word in (row, column) if word) or "middle"
@@ -121,18 +121,17 @@ def relate_things(scene, rng):
 
 
 def regions(scene, rng, count=5):
-    """Short descriptions of one thing, or of one beside another, as Visual Genome has them."""
+    """Short descriptions of one object or of the relation of two, as in Visual Genome."""
     return [relate_things(scene, rng) if rng.random() < 0.4 else describe(rng.choice(scene.things), rng)
             for _ in range(count)]  # fmt: skip
 
 
-# ---- questions: each function returns one, or None when the scene does not have what it takes.
-# `wanted` is the answer of a yes/no question, drawn before the question is sought: the one that is harder to find in a
-# picture must not be rarer than the other.
+# ---- questions: each function returns one, or None where the scene allows none.
+# `wanted` is the answer of a yes/no question, drawn before the question, so that both answers are equally frequent.
 
 
 def is_there(scene, rng, wanted):
-    """Colour and shape together; a no is a near miss."""
+    """Is there an object of a colour and shape? With the answer no, one of the two occurs."""
     words = color_and_shape(scene, rng, wanted)
     if words is None:
         return None
@@ -141,7 +140,7 @@ def is_there(scene, rng, wanted):
 
 
 def color_and_shape(scene, rng, wanted):
-    """Such as "red ring": a thing's, or, not wanted, near ones that nothing has; None where something has them."""
+    """Such as "red ring": of an object or, where not wanted, of none but similar; None where there is one."""
     thing = rng.choice(scene.things)
     color, shape = thing.color, thing.shape
     if not wanted:
@@ -150,7 +149,7 @@ def color_and_shape(scene, rng, wanted):
 
 
 def is_it(scene, rng, wanted):
-    """Does the one thing of a shape (or of a colour and shape) have a colour, a size or a texture?"""
+    """Does the only object of a shape (or of a colour and shape) have a colour, a size or a texture?"""
     name = rng.choice(("color", "size", "texture"))
     found = the_one(scene, rng, "shape" if name == "color" else "both")
     if found is None:
@@ -162,7 +161,7 @@ def is_it(scene, rng, wanted):
 
 
 def either_or(scene, rng, _wanted):
-    """A choice of two, in either order."""
+    """A choice of two values, in random order."""
     name = rng.choice(("color", "size", "size", "shape"))
     found = the_one(scene, rng, {"color": "shape", "shape": "color"}.get(name, "both"))
     if found is None:
@@ -194,7 +193,7 @@ def what_texture(scene, rng, _wanted):
 
 
 def how_many(scene, rng, _wanted):
-    """Of all things, of a shape or of a colour; the number is drawn first, so that no count is common."""
+    """The number of all objects, or of a shape or colour; the number is drawn first, so that none is frequent."""
     name = rng.choice(("shape", "color", None))
     if name is None:
         return Question("how many things are there?", str(len(scene.things)), "how many", "number")
@@ -207,13 +206,13 @@ def how_many(scene, rng, _wanted):
 
 
 def where(scene, rng, wanted):
-    """Is one thing left of, right of, above or below another?"""
+    """Is one object left of, right of, above or below another?"""
     found = two_things(scene, rng, wanted)
     return found and Question("is the {} {} the {}?".format(*found), yes(wanted), "is the", "yes/no")
 
 
 def two_things(scene, rng, wanted):
-    """Two things and where the first is of the second, or is not: ("red ring", "left of", "blue square"); or None."""
+    """Two objects and a true or false relation: ("red ring", "left of", "blue square"); or None."""
     if len(scene.things) < 2:
         return None
     first, second = rng.sample(scene.things, 2)
@@ -230,7 +229,7 @@ def two_things(scene, rng, wanted):
 
 
 def compare(scene, rng, wanted):
-    """More of one shape or colour than of another, or as many?"""
+    """Are there more objects of one shape or colour than of another, or as many?"""
     found = two_kinds(scene, rng, wanted)
     if found is None:
         return None
@@ -240,9 +239,9 @@ def compare(scene, rng, wanted):
 
 
 def two_kinds(scene, rng, wanted):
-    """("rings", "crosses", more?): more of the first kind than of the second or as many; or, not wanted, otherwise.
+    """("rings", "crosses", more?): whether more of the first kind or as many is asked; true of the scene if wanted.
 
-    None unless both answers could be had: else the words would tell which it is.
+    None unless both answers are possible in the scene: otherwise the words would predict the answer.
     """
     name, more = rng.choice(("shape", "color")), rng.random() < 0.6
     pairs = {True: [], False: []}
@@ -267,7 +266,7 @@ def yes(value):
 
 
 def the_one(scene, rng, by):
-    """A thing and the words that fit it alone: its shape, its colour ("the red thing"), or both; None without one."""
+    """An object and words that fit only it: its shape, its colour ("the red thing"), or both; or None."""
     names = {"shape": ("shape",), "color": ("color",), "both": ("color", "shape")}[by]
     counts = scene.counts(*names)
     alone = [thing for thing in scene.things if counts[tuple(getattr(thing, n) for n in names)] == 1]
@@ -279,7 +278,7 @@ def the_one(scene, rng, by):
 
 
 def questions(scene, rng, count):
-    """`count` different questions in the shares of FAMILIES; fewer where a poor scene allows no more."""
+    """`count` different questions in the shares of FAMILIES; fewer where the scene allows no more."""
     found = {}
     for family in rng.choices(list(FAMILIES), FAMILIES.values(), k=4 * count):
         wanted = rng.random() < 0.5
@@ -292,7 +291,7 @@ def questions(scene, rng, count):
 
 
 def annotate(answer, rng, annotators=10):
-    """The answers of ten people: most say what is there, some what it could be taken for."""
+    """The answers of ten annotators: most are right, some of CONFUSIONS."""
 
     def other():
         if answer.isdigit():

@@ -1,9 +1,8 @@
-"""What is said about two pictures: statements that only both of them decide, as NLVR2 has them.
+"""Statements about two images that only both together decide, as in NLVR2.
 
-As there, a statement is made for a set of four pairs and is true of two of them and false of the other two, so that
-the words alone say nothing. Whoever also sees one picture of each pair gets about 63 % right: half of the statements
-of which it says nothing, such as "exactly one image contains a ring", and up to 75 % of others, such as "both images
-contain a ring", which is false wherever one is missing.
+A statement is made for a set of four pairs; it is true of two pairs and false of two, so that the words alone reach
+50 %. The words and one image of each pair reach about 63 %: 50 % of statements such as "exactly one image contains a
+ring", and up to 75 % of others such as "both images contain a ring", which is false where one image has none.
 """
 
 import operator
@@ -33,13 +32,13 @@ KINDS = kinds_of_things()
 
 
 class Form(NamedTuple):
-    """A way of speaking about two pictures."""
+    """A form of statements about two images."""
 
-    subject: str  # what it is about; the statements of a set differ in it
+    subject: str  # the statements of a set have different subjects
     text: str
-    of_count: Callable  # what matters of how many things there are in a picture
-    truth: Callable  # of what matters of the left and of the right one
-    allowed: int  # how many of four pairs may be got right from one picture of each: 2 is a coin, 3 the least for some
+    of_count: Callable  # from the number of objects in an image to the value that decides
+    truth: Callable  # of the values of the left and of the right image
+    allowed: int  # most of four pairs that one image of each may decide: 2 is chance, for some forms 3 is the least
 
 
 class Statement(NamedTuple):
@@ -68,10 +67,10 @@ FORMS_OF_TWO = (
 
 
 def statements(pairs, rng, count):
-    """At most `count` statements, each about another subject and another kind of thing.
+    """At most `count` statements, with different subjects and different kinds of objects.
 
-    Subjects that one picture says nothing about come first. Then each form is as likely as the others, and each kind
-    of thing: the many coloured shapes would crowd out the rest.
+    Subjects that one image does not decide come first. Forms and kinds of objects are drawn uniformly: by number,
+    coloured shapes would dominate.
     """
     options, chosen = fitting(pairs), []
     while options and len(chosen) < count:
@@ -87,13 +86,13 @@ def statements(pairs, rng, count):
 
 
 def fitting(pairs):
-    """The statements that are true of half of the pairs and that one picture of each pair does not give away."""
+    """The statements that are true of half of the pairs and that one image of each pair does not decide."""
     found = []
     for kind, things in KINDS.items():
         for noun, wanted in things:
             counts = [[len(scene.matching(**wanted)) for scene in side] for side in zip(*pairs)]
             if sum(map(bool, counts[0] + counts[1])) < 2:
-                continue  # most kinds: no form can be true of two pairs and false of two
+                continue  # true of most kinds; no form can then be true of two pairs and false of two
             for form in FORMS_OF_TWO:
                 left, right = ([form.of_count(count) for count in side] for side in counts)
                 labels = [form.truth(a, b) for a, b in zip(left, right)]
@@ -105,7 +104,7 @@ def fitting(pairs):
 
 
 def given_away(values, labels):
-    """How many labels the best guess from the values alone gets right."""
+    """The number of labels that the best guess from the values alone gets right."""
     given = defaultdict(list)
     for value, label in zip(values, labels):
         given[value].append(label)

@@ -1,14 +1,12 @@
-"""The drawn siblings of VQA: GQA's questions, SNLI-VE's hypotheses and NLVR2's statements about two pictures.
+"""The generated sibling tasks of VQA: GQA's questions, SNLI-VE's hypotheses and NLVR2's statements about two images.
 
-Each maker thinks up the pictures of one unit and returns the rows of its annotation file, in LXMERT's forms:
+Each maker returns the random scenes of one unit and the rows of its annotation file, in LXMERT's forms:
 
     maker(split, number, rng) -> ({path under the data root: (img_id, scene)}, rows)
 
-What words alone can reach, whatever the model: 33 % of the hypotheses by always giving one answer and 50 % by reading
-them, for each form of hypothesis has two answers, each as often and in the same words; 50 % of the statements, for
-each is true of two pairs of its set and false of the other two. The words and one picture of a pair reach about 63 %:
-50 % of the statements of which it says nothing, such as "exactly one image contains a ring", and up to 75 % of others,
-such as "both images contain a ring", which is false wherever one is missing.
+Upper bounds without the images: of the hypotheses 33 % with one answer for all and 50 % from the words, since each form
+of hypothesis has two equally frequent answers; of the statements 50 %, and about 63 % with one image of each pair
+(`scenes.statements`).
 """
 
 from clip_vl.datasets.lxmert.tasks import TASKS
@@ -31,15 +29,15 @@ NUMBERS = {2: "two", 3: "three"}
 
 # ---- GQA
 
-GQA_QUESTIONS = 10  # per picture; a poor scene has fewer
+GQA_QUESTIONS = 10  # per image; fewer where the scene allows no more
 
 
-def gqa_picture(split, number, rng):
-    """One picture with its questions; those of `submit` come without types and answers."""
+def gqa_image(split, number, rng):
+    """One image with its questions; those of `submit` have no types and answers."""
     img_id, scene = f"n{1_000_000 + number}", random_scene(rng)
     rows = []
-    for place, question in enumerate(questions(scene, rng, GQA_QUESTIONS)):
-        row = {"question_id": f"{1_000_000 + number}{place:03d}", "img_id": img_id, "sent": question.text}
+    for index, question in enumerate(questions(scene, rng, GQA_QUESTIONS)):
+        row = {"question_id": f"{1_000_000 + number}{index:03d}", "img_id": img_id, "sent": question.text}
         if split != "submit":
             row |= gqa_types(question)
             row["label"] = {question.answer: 1.0}
@@ -48,7 +46,7 @@ def gqa_picture(split, number, rng):
 
 
 def gqa_types(question):
-    """GQA's structural and semantic type of a question, in the keys of the annotation file."""
+    """GQA's structural and semantic type of a question, under the keys of the annotation file."""
     if question.answer_type == "yes/no":
         structure = "compare" if " more " in question.text else "verify"
     else:
@@ -59,10 +57,10 @@ def gqa_types(question):
     return {"question_type": structure, "answer_type": "attr" if about_looks else "obj"}
 
 
-# ---- SNLI-VE: a claim that the picture decides, alone or with a part that no picture shows
+# ---- SNLI-VE: a claim that the image decides, alone or with a part that no image shows
 
 ENTAILMENTS = TASKS["snli_ve"].classes
-FORMS = (  # how the unseen part is joined, whether the visible claim holds, what follows
+FORMS = (  # (how the unseen part is joined, whether the visible claim is true, class)
     (None, True, "entailment"),
     (None, False, "contradiction"),
     ("and", True, "neutral"),
@@ -70,29 +68,29 @@ FORMS = (  # how the unseen part is joined, whether the visible claim holds, wha
     ("or", True, "entailment"),
     ("or", False, "neutral"),
 )
-UNSEEN = (  # said of a thing that is in the picture: "the ring is red and made of wood"
+UNSEEN = (  # of an object in the image: "the ring is red and made of wood"
     "heavy", "soft", "old", "expensive", "fragile", "magnetic", "made of wood", "made of glass", "made of metal",
     "made of paper", "drawn first", "drawn last", "drawn by a child", "for sale", "liked by everyone",
 )  # fmt: skip
 UNSEEN_BESIDE = ("heavier than it", "older than it", "softer than it", "more expensive than it", "drawn before it")
-UNSEEN_CLAUSES = (  # after a claim about the whole picture
+UNSEEN_CLAUSES = (  # after a claim about the whole image
     "someone likes this picture", "this picture is for sale", "this picture is old", "a child drew this picture",
     "this picture hangs in a museum", "someone has seen this picture before", "it is raining outside",
 )  # fmt: skip
 
 
-def snli_ve_picture(split, number, rng):
-    """One picture with six hypotheses, two of each class, in any order."""
+def snli_ve_image(split, number, rng):
+    """One image with six hypotheses, two of each class, in random order."""
     img_id, scene = f"{4_000_000 + number}", random_scene(rng)
     rows = [
-        {"question_id": f"{img_id}.jpg#{place}r1{label[0]}", "img_id": img_id, "sent": text, "label": {label: 1.0}}
-        for place, (text, label) in enumerate(hypotheses(scene, rng))
+        {"question_id": f"{img_id}.jpg#{index}r1{label[0]}", "img_id": img_id, "sent": text, "label": {label: 1.0}}
+        for index, (text, label) in enumerate(hypotheses(scene, rng))
     ]
     return {f"{FOLDERS['snli_ve']}/{img_id}.jpg": (img_id, scene)}, rows
 
 
 def hypotheses(scene, rng):
-    """Six different (text, class): one of each of FORMS, so that "and" or "or" still leaves two classes open."""
+    """Six different (text, class), one of each of FORMS: "and" and "or" each occur with two classes."""
     found = {}
     for joiner, holds, label in rng.sample(FORMS, len(FORMS)):
         text = None
@@ -104,7 +102,7 @@ def hypotheses(scene, rng):
 
 
 def visible_claim(scene, rng, holds):
-    """(claim, what no picture shows of its subject), the claim true of the scene or false as wanted."""
+    """(claim, unseen parts that fit its subject); the claim is true of the scene if `holds`, else false."""
     found = None
     while found is None:
         claim = rng.choices(list(CLAIMS), CLAIMS.values())[0]
@@ -113,7 +111,7 @@ def visible_claim(scene, rng, holds):
 
 
 def looks(scene, rng, holds):
-    """The one thing of a shape or colour, or of both, has a look or another one."""
+    """The only object of a shape or colour, or of both, has an attribute, or has another one."""
     name = rng.choice(("color", "shape", "size", "size", "texture", "texture"))
     found = the_one(scene, rng, {"color": "shape", "shape": "color"}.get(name, "both"))
     if found is None:
@@ -144,7 +142,7 @@ def outnumbers(scene, rng, holds):
 
 
 def numbers(scene, rng, holds):
-    """The number is drawn first and must fit some kind of thing and not another: no number is truer than the rest."""
+    """The number is drawn first and must be true of some shape or colour and false of another."""
     name, number = rng.choice(("shape", "color")), rng.randint(1, 3)
     values = {True: [], False: []}
     for value in ATTRIBUTES[name]:
@@ -163,35 +161,35 @@ def exactly(number, noun):
     return f"there is exactly one {noun}" if number == 1 else f"there are exactly {NUMBERS[number]} {plural(noun)}"
 
 
-# ---- NLVR2: eight pictures in four pairs; each statement is true of two pairs and false of the other two
+# ---- NLVR2: eight images in four pairs; each statement is true of two pairs and false of two
 
-STATEMENTS = 5  # per set of pictures
+STATEMENTS = 5  # per set of images
 
 
 def nlvr2_set(split, number, rng):
-    """Eight pictures in four pairs, with statements about all pairs.
+    """Eight images in four pairs, with statements about all pairs.
 
-    Identifiers say split-set-pair-statement, as NLVR2's do, and consistency is taken over the pairs of a set and
-    statement. Pictures are named after their pair.
+    Identifiers are split-set-pair-statement, as in NLVR2, where consistency is over the pairs of a set and statement.
+    Images are named after their pair.
     """
     pairs, stated = [], []
-    while len(stated) < STATEMENTS:  # most sets of pictures allow fewer
+    while len(stated) < STATEMENTS:  # most sets of images allow fewer
         pairs = [(random_scene(rng), random_scene(rng)) for _ in range(PAIRS)]
         stated = statements(pairs, rng, STATEMENTS)
-    pictures = {}
-    for place, pair in enumerate(pairs):
+    images = {}
+    for index, pair in enumerate(pairs):
         for side, scene in enumerate(pair):
-            img_id = f"{split}-{number}-{place}-img{side}"
-            pictures[f"{FOLDERS['nlvr2']}/{split}/{img_id}.png"] = img_id, scene
+            img_id = f"{split}-{number}-{index}-img{side}"
+            images[f"{FOLDERS['nlvr2']}/{split}/{img_id}.png"] = img_id, scene
     rows = []
     for which, statement in enumerate(stated):
-        for place, label in enumerate(statement.labels):
-            pair = f"{split}-{number}-{place}"
+        for index, label in enumerate(statement.labels):
+            pair = f"{split}-{number}-{index}"
             rows.append({
                 "identifier": f"{pair}-{which}", "img0": f"{pair}-img0", "img1": f"{pair}-img1", "label": int(label),
                 "sent": statement.text, "uid": f"nlvr2_{pair}-{which}",
             })  # fmt: skip
-    return pictures, rows
+    return images, rows
 
 
-MAKERS = {"gqa": gqa_picture, "snli_ve": snli_ve_picture, "nlvr2": nlvr2_set}
+MAKERS = {"gqa": gqa_image, "snli_ve": snli_ve_image, "nlvr2": nlvr2_set}
