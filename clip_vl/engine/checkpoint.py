@@ -1,16 +1,15 @@
-"""Checkpoints that are whole or absent, checked on load, and exact.
+"""Checkpoints that are atomic, verified on load, and exact.
 
     checkpoints/
-      LATEST               the name of the newest one, for people and scripts
+      LATEST               the name of the newest checkpoint, for people and scripts
       step_00001234/
-        model.safetensors  one file for each entry of `tensors`
+        model.safetensors  one file per entry of `tensors`
         optim.safetensors
         state.json         everything that is not a tensor: epoch, position, schedules, scaler
         MANIFEST.json      size and sha256 of every file above
 
-A checkpoint is written under a temporary name, synced, then renamed, so a folder named step_* is complete by
-construction. What happens to it later (a flipped bit, a lost block) the digests find: safetensors and PyTorch files
-have no checksum of their own and load silently.
+A checkpoint is written under a temporary name, synced, then renamed, so that a folder named step_* is complete. The
+digests find later damage, such as a flipped bit or a lost block: safetensors and PyTorch files have no checksums.
 """
 
 import hashlib
@@ -45,9 +44,9 @@ FORMAT = 1
 MANIFEST = "MANIFEST.json"
 LATEST = "LATEST"
 MODEL = "model"  # the stem of the file with the model's weights
-SET_ASIDE = ".old"  # a checkpoint that is being replaced by another one of the same step
+SET_ASIDE = ".old"  # a checkpoint that another one of the same step replaces
 STEP_NAME = re.compile(rf"step_(\d{{8,}})({re.escape(SET_ASIDE)})?")
-FILE_NAME = re.compile(r"\w[\w-]*\.(safetensors|json)", re.ASCII)  # nothing that could leave the folder
+FILE_NAME = re.compile(r"\w[\w-]*\.(safetensors|json)", re.ASCII)  # no path out of the folder
 MAX_JSON_BYTES = 64 << 20
 SAFETENSORS_DTYPES = {
     torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
@@ -59,14 +58,14 @@ SAFETENSORS_DTYPES = {
 
 
 def save_checkpoint(folder, step, tensors, state, keep_last=None, settings=None):
-    """Save `folder`/step_XXXXXXXX atomically, point LATEST to it, then prune.
+    """Save `folder`/step_XXXXXXXX atomically, write its name to LATEST, then prune.
 
-    tensors:   dict of file stem -> flat dict of name -> tensor, on any device and in any memory format
+    tensors:   {file stem: {name: tensor}}, on any device and in any memory format
     state:     dict of JSON values
     settings:  JSON values that the file of the model's weights holds as metadata
-    keep_last: how many checkpoints stay (None: all)
+    keep_last: number of checkpoints to keep (None: all)
     returns:   the path of the checkpoint
-    raises:    OSError when the disk is full or not writable; what was there before is still there and whole
+    raises:    OSError when the disk is full or not writable; earlier checkpoints are kept
     """
     target = Path(folder) / f"step_{step:08d}"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +103,7 @@ def _fill(folder, tensors, state, settings):
 
 
 def _write(path, chunks):
-    """Write and sync the chunks; the digest is taken from memory, so it also catches what the disk got wrong."""
+    """Write and sync the chunks; the digest is of the chunks in memory, so that it also finds errors of the disk."""
     digest, size = hashlib.sha256(), 0
     with path.open("xb") as file:
         for chunk in chunks:
@@ -117,9 +116,9 @@ def _write(path, chunks):
 
 
 def _safetensors_chunks(tensors, metadata=None):
-    """The bytes of a safetensors file, one tensor at a time, so that no second copy of the model is ever in memory.
+    """The bytes of a safetensors file, one tensor at a time, without a second copy of the model in memory.
 
-    The format: header length (u64), header (JSON), data. Widest types first keep every tensor aligned.
+    The format is header length (u64), header (JSON), data. Wide dtypes come first, so that every tensor is aligned.
     """
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header, end = {"__metadata__": metadata} if metadata else {}, 0
@@ -138,7 +137,7 @@ def _raw_bytes(tensor):
 
 
 def _publish(temporary, target):
-    """Rename into place. A folder cannot be renamed over another: an old one of the same step steps aside first."""
+    """Rename the finished checkpoint; one of the same step is renamed first, as a folder cannot replace another."""
     if target.exists():
         target.rename(_emptied(target.with_name(target.name + SET_ASIDE)))
     temporary.rename(target)
@@ -151,8 +150,7 @@ def _emptied(path):
 
 
 def _remove_abandoned(target):
-    """Delete what the checkpoint just saved makes obsolete: its replaced twin, and later steps (left by a run that
-    went back because they were damaged)."""
+    """Delete the replaced checkpoint of the same step, and later steps, which a run left that resumed before them."""
     for path in _newest_first(target.parent):
         if path == target:
             break
@@ -161,7 +159,7 @@ def _remove_abandoned(target):
 
 
 def _remove(path):
-    """Delete a checkpoint so that no half of it ever carries its name."""
+    """Delete a checkpoint; it is renamed first, so that no incomplete folder has its name."""
     if path.exists():
         temporary = temporary_name(path)
         path.rename(temporary)
@@ -170,7 +168,7 @@ def _remove(path):
 
 @contextmanager
 def _locked(path):
-    """Hold a lock on `path` that the kernel lets go when this process ends; BlockingIOError if another one holds it."""
+    """Hold the lock of `path`, which the kernel releases when this process ends; BlockingIOError if it is held."""
     handle = os.open(path, os.O_RDONLY)
     try:
         if not try_lock(handle):
@@ -181,35 +179,35 @@ def _locked(path):
 
 
 def _sweep(folder):
-    """Delete what killed writers left: temporary names that nobody holds a lock on."""
+    """Delete the temporary files and folders of killed writers: those whose lock nobody holds."""
     for path in folder.glob(f"{TEMPORARY}*"):
         try:
             with _locked(path):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-        except OSError:  # still being written, or already gone
+        except OSError:  # still being written, or deleted
             continue
 
 
-# ---- one file, for exchange
+# ---- single files
 
 
 def save_plain(path, value, records=None):
-    """Write with torch.save, atomically; a full disk costs one line and the file, never the run.
+    """Write with torch.save, atomically; on a full disk a warning is printed and the run continues.
 
-    records: {name: bytes} to keep in the archive beside `value`, as of `write_plain`
+    records: {name: bytes} to write into the archive beside `value`, as in `write_plain`
     """
     try:
         with atomic_file(path) as file:
             write_plain(file, value, records)
         unwritten.pop(str(path), None)
     except (OSError, RuntimeError) as error:
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch.save covers its cause
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error  # torch.save hides its cause
         unwritten[str(path)] = getattr(cause, "strerror", None) or str(cause)
         print(f"warning: {path} could not be written: {unwritten[str(path)]}", flush=True)
 
 
 def write_plain(file, value, records=None):
-    """torch.save into an open file that has a name, and {name: bytes} beside the value: torch.load passes over them."""
+    """torch.save into an open file that has a name, with {name: bytes} in the archive, which torch.load ignores."""
     torch.save(value, file)
     file.flush()
     with zipfile.ZipFile(file.name, "a") as archive:
@@ -219,7 +217,7 @@ def write_plain(file, value, records=None):
 
 
 def read_record(path, name, limit=MAX_JSON_BYTES):
-    """The bytes that `write_plain` kept as `name`; None where the file has no such record."""
+    """The bytes that `write_plain` wrote as `name`; None where the file has no such record."""
     if not zipfile.is_zipfile(path):
         return None
     try:
@@ -240,9 +238,9 @@ def read_record(path, name, limit=MAX_JSON_BYTES):
 def load_latest(folder, say=print):
     """Load the newest checkpoint that is whole.
 
-    say:     receives one line for each damaged checkpoint that is passed over
+    say:     receives one line for each damaged checkpoint that is skipped
     returns: (path, tensors, state) with CPU tensors as given to save_checkpoint; None if none was ever saved
-    raises:  DataError when there are some and none can be used
+    raises:  DataError when all of them are damaged
     """
     folder = Path(folder)
     names = [path.name for path in _newest_first(folder)]
@@ -273,7 +271,7 @@ def read_checkpoint(path):
 
 
 class _Damage(Exception):
-    """What is wrong with a checkpoint, as half a sentence."""
+    """The damage of a checkpoint, as half a sentence."""
 
 
 def _verify(path, manifest):
@@ -309,7 +307,7 @@ def _read_latest(folder):
 
 
 def _newest_first(folder):
-    """Complete checkpoint folders, later steps first; of two of one step the replacement comes before the replaced."""
+    """Complete checkpoint folders, latest step first; of one step the replacement comes before the replaced one."""
     found = [(STEP_NAME.fullmatch(path.name), path) for path in Path(folder).glob("step_*")]
     keyed = [(int(match[1]), match[2] is None, path) for match, path in found if match]
     return [path for *_, path in sorted(keyed, reverse=True)]
@@ -322,7 +320,7 @@ def flatten_optimizer(optimizer):
     """Split an optimizer's state into (flat, meta).
 
     flat: {"<parameter index>.<key>": tensor}, for `tensors` of save_checkpoint
-    meta: {"kind": class name, "groups": hyperparameters, "values": what is no tensor, such as SGD's None}, for `state`
+    meta: {"kind": class name, "groups": hyperparameters, "values": other entries, such as SGD's None}, for `state`
     """
     saved = optimizer.state_dict()
     entries = {f"{index}.{key}": value for index, state in saved["state"].items() for key, value in state.items()}
@@ -333,12 +331,12 @@ def flatten_optimizer(optimizer):
 
 
 def _number(value):
-    """LAMB counts its steps in a tensor, and makes one of a number when it is loaded."""
+    """A scalar tensor as a number: LAMB counts its steps in a tensor, and converts a number when it is loaded."""
     return value.item() if isinstance(value, torch.Tensor) and value.dim() == 0 else value
 
 
 def restore_optimizer(optimizer, flat, meta):
-    """Bring an optimizer over the same parameters back to the state that flatten_optimizer saw, bit for bit."""
+    """Restore the state of `flatten_optimizer` in an optimizer over the same parameters, bit for bit."""
     kind = type(optimizer).__name__
     if meta.get("kind", kind) != kind or "correct_bias" in optimizer.defaults.keys() - meta["groups"][0].keys():
         raise DataError(f"The checkpoint's optimizer is {meta.get('kind', 'another one')}, this run's is {kind}.")
@@ -361,8 +359,8 @@ def _group_sizes(groups):
 
 
 def _like(value, parameter, name):
-    """An own copy in the parameter's memory format: the fused and foreach kernels are fast only when strides agree."""
-    if value.dim() == 0 or name.endswith(("_row", "_col")):  # a step counter; Adafactor's rows and columns
+    """A copy in the parameter's memory format: fused and foreach kernels are fast only with equal strides."""
+    if value.dim() == 0 or name.endswith(("_row", "_col")):  # a step counter, or rows and columns of Adafactor
         return value.clone()
     if value.shape != parameter.shape:
         raise DataError(f"Optimizer entry {name} is {tuple(value.shape)}, its parameter is {tuple(parameter.shape)}.")
@@ -370,5 +368,5 @@ def _like(value, parameter, name):
 
 
 def _with_tuples(saved, now):
-    """JSON made lists of tuples such as betas; take the types of the running optimizer."""
+    """The saved values with tuples where `now` has tuples, such as betas, which JSON turns into lists."""
     return {key: tuple(value) if isinstance(now.get(key), tuple) else value for key, value in saved.items()}

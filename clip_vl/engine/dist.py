@@ -1,7 +1,7 @@
-"""Processes: set-up from torchrun's environment, the few exchanges programs need, and how a rank ends.
+"""Distributed processes: set-up from torchrun's environment, collectives, and the exit of a rank.
 
-One process needs nothing. Several exchange gradients through DistributedDataParallel (NCCL on GPUs, gloo on
-CPUs); small host-side values always travel through gloo. Rank 0 speaks and writes.
+Several processes exchange gradients through DistributedDataParallel (NCCL on GPUs, gloo on CPUs); small values on the
+host always go through gloo. Rank 0 prints and writes.
 """
 
 import datetime
@@ -36,12 +36,12 @@ def world_size():
 
 
 def timeout_seconds():
-    """How long a process waits for another one, or for a loader worker."""
+    """The time that a process waits for another one, or for a loader worker."""
     return int(os.environ.get("CLIP_VL_TIMEOUT", 1800))
 
 
 def setup():
-    """Join the processes that torchrun started and return this one's device."""
+    """Join the process group of torchrun, if there is one; returns the device of this process."""
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(local_rank())
@@ -58,7 +58,7 @@ def print0(*values):
 
 
 def progress(batches, description, wanted):
-    """The batches, with a progress bar on rank 0's terminal when `wanted`."""
+    """The batches, with a progress bar on the terminal of rank 0 if `wanted`."""
     if not (wanted and rank() == 0 and sys.stderr.isatty()):
         return batches
     from tqdm import tqdm
@@ -67,7 +67,7 @@ def progress(batches, description, wanted):
 
 
 def barrier():
-    """Wait for every process (through gloo: the wait may be long, and needs no device)."""
+    """Wait for all processes, through gloo: the wait may be long and uses no device."""
     agree(0)
 
 
@@ -81,7 +81,7 @@ def agree(*flags):
 
 
 def sum_over_ranks(values):
-    """Sum of a small tensor over all processes, on the host and in the dtype given."""
+    """Sum of a small tensor over all processes, on the host and in its dtype."""
     values = values.detach().cpu()
     if world_size() > 1:
         torch.distributed.all_reduce(values)
@@ -89,7 +89,7 @@ def sum_over_ranks(values):
 
 
 def gather(value):
-    """Every process's `value` (any picklable object of ours), in rank order, on every process."""
+    """List of the `value` of every process in rank order, on every process; values are picklable."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
@@ -98,7 +98,7 @@ def gather(value):
 
 
 def gather_rows(tensor):
-    """Every process's rows, in rank order: (B, ...) -> (W * B, ...), without gradient. B must be the same on all."""
+    """The rows of all processes in rank order: (B, ...) -> (W * B, ...), without gradient; B is the same on all."""
     tensor = tensor.detach().contiguous()
     if world_size() == 1:
         return tensor
@@ -108,23 +108,23 @@ def gather_rows(tensor):
 
 
 def broadcast_buffers(module):
-    """Rank 0's buffers of a module, on every process."""
+    """Copy the buffers of a module from rank 0 to all processes."""
     if world_size() > 1:
         for buffer in module.buffers():
             torch.distributed.broadcast(buffer, src=0)
 
 
 def all_gather(tensor):
-    """`gather_rows` with gradient: my rows receive the sum of the gradients that all processes have for them.
+    """`gather_rows` with gradient: the rows of a process receive the sum of their gradients on all processes.
 
-    A loss whose mean over the processes is that of the whole batch so gets W times its gradient, of which
-    DistributedDataParallel's mean over the processes makes the gradient of the whole batch.
+    For a loss whose mean over the processes is that of the whole batch, this is W times its gradient, which the mean of
+    DistributedDataParallel over the processes turns into the gradient of the whole batch.
     """
     return tensor if world_size() == 1 else _AllGather.apply(tensor)
 
 
 def all_reduce(tensor):
-    """The sum of a tensor over all processes, with gradient: the sum of the gradients that they have for it."""
+    """The sum of a tensor over all processes; its gradient is the sum of their gradients."""
     return tensor if world_size() == 1 else _AllReduce.apply(tensor)
 
 
@@ -158,14 +158,14 @@ class _AllReduce(torch.autograd.Function):
 
 
 def first_rank_builds(build):
-    """`build()` on the first process of each node, then on the others, which find its result made."""
+    """`build()` on the first process of each node, then on the others, which find the result on disk."""
     result = build() if local_rank() == 0 else None
     barrier()
     return build() if local_rank() else result
 
 
 def wrap(model, device):
-    """The model with its gradients exchanged in overlapping buckets; the model itself for one process."""
+    """The model in DistributedDataParallel; for a single process the model itself."""
     if world_size() == 1:
         return model
     return DistributedDataParallel(
@@ -174,14 +174,14 @@ def wrap(model, device):
 
 
 def bare(model):
-    """The model itself, without the wrapper of `wrap`."""
+    """The model without the wrapper of `wrap`."""
     return getattr(model, "module", model)
 
 
 def unwrap(model):
-    """The model itself, with rank 0's buffers on every rank.
+    """The model without its wrapper, with the buffers of rank 0 on every rank.
 
-    BatchNorm statistics follow each rank's own batches between two exchanges; an evaluation must not depend on them.
+    Between two exchanges each rank has BatchNorm statistics of its own batches; evaluation must not depend on them.
     """
     module = bare(model)
     if module is not model:
@@ -190,15 +190,15 @@ def unwrap(model):
 
 
 def run_program(main, flags):
-    """Run `main(flags)` and leave with the exit code that says how it ended.
+    """Run `main(flags)` and exit with its code.
 
-    0 done, 2 user error, 3 data error, 4 diverged, 75 interrupted after saving, 1 anything else. The first rank to fail
-    writes its sentence to $CLIP_VL_EXIT_FILE, for the launch script; ranks that fail because a peer did stay quiet.
+    0 done, 2 user error, 3 data error, 4 diverged, 75 interrupted after saving, 1 any other error. The first rank that
+    fails writes its message to $CLIP_VL_EXIT_FILE, for the launch script; ranks that fail after a peer print nothing.
     """
     signals.listen(can_raise=True)
     try:
         error = _error_of(main, flags)
-    except (Exception, Interrupted) as second:  # the loader's handler or a signal raised on the way out as well
+    except (Exception, Interrupted) as second:  # also raised by the loader's handler or a signal while main ends
         error = second
     if error is not None:
         _leave_because(error)
@@ -208,11 +208,11 @@ def run_program(main, flags):
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         sys.stdout.flush()
-        os._exit(0)  # threads of gloo may outlive their group and, in torch 2.11, abort the interpreter's own way out
+        os._exit(0)  # threads of gloo may outlive their group and, in torch 2.11, abort the exit of the interpreter
 
 
 def _error_of(main, flags):
-    """What `main(flags)` raised, or None. After it the loader's SIGCHLD handler raises for no worker any more."""
+    """The exception of `main(flags)`, or None. Afterwards the loader's SIGCHLD handler does not raise for workers."""
     try:
         main(flags)
     except Finished:
@@ -223,15 +223,15 @@ def _error_of(main, flags):
 
 
 def _leave_because(error):
-    """End with the code and the sentence of an error."""
+    """Exit with the code and the message of an error."""
     follows = _is_peer_failure(error) or "DataLoader worker" in str(error)
     if follows and not isinstance(error, ProgramError) and signals.requested():
-        signals.answer()  # the others left because they were asked to
+        signals.answer()  # the others have ended because of the signal
     signals.finish()
     if isinstance(error, ProgramError | Interrupted):
         leave(error.exit_code, error.printed() if isinstance(error, ProgramError) else str(error))
     if world_size() > 1 and _is_peer_failure(error):
-        time.sleep(3)  # let the rank that failed first speak first
+        time.sleep(3)  # the rank that failed first prints first
         leave(1, "stopped, because another process failed", quiet=True)
     if "DataLoader worker" in str(error):
         leave(1, f"a loader worker died ({_last_line(error)}); out of memory? use fewer --num_workers")

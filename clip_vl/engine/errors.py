@@ -1,4 +1,4 @@
-"""The ways a program ends early; each carries the exit code that the launch scripts return."""
+"""Exceptions that end a program, with the exit codes that the launch scripts return."""
 
 import difflib
 import multiprocessing
@@ -11,10 +11,10 @@ JOINERS = "\u200c\u200d"  # parts of words and of emoji
 
 
 def printable(value, keep=""):
-    """The text of a foreign name, safe on a terminal and in a log, with everything that is no sign as an escape.
+    """The text of a name that others may have chosen, safe on a terminal and in a log.
 
-    Escapes stand for control characters, new lines, signs that change the direction or hide, and half surrogate pairs.
-    keep: characters that stay, such as "\\n" of a whole message
+    Control characters, new lines, direction marks, invisible characters and half surrogate pairs become escapes.
+    keep: characters that are not escaped, such as "\\n" in a whole message
     """
     return "".join(c if c in keep or _is_sign(c) else ascii(c)[1:-1] for c in str(value))
 
@@ -33,9 +33,9 @@ def nearest(name, known):
 
 
 class ProgramError(Exception):
-    """An expected failure: its message is the one sentence the user reads, without a traceback.
+    """An expected failure: the user reads its message, one sentence, without a traceback.
 
-    Further arguments are lines below it, such as a table's.
+    Further arguments are lines below the message, such as those of a table.
     """
 
     exit_code = 1
@@ -47,45 +47,43 @@ class ProgramError(Exception):
         return self.args
 
     def printed(self):
-        """The message as it may be printed: names in it come from files of others."""
+        """The message with `printable` names."""
         return "\n".join(map(printable, self.lines()))
 
 
 class UserError(ProgramError):
-    """A flag, a path or a combination that cannot work (exit 2)."""
+    """A flag, a path or a combination of them that cannot work (exit code 2)."""
 
     exit_code = 2
 
 
 class DataError(ProgramError):
-    """A file whose content is missing, damaged or of the wrong form (exit 3). Names the file and the place in it."""
+    """A file whose content is missing, damaged or of the wrong form (exit code 3); names the file and the line."""
 
     exit_code = 3
 
 
 class Diverged(ProgramError):
-    """Too many updates with a non-finite loss or gradient (exit 4)."""
+    """Too many steps with a non-finite loss or gradient (exit code 4)."""
 
     exit_code = 4
 
 
 class Interrupted(BaseException):
-    """Stopped by a signal after saving (exit 75, EX_TEMPFAIL: requeue the job and it resumes).
+    """Stopped by a signal after saving (exit code 75, EX_TEMPFAIL: requeue the job and it resumes).
 
-    A signal may raise it anywhere: like KeyboardInterrupt it passes by every `except Exception`.
+    A signal can raise it anywhere: like KeyboardInterrupt it is not caught by `except Exception`.
     """
 
     exit_code = 75
 
 
 class Finished(Exception):
-    """There is nothing more to do: the two updates of a dry run are made (exit 0)."""
+    """A dry run has made its two steps (exit code 0)."""
 
 
 def run_alone(main, flags):
-    """Run `main(flags)` of a program that is one process and needs no torch; an expected failure ends with its
-    sentence and its code.
-    """
+    """Run `main(flags)` of a program of one process without torch; an expected failure prints its message and exits."""
     try:
         main(flags)
     except Interrupted as error:
@@ -97,7 +95,7 @@ def run_alone(main, flags):
 
 
 def claim_exit_file(code, sentence):
-    """Write `code sentence` to $CLIP_VL_EXIT_FILE, for the launch script, if no other rank has; True for the first."""
+    """Write `code sentence` to $CLIP_VL_EXIT_FILE, for the launch script; False where another rank has done so."""
     path = os.environ.get("CLIP_VL_EXIT_FILE")
     if not path:
         return True
@@ -110,15 +108,15 @@ def claim_exit_file(code, sentence):
 
 
 def kill_children():
-    """End loader workers that still live: they ignore SIGTERM, and the interpreter would wait for them."""
+    """Kill the loader workers that are still alive: they ignore SIGTERM, and the interpreter would wait for them."""
     for child in multiprocessing.active_children():
         child.kill()
 
 
 def leave(code, sentence, quiet=False):
-    """End now: no clean-up of process groups, which would wait for peers, but no orphaned loader workers either.
+    """Exit at once, without the clean-up of process groups, which waits for peers; loader workers are killed.
 
-    quiet: say nothing where another rank has said why
+    quiet: print nothing if another rank has printed the reason
     """
     name = f"rank {os.environ.get('RANK', 0)}: " if int(os.environ.get("WORLD_SIZE", 1)) > 1 else ""
     first = claim_exit_file(code, name + sentence)

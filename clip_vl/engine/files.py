@@ -1,6 +1,6 @@
-"""Files that are whole or absent: written under a temporary name beside the target, synced, then renamed.
+"""Atomic files: written under a temporary name beside the target, synced, then renamed.
 
-A reader never meets half a file, whatever moment the writer is killed at, and a full disk leaves the old content.
+A reader never sees half a file, whenever the writer is killed, and on a full disk the old content is kept.
 """
 
 import errno
@@ -14,17 +14,17 @@ from pathlib import Path
 from clip_vl.engine.readers.text import written
 
 SETTINGS_KEY = "clip_vl_settings"  # of a model's settings in the metadata of its file
-TEMPORARY = ".tmp-"  # how names begin while something is being written
-unwritten = {}  # path -> why its newest content could not be written although the program went on
+TEMPORARY = ".tmp-"  # prefix of the names of unfinished files
+unwritten = {}  # path -> reason why its newest content could not be written, while the program continued
 
 
 def temporary_name(path):
-    """A fresh name beside `path`; whoever finds it without a living writer may delete it."""
+    """A new name beside `path`; the file may be deleted when its writer has ended."""
     return path.with_name(f"{TEMPORARY}{secrets.token_hex(4)}-{path.name}")
 
 
 def sync_folder(folder):
-    """Make renames inside `folder` survive a power cut; file systems that cannot sync folders are left in peace."""
+    """Make renames inside `folder` survive a power cut; does nothing on file systems that cannot sync folders."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -37,9 +37,9 @@ def sync_folder(folder):
 
 @contextmanager
 def atomic_file(path, durable=True):
-    """Open a binary file that takes the name `path` when the block ends and vanishes when the block raises.
+    """Open a binary file that gets the name `path` when the block ends, and is deleted when the block raises.
 
-    durable: whether it is on the disk by then; not so, a power cut may empty it, until the caller's os.sync()
+    durable: sync it to the disk; without, a power cut before the caller's os.sync() may empty it
     """
     path = Path(path)
     temporary = temporary_name(path)
@@ -60,7 +60,7 @@ def atomic_file(path, durable=True):
 
 
 def atomic_write(path, data, durable=True):
-    """Write bytes; `path` then holds all of `data`, or its old content if this raises OSError (a full disk, say)."""
+    """Write bytes; `path` then holds all of `data`, or its old content if this raises OSError, as on a full disk."""
     with atomic_file(path, durable) as file:
         file.write(data)
 

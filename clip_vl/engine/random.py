@@ -1,7 +1,7 @@
-"""Counter-based randomness: every draw is a function of a key, so nothing needs saving and resume is exact.
+"""Counter-based random numbers: every draw is a function of a key, so that resume is exact without saved state.
 
 A key is (seed, purpose, counters...), for example (9595, "answer", epoch, sample) for data and
-(9595, "dropout", step, rank) for what is drawn on the device.
+(9595, "dropout", step, rank) for draws on the device.
 """
 
 import hashlib
@@ -16,19 +16,19 @@ def derive_seed(seed, purpose, *counters):
 
 
 def numpy_rng(seed, purpose, *counters):
-    """A NumPy generator (Philox) for draws made on the host, in any loader worker."""
+    """A NumPy generator (Philox) for draws on the host, such as in loader workers."""
     return np.random.Generator(np.random.Philox(derive_seed(seed, purpose, *counters)))
 
 
 def torch_generator(seed, purpose, *counters, device="cpu"):
-    """A torch generator on `device` for draws made beside the model."""
+    """A torch generator on `device`, for draws outside the model."""
     import torch
 
     return torch.Generator(device=device).manual_seed(derive_seed(seed, purpose, *counters))
 
 
 def seed_step(seed, step, rank):
-    """Key the default generators, which dropout draws from, by (seed, "step", step, rank)."""
+    """Seed the default generators, from which dropout draws, by (seed, "step", step, rank)."""
     import torch
 
     torch.manual_seed(derive_seed(seed, "step", step, rank))

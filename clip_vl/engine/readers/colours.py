@@ -1,13 +1,13 @@
-"""A Pillow image of any mode in RGB: one rule for alpha, palettes, CMYK and 16 bits, for models and reports alike."""
+"""Conversion of Pillow images to RGB: one rule for alpha, palettes, CMYK and 16 bits, in models and reports."""
 
 BITS_PER_SAMPLE = 258  # the TIFF tag
 
 
 def to_rgb(image):
-    """A Pillow image of any mode -> one of mode RGB. Raises ValueError where the range of its values is not known.
+    """A Pillow image of any mode -> one of mode RGB. Raises ValueError where the range of its values is unknown.
 
-    Alpha is dropped before anything else is done with an image, so that a pixel keeps the colour that is stored for it
-    however transparent it is: no image is put on a background. Of 16-bit (and 12-bit) grey the upper 8 bits are kept.
+    Alpha is dropped first, so that a pixel keeps its stored colour whatever its transparency: no image is composited on
+    a background. Of 16-bit and 12-bit grey the upper 8 bits are kept.
     """
     import numpy as np
     from PIL import Image
@@ -21,5 +21,5 @@ def to_rgb(image):
         image = image.convert("LA")
     if image.mode == "P":
         image.load()
-        image.info.pop("transparency", None)  # of which Pillow would warn that it drops it
+        image.info.pop("transparency", None)  # otherwise Pillow warns that it drops it
     return image.convert("RGB")

@@ -1,4 +1,4 @@
-"""Reads safetensors files of others: the header is held to the file's size before anything is allocated."""
+"""Reads safetensors files that are not trusted: the header is checked against the file's size before allocation."""
 
 import os
 from pathlib import Path
@@ -21,6 +21,6 @@ def read_safetensors(path):
         )
     try:
         return load_file(path)
-    except Exception as error:  # the library checks offsets and shapes; an unknown type or a huge shape has its own
+    except Exception as error:  # the library checks offsets and shapes, with several types of errors
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise DataError(f"{path} is not a whole safetensors file ({reason}); fetch it again") from error

@@ -1,4 +1,4 @@
-"""Text files: UTF-8 with or without a byte-order mark, whose lines end at \\n, \\r\\n or \\r and nowhere else.
+"""Text files: UTF-8 with or without a byte-order mark, whose lines end only at \\n, \\r\\n or \\r.
 
 str.splitlines also splits at U+2028, U+0085, vertical tabs and file separators, which are characters of captions.
 """
@@ -14,7 +14,7 @@ HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 
 @contextlib.contextmanager
 def open_text(path, hint=""):
-    """The file as text, for reading; its line ends are kept. hint: what to do where it cannot be read.
+    """The file as text, for reading; its line ends are kept. hint: advice for a file that cannot be read.
 
     Raises UserError where it cannot be read, DataError ("file:line: ...") at bytes that are not UTF-8.
     """
@@ -55,24 +55,24 @@ def read_lines(path, hint=""):
 
 
 def whole_text(text):
-    """The text itself; ValueError where it holds half of a surrogate pair, which no file or tokenizer can take."""
+    """The text; ValueError where it contains half of a surrogate pair, which files and tokenizers cannot hold."""
     if not text.isascii() and HALF_SURROGATE.search(text):
         raise ValueError(f"{text!r:.80} holds half of a surrogate pair, which is no character; remove it from the text")
     return text
 
 
 def written(text):
-    """UTF-8 of a text to write; of file names that are not UTF-8, escapes such as \\udce9, which JSON reads back."""
+    """UTF-8 of a text to write; bytes of file names that are not UTF-8 become escapes such as \\udce9."""
     return text.encode("utf-8", "backslashreplace")
 
 
 def raw_bytes(text):
-    """Bytes of any str, for a digest: UTF-8 where the text has it."""
+    """Bytes of any str, for a digest: UTF-8, also of half surrogate pairs."""
     return text.encode("utf-8", "surrogatepass")
 
 
 def id_of(value, whole=True):
-    """The one form of an id, whatever way a file writes it: 1, 1.0, "1" and "1.0" are "1". ValueError for no id.
+    """An id in one form, however a file writes it: 1, 1.0, "1" and "1.0" are "1". ValueError for other values.
 
     whole: refuse half surrogates; rows that this repository wrote may name files whose names are not UTF-8
     """
