@@ -1,8 +1,8 @@
-"""What every row of the fault table asks with."""
+"""The check of all rows of benchmarks/faults.py."""
 
 
 class Broken(Exception):
-    """A promise that was not kept."""
+    """A check that failed."""
 
 
 def check(kept, what):

@@ -1,4 +1,4 @@
-"""Foreign bytes: damaged images and annotations, hostile files. Rows of benchmarks/faults.py."""
+"""Untrusted input: damaged images and annotations, hostile files. Rows of benchmarks/faults.py."""
 
 import io
 import json

@@ -1,12 +1,12 @@
-"""Injects the faults of the target table (RELIABILITY.md) and counts what survived; prints a row for each.
+"""Injects faults into runs, files and inputs, and checks what survives; prints a row for each kind of fault.
 
     .venv/bin/python benchmarks/faults.py --data_root data/shapes_smoke --share 0.1     a tenth
     .venv/bin/python benchmarks/faults.py --data_root data/shapes_smoke --only "killed runs,signals" --at_once 4
 
-Draw the data with `python -m clip_vl.shapes --size smoke --output data/shapes_smoke`. Every random choice follows from
---seed, but for when exactly a signal arrives. Exits with 1 when a promise was broken; the row says how. The rows are in
-fault_runs (whole runs; all of them take more than an hour of one core), fault_files, fault_steps and fault_input
-(minutes); tests/test_faults.py runs a tenth of the quick ones.
+Generate the data with `python -m clip_vl.shapes --size smoke --output data/shapes_smoke`. All random choices follow
+from --seed, except the moment at which a signal arrives. The exit code is 1 when a check failed; its row says which.
+The rows are in fault_runs (whole runs; all of them take more than an hour of one core), fault_files, fault_steps and
+fault_input (minutes); tests/test_faults.py runs a tenth of the quick ones.
 """
 
 import argparse

@@ -1,23 +1,23 @@
-"""NLVR v1 from scratch and after pre-training on drawn scenes, beside the published figures.
+"""NLVR v1 from scratch and after pre-training on generated scenes, beside the published figures.
 
-It measures and does not claim: with one seed no start was above the majority class on dev (README.md).
+It makes no claim: with one seed no start was above the majority class on dev (README.md).
 
     .venv/bin/python benchmarks/nlvr.py --seeds 1                   # about half an hour on two cores
     .venv/bin/python benchmarks/nlvr.py --archives data/official    # where nlvr_dev.zip and nlvr_test.zip are
 
-Trained on the archive `test`: six sevenths of its sentences to learn from, the rest to choose the epoch by; no sentence
-is in both. `dev` is scored once by each model, at the very end. All starts have the same vocabulary, model and flags of
-fine-tuning; only the first weights differ, and these are one for all seeds:
+Training uses six sevenths of the sentences of the archive `test`; the rest selects the epoch; no sentence is in both.
+`dev` is evaluated once per model, at the end. All starts have the same vocabulary, model and fine-tuning flags; only
+the initial weights differ, and these are the same for all seeds:
 
-    statement   random, and the pictures are not seen
+    statement   random, without images
     scratch     random
     scenes      pre-trained on the captions of the built-in set: masked words and matching
-    boxes       then on captions of drawn boxes in NLVR's look, and on statements of a small grammar about them
+    boxes       then on captions of generated boxes in NLVR's style, and on statements of a small grammar about them
 
 The grammar (nlvr_statements.py) was written after reading training sentences; the archives' scene graphs are
-not used. Accuracy is over pictures, as published; its interval is bootstrapped over sentences; a statement is
-consistent that is judged rightly with all six orders of its boxes. The published figures are of dev, too, after
-training on the official training set (Suhr et al., ACL 2017). An interrupted run goes on where it stopped.
+not used. Accuracy is over images, as published; its interval is bootstrapped over sentences; a statement is consistent
+if the answers for all six orders of its boxes are right. The published figures are also of dev, after training on the
+official training set (Suhr et al., ACL 2017). An interrupted run continues.
 """
 
 import argparse
@@ -84,7 +84,7 @@ def draw_set(job):
 
 
 def prepare(root, args):
-    """The built-in set, NLVR v1, drawn boxes and a vocabulary of all in one data root, unless they are there."""
+    """Write the built-in dataset, NLVR v1, generated boxes and one vocabulary into a data root, if missing."""
     if (root / "nlvr" / "boxes.json").exists():
         return
     launch("shapes", "--output", root)
@@ -222,10 +222,10 @@ def table(outputs, truth):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data_root", type=Path, default=ROOT / "data" / "nlvr_v1", help="made when it is not there")
+    parser.add_argument("--data_root", type=Path, default=ROOT / "data" / "nlvr_v1", help="generated if missing")
     parser.add_argument("--archives", type=Path, default=ROOT.parent / "shared" / "data" / "nlvr")
     parser.add_argument("--output", type=Path, default=ROOT / "snap" / "nlvr_v1", help="folder of the runs")
-    parser.add_argument("--sets", type=int, default=4000, help="sets of four drawn pictures")
+    parser.add_argument("--sets", type=int, default=4000, help="number of sets of four generated images")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     args = parser.parse_args()
     if not args.data_root.exists():

@@ -1,7 +1,7 @@
-"""Drawn pictures in the manner of NLVR v1 (Suhr et al., ACL 2017): three light boxes side by side on a grey wall.
+"""Generated images in the style of NLVR v1 (Suhr et al., ACL 2017): three light boxes side by side on a grey wall.
 
-A box holds scattered things of three shapes, colours and sizes, or one tower of square blocks. `boxes` is a tuple of
-three of them, each a tuple of things: those of a tower from its base upwards.
+A box holds scattered objects of three shapes, colours and sizes, or one tower of square blocks. `boxes` is a tuple of
+three boxes, each a tuple of objects, those of a tower from its base upwards.
 """
 
 from typing import NamedTuple
@@ -15,8 +15,8 @@ COLORS = tuple(RGB)
 SHAPES = ("square", "circle", "triangle")
 SIZES = {"small": 10, "medium": 20, "big": 30}  # pixels
 BLOCK, SEAM = 20, 1  # pixels of a block's side, and of the line between two
-COUNT_WEIGHTS = {1: 5, 2: 4, 3: 3, 4: 2, 5: 2, 6: 1, 7: 1}  # scattered things: mostly a few
-AT_WALL = 0.2  # share of the scattered things that stand at the right wall, and of those at the bottom
+COUNT_WEIGHTS = {1: 5, 2: 4, 3: 3, 4: 2, 5: 2, 6: 1, 7: 1}  # number of scattered objects -> weight: mostly few
+AT_WALL = 0.2  # share of the scattered objects at the right wall, and at the bottom
 SMOOTH = 4  # an outline is drawn this many times larger and averaged down
 
 PLACES = ("left", "middle", "right")

@@ -3,9 +3,9 @@
     .venv/bin/python -m clip_vl.shapes --output data/shapes   # once
     .venv/bin/python benchmarks/regions_learn.py              # 20 minutes of one core; may be interrupted and run again
 
-Pre-training asks for masked words, matching, answers, and for the object, the attribute and the feature of each region;
-then VQA is fine-tuned from it, and a second time without looking. The regions are those of the built-in data, with
-exact boxes. As in the published recipe, the annotations of pre-training include the VQA training questions.
+Pre-training has the losses of masked words, matching and answers, and of the object, the attribute and the feature of
+each region; VQA is then fine-tuned with and without regions. The regions are those of the built-in data, with exact
+boxes. As in the published recipe, the annotations of pre-training include the VQA training questions.
 """
 
 import argparse
