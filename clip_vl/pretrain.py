@@ -202,10 +202,10 @@ def region_labels(args):
 
 def check_flags(args):
     """Refuse what cannot work, in one sentence, before anything is built."""
-    check_fused_flags(args)
-    region_tasks(args)
     if args.load_lxmert_qa:
         raise UserError("--loadLXMERTQA starts a fine-tuning; --load goes on with a pre-training, its answers included")
+    check_fused_flags(args)
+    region_tasks(args)
     if args.input_raw_images and (args.task_obj_predict or args.obj_mask_rate):
         raise UserError("--taskObjPredict and --objMaskRate are about a detector's regions: pass --no-input_raw_images")
 

@@ -15,9 +15,14 @@ STUCK = "import ctypes; lock = ctypes.create_string_buffer(64); c = ctypes.CDLL(
 START = "from clip_vl.engine import signals, errors; signals.PATIENCE = signals.TICK = 0.3; "
 
 
+def hang_up_counts():
+    """SIGHUP as a terminal leaves it: whoever runs the tests under nohup hands on that it is ignored."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def start(code, **environment):
     process = subprocess.Popen([sys.executable, "-c", START + code], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, env=os.environ | environment)  # fmt: skip
+                               text=True, env=os.environ | environment, preexec_fn=hang_up_counts)  # fmt: skip
     assert process.stdout.readline() == "ready\n"
     time.sleep(0.3)  # for a main thread that is to be stuck
     return process

@@ -10,7 +10,7 @@ from clip_vl.engine.errors import DataError, UserError
 from clip_vl.engine.files import atomic_json
 from clip_vl.engine.readers.text import id_of, open_text, read_lines, split_lines, whole_text
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 ODD = "a\u2028b\u0085c\vd\x1ce\ff"  # all of these end a line for str.splitlines
 
 
@@ -61,5 +61,6 @@ def test_a_name_that_is_not_utf8_comes_back_from_a_file_as_it_was(tmp_path):
 
 @pytest.mark.parametrize("folder", ["clip_vl", "benchmarks", "scripts"])
 def test_no_file_is_split_by_splitlines(folder):
+    assert (ROOT / folder).is_dir()
     found = [path for path in (ROOT / folder).rglob("*.py") if re.search(r"\.splitlines\(", path.read_text())]
     assert not found, "clip_vl.engine.readers.text.split_lines ends lines at \\n, \\r\\n and \\r alone"
