@@ -47,7 +47,6 @@ from clip_vl.engine.optim import autocast
 from clip_vl.engine.readers.text import id_of
 from clip_vl.engine.run import open_run
 from clip_vl.evaluation.answers import answer_report, batch_accuracy, headlines, majority_accuracy, predict, soft_scores
-from clip_vl.evaluation.vqa_score import official_accuracy
 from clip_vl.losses.answering import soft_answer_loss
 from clip_vl.models.fused.build import bert_folder, build_classifier, compile_parts
 from clip_vl.models.fused.checkpoints import load_answer_head, save_task, task_result
@@ -147,6 +146,8 @@ def test(device, args):
 
 def official_report(args, rows):
     """{"official_accuracy": percent} by the official evaluator, where the split's official annotations are on disk."""
+    from clip_vl.evaluation.vqa_score import official_accuracy
+
     given = {id_of(row["question_id"]): row["answer"] for row in rows}
     for name in (f"v2_mscoco_{args.test}2014_annotations.json", "v2_mscoco_val2014_annotations.json"):
         path = Path(args.data_root) / "vqa" / name

@@ -33,9 +33,9 @@ MAX_LINES, MAX_FILES, MAX_DEPTH = 4000, 30, 8
 SHARED_LINES = 10  # equal lines that are too many for two programs
 # Programs that miss the goal: (lines, files) of their story today. The numbers may fall and not rise.
 MISSES = {
-    "align": (4373, 43), "clustering": (3237, 34), "finetune_retrieval": (5300, 51), "gqa": (4567, 43),
-    "knn": (3667, 37), "linear_probe": (3464, 35), "negclip": (3947, 39), "nlvr2": (4661, 45),
-    "protoclip": (4594, 45), "pretrain": (4663, 42), "retrieval": (3871, 38), "snli_ve": (4570, 44), "vqa": (4680, 44),
+    "align": (4373, 43), "clustering": (3237, 34), "finetune_retrieval": (4979, 49), "gqa": (4336, 41),
+    "knn": (3667, 37), "linear_probe": (3464, 35), "negclip": (3947, 39), "nlvr2": (4430, 43),
+    "protoclip": (4594, 45), "pretrain": (4422, 40), "retrieval": (3621, 37), "snli_ve": (4339, 42), "vqa": (4328, 41),
     "zero_shot": (3400, 36),
     "distill": (4437, 48), "imagenet": (3733, 39),
 }  # fmt: skip

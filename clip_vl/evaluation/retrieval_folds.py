@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 
-from clip_vl.evaluation.neighbours.exact import sharded_top_k
 from clip_vl.evaluation.recall import WAYS, Ranks, candidate_ranks, feature_ranks, metrics_of_ranks, score_ranks
 
 TOP = 5  # candidates of each query in the report
@@ -46,6 +45,8 @@ def rank_all_pairs(fold, pairs, score):
 
 def rerank(fold, pairs, images, texts, k, score):
     """The k nearest of each query by the dual encoder in the order of the fused one; all others stay behind them."""
+    from clip_vl.evaluation.neighbours.exact import sharded_top_k
+
     images, texts = rank_by_features(fold, images, texts)
     k = {"text_to_image": min(k, len(images)), "image_to_text": min(k, len(texts))}
     near_images = sharded_top_k(texts, images, k["text_to_image"]).rows.numpy()  # (m, k)

@@ -15,7 +15,6 @@ import numpy as np
 
 from clip_vl.datasets.images.collections import COCO_VG, Collection
 from clip_vl.datasets.lxmert.entries import read_pretrain_entry, read_vqa_entry
-from clip_vl.datasets.lxmert.tables import TableBuilder
 from clip_vl.datasets.storage.cache import build_once
 from clip_vl.datasets.storage.columns import ColumnWriter, RaggedColumn, TextColumn, TextWriter, WordWriter, read_column
 from clip_vl.datasets.storage.file_digests import file_digest
@@ -99,6 +98,8 @@ def _tables(kind, files, tokenizer, image_sizes, cache_root, max_length, skip_ba
     settings |= {"skip_bad": skip_bad, "inputs": digests}
 
     def build(folder):
+        from clip_vl.datasets.lxmert.tables import TableBuilder
+
         builder = TableBuilder(
             folder, kind.read, kind.columns, kind.num_answers, tokenizer, max_length, image_sizes, kind.collection
         )

@@ -8,7 +8,6 @@ from torch import nn
 
 from clip_vl.models.fused.bert import BertEmbeddings, BertLayer, BertPooler, attention_bias, init_weights
 from clip_vl.models.fused.heads import AnswerHead, PretrainHeads, RegionHead, answer_layers
-from clip_vl.models.fused.two_stream import TwoStream
 from clip_vl.models.fused.visual_tokens import Regions, VisualTokens
 
 
@@ -79,6 +78,8 @@ class VLEncoder(nn.Module):
             "checkpoint_backbone": checkpoint_backbone,
         }
         if cross_layers:
+            from clip_vl.models.fused.two_stream import TwoStream
+
             self.encoder = TwoStream(config, num_layers, cross_layers, visual_layers, **visual)
         else:
             self.encoder = FusedStream(config, num_layers, **visual)

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip_vl.datasets.lxmert import annotations
 from clip_vl.datasets.lxmert import tables as annotation_tables
 from clip_vl.datasets.lxmert.annotations import build_pretrain_annotations, build_vqa_annotations
 from clip_vl.datasets.lxmert.answers import AnswerTable
@@ -92,13 +91,13 @@ def data(tmp_path):
 @pytest.fixture
 def builds(monkeypatch):
     """The folders that were built, in order."""
-    folders, builder = [], annotations.TableBuilder
+    folders, builder = [], annotation_tables.TableBuilder
 
     def counted(folder, *arguments):
         folders.append(folder)
         return builder(folder, *arguments)
 
-    monkeypatch.setattr(annotations, "TableBuilder", counted)
+    monkeypatch.setattr(annotation_tables, "TableBuilder", counted)
     return folders
 
 
