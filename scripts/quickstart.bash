@@ -2,7 +2,7 @@
 # The fused encoder on the built-in dataset: generate it, pre-train in two stages, fine-tune on VQA, evaluate, compare.
 #
 #   bash scripts/quickstart.bash            about 12 minutes on 2 cores, 2 GB of memory, no network after installation
-#   bash scripts/quickstart.bash --smoke    the same steps on a fiftieth of the data, under a minute; its scores are meaningless
+#   bash scripts/quickstart.bash --smoke    the same steps on a fiftieth of the data, a minute or two; its scores are meaningless
 #
 # An interrupted quickstart continues when it is run again.
 set -euo pipefail
