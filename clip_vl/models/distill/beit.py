@@ -6,23 +6,14 @@ import torch
 from torch import nn
 
 from clip_vl.models.distill.blocks import EPS, PreNormBlock
-from clip_vl.models.distill.image_encoder import PatchEmbedding
+from clip_vl.models.distill.image_encoder import ImageEncoderSpec, PatchEmbedding
 
 
 @dataclass(frozen=True)
-class BeitSpec:
+class BeitSpec(ImageEncoderSpec):
     """Sizes of a BEiTv2 encoder; the defaults are the published base model."""
 
     blocks: int = 12
-    width: int = 768
-    heads: int = 12
-    hidden: int = 3072
-    patch: int = 16
-    resolution: int = 224
-
-    @property
-    def side(self):
-        return self.resolution // self.patch
 
 
 class RelativePositions(nn.Module):
